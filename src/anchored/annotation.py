@@ -1,0 +1,335 @@
+"""Annotations: ordered `key: value` tags that write a semantic plan out as text (paper, section 3).
+
+The one grammar, written and parsed here and nowhere else:
+
+    annotation := tag ("\\n" tag)*        tag := key ":" " " value
+
+A value holds no line break, so nothing is ever escaped and the round trip is exact. The space before the value
+makes it tokenise as the same word does inside running text, which is what lets a model copy it into the text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from anchored.errors import ConfigError, DataError
+
+MAX_VALUE_CHARS = 80
+_KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+def normalise_value(value: str) -> str:
+    """The stored form of a tag value: NFC, control characters and lone surrogates dropped, white space collapsed,
+    at most `MAX_VALUE_CHARS` characters. Idempotent; may return the empty string."""
+    kept = "".join(c for c in value if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+    text = " ".join(unicodedata.normalize("NFC", kept).split())
+    return text[:MAX_VALUE_CHARS].rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One `key: value` pair; the value is normalised on construction.
+
+    Raises:
+        DataError: the key is not `[a-z][a-z0-9_]*` of at most 32 characters, or the value is empty.
+    """
+
+    key: str
+    value: str
+
+    def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.key):
+            raise DataError(f"tag key {self.key!r}: use 1-32 of a-z, 0-9 and _, starting with a letter")
+        value = normalise_value(self.value)
+        if not value:
+            raise DataError(f"tag {self.key!r}: value {self.value!r} is empty; leave the tag out instead")
+        object.__setattr__(self, "value", value)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """An ordered sequence of tags; a key may repeat. The empty annotation is legal."""
+
+    tags: tuple[Tag, ...] = ()
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, str | Sequence[str]] | Iterable[tuple[str, str]]) -> Annotation:
+        """From `{key: value}`, `{key: [values]}` or `(key, value)` pairs."""
+        if not isinstance(pairs, Mapping):
+            return cls(tuple(Tag(key, value) for key, value in pairs))
+        return cls(
+            tuple(
+                Tag(key, value)
+                for key, values in pairs.items()
+                for value in ([values] if isinstance(values, str) else values)
+            )
+        )
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, str]]) -> Annotation:
+        """From the stored form, `[{"key": ..., "value": ...}]`."""
+        return cls(tuple(Tag(row["key"], row["value"]) for row in rows))
+
+    def rows(self) -> list[dict[str, str]]:
+        """The stored form, `[{"key": ..., "value": ...}]` (free dicts would become padded structs in `datasets`)."""
+        return [{"key": tag.key, "value": tag.value} for tag in self.tags]
+
+    def __iter__(self) -> Iterator[Tag]:
+        return iter(self.tags)
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.tags))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Distinct keys in order of first appearance."""
+        return tuple(dict.fromkeys(tag.key for tag in self.tags))
+
+    def values(self, key: str) -> tuple[str, ...]:
+        """All values of `key`, in order."""
+        return tuple(tag.value for tag in self.tags if tag.key == key)
+
+    def only(self, keys: Iterable[str]) -> Annotation:
+        """The tags whose key is in `keys`, order kept."""
+        wanted = set(keys)
+        return Annotation(tuple(tag for tag in self.tags if tag.key in wanted))
+
+    def ordered(self, keys: Iterable[str]) -> Annotation:
+        """Grouped by key in the order of `keys`; keys not named keep their order and come last."""
+        order = dict.fromkeys((*keys, *self.keys))
+        return Annotation(tuple(tag for key in order for tag in self.tags if tag.key == key))
+
+    def shuffled(self, rng: random.Random) -> Annotation:
+        """Keys in random order; the tags of one key stay together, in order."""
+        return self.ordered(rng.sample(self.keys, len(self.keys)))
+
+    def pieces(self) -> Iterator[tuple[Literal["key", "value"], str]]:
+        """The written form cut where keys and values meet: `("key", "topic:"), ("value", " love"), ("key", "\\nplace:")`.
+
+        The pieces are encoded one by one, so that tokens never straddle a key and its value.
+        """
+        lead = ""
+        for tag in self.tags:
+            yield "key", f"{lead}{tag.key}:"
+            yield "value", f" {tag.value}"
+            lead = "\n"
+
+
+def parse_annotation(text: str) -> Annotation:
+    """The exact inverse of `str(annotation)`.
+
+    Raises:
+        DataError: `text` is not what `str` writes for any annotation; the offending line is named.
+    """
+    if not text:
+        return Annotation()
+    tags = []
+    for number, line in enumerate(text.split("\n"), 1):
+        key, separator, value = line.partition(": ")
+        if not separator or not _KEY.fullmatch(key) or not value or normalise_value(value) != value:
+            raise DataError(f"annotation line {number}: {line[:120]!r} is not `key: value` in normal form")
+        tags.append(Tag(key, value))
+    return Annotation(tuple(tags))
+
+
+_BULLET = re.compile(r"^\s*(?:[-*•>]+|\d+[.)])\s+")
+_LOOSE_TAG = re.compile(r"\s*[\"'*`]*([A-Za-z][\w \-]{0,31}?)[\"'*`]*\s*[:=]\s*[\"'*`]*(.*?)[\"'*`,;]*\s*$", re.DOTALL)
+_EMPTY_VALUES = {"", "none", "n/a", "na", "null", "unknown", "unspecified", "-"}
+
+
+def read_annotation(text: str, schema: Schema | None = None) -> Annotation:
+    """The tolerant reader, for what models write: JSON objects, bullets, bold keys, `=`, fences, lists, prose between.
+
+    With a schema, unknown keys and values outside a closed vocabulary are left out, lists are split for keys that
+    take many values, and only the first value is kept for those that take one. Never raises on any text.
+    """
+    pairs = _json_pairs(text)
+    if pairs is None:
+        pairs = [pair for line in text.splitlines() for pair in _line_pairs(line)]
+    found: dict[Tag, None] = {}
+    for raw_key, raw_value in pairs:
+        key = re.sub(r"[\s\-]+", "_", raw_key.strip().lower())
+        for value in _split_values(key, raw_value, schema):
+            if _KEY.fullmatch(key) and normalise_value(value).lower() not in _EMPTY_VALUES:
+                found[Tag(key, value)] = None
+    annotation = Annotation(tuple(found))
+    return schema.conform(annotation) if schema else annotation
+
+
+def _json_pairs(text: str) -> list[tuple[str, str]] | None:
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return None
+    try:
+        data = json.loads(text[start : end + 1])
+    except (ValueError, RecursionError):
+        return None
+    pairs = []
+    for key, value in data.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str | int | float) and not isinstance(item, bool):
+                pairs.append((key, str(item)))
+    return pairs
+
+
+def _line_pairs(line: str) -> Iterator[tuple[str, str]]:
+    match = _LOOSE_TAG.match(_BULLET.sub("", line[:2000]))
+    if match:
+        yield match[1], match[2]
+
+
+def _split_values(key: str, value: str, schema: Schema | None) -> list[str]:
+    spec = schema.key(key) if schema else None
+    if spec and spec.many:
+        return [part.strip(" \"'`[]") for part in re.split(r"[,;|]", value)]
+    return [value]
+
+
+class Key(BaseModel):
+    """One key of a schema: what the tag says, which values it may take, and whether SFT must leave it alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = Field(description="what the tag says, in the words the annotator is given")
+    values: tuple[str, ...] | None = Field(None, description="the closed vocabulary; None for open values")
+    many: bool = Field(False, description="may the key repeat in one annotation")
+    anchored: bool = Field(True, description="False for what SFT is meant to change: form, register, language")
+
+    @field_validator("name")
+    @classmethod
+    def _legal_name(cls, name: str) -> str:
+        if not _KEY.fullmatch(name):
+            raise ValueError(f"key name {name!r}: use 1-32 of a-z, 0-9 and _, starting with a letter")
+        return name
+
+    @field_validator("values")
+    @classmethod
+    def _normal_values(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if values is None:
+            return None
+        normal = tuple(dict.fromkeys(map(normalise_value, values)))
+        if not normal or "" in normal:
+            raise ValueError("a closed vocabulary needs at least one value and none of them empty")
+        return normal
+
+    def accept(self, value: str) -> str | None:
+        """The stored form of `value` under this key, or None if it lies outside the closed vocabulary."""
+        if self.values is None:
+            return value
+        return {_fold(known): known for known in self.values}.get(_fold(value))
+
+
+def _fold(value: str) -> str:
+    return normalise_value(value).casefold().replace("_", " ").replace("-", " ")
+
+
+class Schema(BaseModel):
+    """The keys an annotation may use, in canonical order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    keys: tuple[Key, ...]
+
+    @field_validator("keys")
+    @classmethod
+    def _distinct(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        names = [key.name for key in keys]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a schema needs at least one key and no key twice, found {names}")
+        return keys
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Key names in canonical order."""
+        return tuple(key.name for key in self.keys)
+
+    @property
+    def anchored_names(self) -> tuple[str, ...]:
+        """The keys that SFT must not move, in canonical order."""
+        return tuple(key.name for key in self.keys if key.anchored)
+
+    def key(self, name: str) -> Key | None:
+        """The key called `name`, or None."""
+        return next((key for key in self.keys if key.name == name), None)
+
+    def canonical(self, annotation: Annotation) -> Annotation:
+        """The tags grouped by key in the schema's order."""
+        return annotation.ordered(self.names)
+
+    def anchored(self, annotation: Annotation) -> Annotation:
+        """Without the keys that SFT is meant to change."""
+        return annotation.only(self.anchored_names)
+
+    def conform(self, annotation: Annotation) -> Annotation:
+        """The legal part of `annotation`: unknown keys and values dropped, one value where one is allowed."""
+        kept: list[Tag] = []
+        for tag in annotation:
+            spec = self.key(tag.key)
+            value = spec.accept(tag.value) if spec else None
+            if spec and value and (spec.many or all(other.key != tag.key for other in kept)):
+                kept.append(Tag(tag.key, value))
+        return Annotation(tuple(dict.fromkeys(kept)))
+
+    def check(self, annotation: Annotation) -> None:
+        """Raises:
+        DataError: a key is unknown, repeats where it may not, or has a value outside its vocabulary.
+        """
+        for key in annotation.keys:
+            spec = self.key(key)
+            if spec is None:
+                raise DataError(f"tag key {key!r} is not in schema {self.name!r} ({', '.join(self.names)})")
+            values = annotation.values(key)
+            if len(values) > 1 and not spec.many:
+                raise DataError(f"tag key {key!r} takes one value in schema {self.name!r}, found {values}")
+            for value in values:
+                if spec.accept(value) is None:
+                    raise DataError(f"tag {key!r}: value {value!r} is not one of schema {self.name!r}'s values")
+
+    @classmethod
+    def load(cls, name: str | Path) -> Schema:
+        """A built-in schema by name (`general`, `stories`, `code`, `math`) or any other from a YAML file.
+
+        Raises:
+            ConfigError: no such built-in schema and no such file, or the file does not describe a schema.
+        """
+        built_in = Path(__file__).parent / "schemas" / f"{name}.yaml"
+        path = built_in if built_in.is_file() else Path(name)
+        if not path.is_file():
+            known = sorted(p.stem for p in built_in.parent.glob("*.yaml"))
+            raise ConfigError(f"schema {str(name)!r}: neither built in ({', '.join(known)}) nor a YAML file")
+        return cls.from_mapping(_read_yaml(path), source=str(path))
+
+    @classmethod
+    def from_mapping(cls, data: Any, source: str) -> Schema:
+        """From parsed YAML; `source` is named in errors."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"{source}: {field or 'schema'}: {first['msg']}") from None
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None

@@ -1,0 +1,269 @@
+"""Text to segments: what stands where in a sequence, of which kind, and which of it carries loss.
+
+    document        bos  (open tags close)  chunk  (open tags close)  chunk ...  eos
+    conversation    bos  system text  user text  assistant  (open tags close)  response  eos
+
+Annotation and text are encoded apart and their ids joined, in training and in sampling alike, so that no token
+straddles the two. Control tokens are put here by id; text is encoded with them disabled.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+from anchored.annotation import Annotation
+from anchored.tokenizer import AnchoredTokenizer
+
+NO_LOSS = -100
+KeyOrder = Literal["shuffled", "canonical"]
+
+
+class Kind(IntEnum):
+    """What a token is part of; the `kinds` column of a prepared dataset."""
+
+    CONTROL = 0
+    PROMPT = 1
+    TAG_KEY = 2
+    TAG_VALUE = 3
+    TEXT = 4
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which kinds carry loss, as data.
+
+    Args:
+        name: as in the command line and configurations.
+        annotated: do annotations stand before chunks and responses.
+        loss: the kinds that are trained. Role tokens and bos go with PROMPT, the two annotation tokens with TAG_KEY,
+            eos with TEXT.
+        format_share: share of examples in which the tag keys carry loss too (paper, section 3: 0.3 %).
+        replay_share: share of examples replaced by annotation replay: a prompt and an annotation sampled
+            before SFT, loss on the annotation alone (ours, not in the paper).
+    """
+
+    name: str
+    annotated: bool
+    loss: frozenset[Kind]
+    format_share: float = 0.0
+    replay_share: float = 0.0
+
+
+_PLAN = frozenset({Kind.TAG_KEY, Kind.TAG_VALUE})
+OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        Objective("plain", annotated=False, loss=frozenset({Kind.PROMPT, Kind.TEXT})),
+        Objective("annotated", annotated=True, loss=_PLAN | {Kind.PROMPT, Kind.TEXT}),
+        Objective("standard", annotated=False, loss=frozenset({Kind.TEXT})),
+        Objective("anchored", annotated=True, loss=frozenset({Kind.TEXT}), format_share=0.003),
+        Objective(
+            "anchored-replay", annotated=True, loss=frozenset({Kind.TEXT}), format_share=0.003, replay_share=0.25
+        ),
+        Objective("tagged", annotated=True, loss=_PLAN | {Kind.TEXT}),
+        Objective("replay", annotated=True, loss=_PLAN),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of a document and what is said about it. `text` keeps the white space that follows it."""
+
+    text: str
+    annotation: Annotation = Annotation()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `annotation` is that of an assistant turn; None where nobody annotated it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    annotation: Annotation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A segment before encoding: plain text or, for `Kind.CONTROL`, the name of a control token."""
+
+    text: str
+    kind: Kind
+    supervised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Ids of one kind, with or without loss."""
+
+    ids: Sequence[int]
+    kind: Kind
+    supervised: bool
+
+
+@dataclass
+class Example:
+    """Equal-length columns of a training sequence. `labels` are unshifted, `NO_LOSS` where nothing is learnt."""
+
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+
+
+_BLANK = re.compile(r"(?:[ \t]*\r?\n){2,}\s*")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
+
+
+def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list[str]:
+    """`text` at blank lines; a chunk shorter than `min_chars` joins the next, one above `max_chars` is cut at
+    sentence ends (or at `max_chars` where there is none). `"".join(split_chunks(text)) == text`, always."""
+    paragraphs = _cut(text, _BLANK)
+    chunks: list[str] = []
+    for paragraph in paragraphs:
+        if chunks and len(chunks[-1].strip()) < min_chars:
+            chunks[-1] += paragraph
+        else:
+            chunks.append(paragraph)
+    if len(chunks) > 1 and len(chunks[-1].strip()) < min_chars:
+        last = chunks.pop()
+        chunks[-1] += last
+    return [part for chunk in chunks for part in _split_long(chunk, max_chars)]
+
+
+def _cut(text: str, boundary: re.Pattern[str]) -> list[str]:
+    ends = [match.end() for match in boundary.finditer(text)]
+    edges = [0, *ends, len(text)] if not ends or ends[-1] < len(text) else [0, *ends]
+    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+
+def _split_long(chunk: str, max_chars: int) -> Iterator[str]:
+    if len(chunk) <= max_chars:
+        yield chunk
+        return
+    part = ""
+    for sentence in _cut(chunk, _SENTENCE_END):
+        if part and len(part) + len(sentence) > max_chars:
+            yield part
+            part = ""
+        part += sentence
+        while len(part) > max_chars:
+            yield part[:max_chars]
+            part = part[max_chars:]
+    if part:
+        yield part
+
+
+def annotation_pieces(annotation: Annotation, objective: Objective) -> Iterator[Piece]:
+    """Opening token, keys and values, closing token."""
+    yield Piece("open", Kind.CONTROL, Kind.TAG_KEY in objective.loss)
+    for part, text in annotation.pieces():
+        kind = Kind.TAG_KEY if part == "key" else Kind.TAG_VALUE
+        yield Piece(text, kind, kind in objective.loss)
+    yield Piece("close", Kind.CONTROL, Kind.TAG_KEY in objective.loss)
+
+
+def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece]:
+    """A document: an annotation before each chunk (where the objective is annotated), bos first and eos last."""
+    supervised = Kind.TEXT in objective.loss
+    pieces = [Piece("bos", Kind.CONTROL, False)]
+    for i, chunk in enumerate(chunks):
+        if objective.annotated:
+            pieces.extend(annotation_pieces(chunk.annotation, objective))
+        joint = "" if i == len(chunks) - 1 or chunk.text[-1:].isspace() else "\n\n"
+        pieces.append(Piece(chunk.text + joint, Kind.TEXT, supervised))
+    pieces.append(Piece("eos", Kind.CONTROL, supervised))
+    return pieces
+
+
+def conversation_pieces(messages: Sequence[Message], objective: Objective) -> list[Piece]:
+    """A conversation whose last message is learnt if it is the assistant's; earlier turns are prompt and go without
+    their annotations, because clients send back what they saw.
+
+    An assistant message with empty content ends after its annotation: a replay example, or a prefix to sample from.
+    """
+    in_prompt = Kind.PROMPT in objective.loss
+    pieces = [Piece("bos", Kind.CONTROL, False)]
+    for i, message in enumerate(messages):
+        learnt = i == len(messages) - 1 and message.role == "assistant"
+        pieces.append(Piece(message.role, Kind.CONTROL, in_prompt))
+        if learnt:
+            pieces.extend(_response_pieces(message, objective))
+            continue
+        pieces.append(Piece(message.content, Kind.PROMPT, in_prompt))
+        if message.role == "assistant":
+            pieces.append(Piece("eos", Kind.CONTROL, in_prompt))
+    return pieces
+
+
+def _response_pieces(message: Message, objective: Objective) -> Iterator[Piece]:
+    if objective.annotated:
+        yield from annotation_pieces(message.annotation or Annotation(), objective)
+    if message.content:
+        supervised = Kind.TEXT in objective.loss
+        yield Piece(message.content, Kind.TEXT, supervised)
+        yield Piece("eos", Kind.CONTROL, supervised)
+
+
+def turns_to_learn(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """One prefix of the conversation for each assistant turn, ending with it: n turns give n examples."""
+    for i, message in enumerate(messages):
+        if message.role == "assistant":
+            yield messages[: i + 1]
+
+
+def format_variant(objective: Objective, seed: int, example_id: str) -> Objective:
+    """`objective` itself or, for a seeded `format_share` of the example ids, with the tag keys in the loss too."""
+    if objective.format_share and random.Random(f"{seed}:format:{example_id}").random() < objective.format_share:
+        return Objective(objective.name, objective.annotated, objective.loss | {Kind.TAG_KEY})
+    return objective
+
+
+def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: str) -> Annotation:
+    """Key order of one annotation in one sequence.
+
+    Shuffled (the default) makes the model meet every subset of keys as a prefix, so that any of them can later be
+    pinned and the rest sampled given them. `canonical` keeps the order given.
+    """
+    if order == "canonical":
+        return annotation
+    return annotation.shuffled(random.Random(f"{seed}:order:{example_id}"))
+
+
+def encode_pieces(sequences: Sequence[Sequence[Piece]], tokenizer: AnchoredTokenizer) -> list[list[Segment]]:
+    """Encodes many sequences with one call into the tokenizer; each distinct text is encoded once."""
+    texts = list(dict.fromkeys(p.text for pieces in sequences for p in pieces if p.kind is not Kind.CONTROL))
+    ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+    control = {name: [value] for name, value in vars(tokenizer.control).items()}
+    return [
+        [Segment((control if p.kind is Kind.CONTROL else ids)[p.text], p.kind, p.supervised) for p in pieces]
+        for pieces in sequences
+    ]
+
+
+def document_segments(chunks: Sequence[Chunk], tokenizer: AnchoredTokenizer, objective: Objective) -> list[Segment]:
+    """`document_pieces`, encoded."""
+    return encode_pieces([document_pieces(chunks, objective)], tokenizer)[0]
+
+
+def conversation_segments(
+    messages: Sequence[Message], tokenizer: AnchoredTokenizer, objective: Objective
+) -> list[Segment]:
+    """`conversation_pieces`, encoded."""
+    return encode_pieces([conversation_pieces(messages, objective)], tokenizer)[0]
+
+
+def assemble(segments: Sequence[Segment]) -> Example:
+    """Segments joined into columns. The first token never has a label: nothing in its own sequence predicts it."""
+    example = Example()
+    for segment in segments:
+        example.input_ids.extend(segment.ids)
+        example.labels.extend(segment.ids if segment.supervised else [NO_LOSS] * len(segment.ids))
+        example.kinds.extend([int(segment.kind)] * len(segment.ids))
+    if example.labels:
+        example.labels[0] = NO_LOSS
+    return example

@@ -1,0 +1,166 @@
+"""Tokenizers: train one or take any existing one; control tokens are ids that no text can produce."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from anchored.errors import ConfigError, TokenizerMismatch
+
+CONTROL_TOKENS = {
+    "system": "<|system|>",
+    "user": "<|user|>",
+    "assistant": "<|assistant|>",
+    "open": "<|annotation|>",
+    "close": "<|/annotation|>",
+}
+END_OF_TEXT = "<|endoftext|>"
+RECORD = "anchored_tokenizer.json"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token or eos_token }}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+PROBE = (
+    "Once upon a time, Mara's 2 ships sailed.\n\nThe end?",
+    "\ntopic: family_relationships\nplace:",
+    "  Größe\tnaïve — “quoted” 東京 Привет مرحبا 👩‍🚀\r\n",
+    "def f(x):\n    return x**2  # 3.14",
+    "<|user|><|annotation|></s><|endoftext|>",
+)
+
+
+@dataclass(frozen=True)
+class ControlIds:
+    """The ids only this package writes. `bos` equals `eos` where a tokenizer has no token of its own for it."""
+
+    bos: int
+    eos: int
+    pad: int
+    system: int
+    user: int
+    assistant: int
+    open: int
+    close: int
+
+
+class AnchoredTokenizer:
+    """A `transformers` tokenizer, its control ids, and text encoding that can never yield one of them.
+
+    Args:
+        hf: the tokenizer, with the control tokens added; use `train`, `adopt` or `load` to get one.
+    """
+
+    def __init__(self, hf: PreTrainedTokenizerFast) -> None:
+        self.hf = hf
+        eos = hf.eos_token_id
+        ids = {name: hf.convert_tokens_to_ids(token) for name, token in CONTROL_TOKENS.items()}
+        bos = hf.bos_token_id if hf.bos_token_id is not None else eos
+        pad = hf.pad_token_id if hf.pad_token_id is not None else eos
+        self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids)
+        self._plain = Tokenizer.from_str(hf.backend_tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        self._plain.no_padding()
+        self._plain.no_truncation()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> AnchoredTokenizer:
+        """A byte-level BPE of `vocab_size` entries, control tokens included, learnt from `texts`."""
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+        backend.decoder = decoders.ByteLevel()  # pyright: ignore
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT, *CONTROL_TOKENS.values()],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls.adopt(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT))
+
+    @classmethod
+    def adopt(cls, hf: PreTrainedTokenizerFast) -> AnchoredTokenizer:
+        """Any fast tokenizer; the control tokens it lacks are added (resize the model's embeddings to match).
+
+        Raises:
+            ConfigError: the tokenizer has no end-of-sequence token or no fast (Rust) backend.
+        """
+        if hf.eos_token_id is None or not hf.is_fast:
+            raise ConfigError(f"tokenizer {hf.name_or_path!r}: needs an eos_token and a fast backend (tokenizer.json)")
+        hf.add_special_tokens(
+            {"extra_special_tokens": list(CONTROL_TOKENS.values())},  # pyright: ignore
+            replace_extra_special_tokens=False,
+        )
+        if hf.chat_template is None:
+            hf.chat_template = CHAT_TEMPLATE
+        return cls(hf)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain text: control tokens spelt in it become ordinary pieces."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts, in parallel in Rust."""
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; control tokens are written out, so cut them away by id first."""
+        return self._plain.decode(list(ids), skip_special_tokens=False)
+
+    def __len__(self) -> int:
+        """Size of the vocabulary with the control tokens: the rows a model's embedding needs."""
+        return len(self.hf)
+
+    def probe(self) -> list[list[int]]:
+        """Ids of fixed multi-script strings: what is compared when a tokenizer is loaded beside data or a model."""
+        return self.encode_batch(PROBE)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash over the probe and the control ids."""
+        data = json.dumps([self.probe(), asdict(self.control), len(self)])
+        return hashlib.sha256(data.encode()).hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """The `transformers` files, and the probe's ids to be checked at load."""
+        self.hf.save_pretrained(folder)
+        record = {"control": asdict(self.control), "fingerprint": self.fingerprint, "probe": self.probe()}
+        (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+    @classmethod
+    def load(cls, source: str | Path) -> AnchoredTokenizer:
+        """From a folder written by `save`, any other tokenizer folder, or a hub id.
+
+        Raises:
+            ConfigError: nothing there that can be loaded.
+            TokenizerMismatch: a saved probe is encoded differently now.
+        """
+        record = Path(source) / RECORD
+        try:
+            hf: Any = (PreTrainedTokenizerFast if record.is_file() else AutoTokenizer).from_pretrained(str(source))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"tokenizer {str(source)!r}: {' '.join(str(error).split())[:200]}") from None
+        tokenizer = cls.adopt(hf)
+        if record.is_file():
+            tokenizer.check(json.loads(record.read_text(encoding="utf-8"))["fingerprint"], str(record))
+        return tokenizer
+
+    def check(self, fingerprint: str, source: str) -> None:
+        """Raises:
+        TokenizerMismatch: this tokenizer's fingerprint is not `fingerprint`, which `source` was made with.
+        """
+        if fingerprint != self.fingerprint:
+            raise TokenizerMismatch(
+                f"{source}: made with tokenizer {fingerprint}, but this one ({self.hf.name_or_path or 'in memory'}) is "
+                f"{self.fingerprint}: same text, other ids; use the tokenizer saved beside it or prepare the data again"
+            )
