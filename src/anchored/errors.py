@@ -1,8 +1,11 @@
-"""What can go wrong, by whose doing. Every message names the file, the field, the value and the way out."""
+"""What can go wrong, by whose doing.
+
+Every message names the file, the field, the value and the way out.
+"""
 
 
 class AnchoredError(Exception):
-    """Base of every error the user can mend; the command line prints it in one line and exits with 2."""
+    """Base of every error the user can mend; the command line prints one line and exits with 2."""
 
 
 class ConfigError(AnchoredError):
@@ -14,7 +17,7 @@ class DataError(AnchoredError):
 
 
 class TokenizerMismatch(AnchoredError):
-    """A tokenizer encodes the probe differently from the one that a dataset or model was made with."""
+    """A tokenizer encodes the probe otherwise than the one a dataset or model was made with."""
 
 
 class EndpointError(AnchoredError):

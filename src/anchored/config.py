@@ -1,0 +1,208 @@
+"""Run configurations: one YAML file a run, `a.b=c` overrides, and the versions in use."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Hashable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anchored import __version__
+from anchored.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+
+_REPORTED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "trl",
+    "peft",
+    "numpy",
+    "safetensors",
+    "pydantic",
+)
+
+
+class Config(BaseModel):
+    """Base of every stage's configuration: immutable, and a field it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the two traps taken out: `1e-4` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                )
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would otherwise read as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+        list("-+.0123456789"),
+    )
+
+
+def read_yaml(path: Path) -> Any:
+    """The parsed contents of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not UTF-8, is not YAML, or gives a key twice.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: not readable as YAML: {reason}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, every field in the order it is declared in."""
+    return yaml.dump(
+        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
+
+
+def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
+    """The configuration in a YAML file, with `a.b=c` overrides applied; `c` is read as YAML.
+
+    Raises:
+        ConfigError: the file or an override cannot be read, or a field is unknown, missing or out
+            of range.
+    """
+    data = read_yaml(path)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {_kind(data)}; write `field: value` lines")
+    for override in overrides:
+        _override(data, override)
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(cls, error)}") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not all(name.split(".")):
+        raise ConfigError(f"override {override!r}: write field=value, or outer.inner=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
+    *parents, last = name.split(".")
+    target: Any = data
+    for parent in parents:
+        if _slot(target, parent, override, new_ok=True) is None:
+            target[parent] = {}
+        target = _slot(target, parent, override)
+    _slot(target, last, override, new_ok=True)
+    target[int(last) if isinstance(target, list) else last] = value
+
+
+def _slot(target: Any, name: str, override: str, new_ok: bool = False) -> Any:
+    """What `name` holds in a mapping, or at that position in a list."""
+    if isinstance(target, dict):
+        return target.get(name) if new_ok else target[name]
+    if isinstance(target, list):
+        if name.isdecimal() and int(name) < len(target):
+            return target[int(name)]
+        raise ConfigError(f"override {override!r}: no item {name}, the list has {len(target)}")
+    raise ConfigError(f"override {override!r}: {name!r} lies inside {target!r}: no fields there")
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+    """The first problem in one line: field, value, way out; and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    field = ".".join(map(str, first["loc"])) or "configuration"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown field{_suggestion(cls, first['loc'])}{more}"
+    if first["type"] == "missing":
+        return f"{field}: missing; add `{first['loc'][-1]}: ...`{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = repr(first["input"])
+    return f"{field}: {shown[:120]}: {message[:1].lower()}{message[1:]}{more}"
+
+
+def _suggestion(cls: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """`; did you mean x?` from the fields of the model that the unknown name stands in."""
+    known = _fields_at(cls, location[:-1])
+    if not known:
+        return ""
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the fields are {', '.join(known)}"
+
+
+def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    models: list[Any] = [cls]
+    for part in location:
+        models = [
+            candidate
+            for model in models
+            if part in model.model_fields
+            for candidate in _models_in(model.model_fields[part].annotation)
+        ] or models  # a list position or a union's tag names no field: stay
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _kind(data: Any) -> str:
+    return "a list" if isinstance(data, list) else f"the single value {data!r}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package (with its git commit in a checkout), Python and the main libraries.
+
+    Read from package metadata: nothing heavy is imported.
+    """
+    found = {"anchored": __version__ + _commit(), "python": platform.python_version()}
+    for name in _REPORTED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """`+g<commit>` when run from a checkout of this package; `.dirty` when its files differ."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "describe", "--always", "--dirty=.dirty", "--exclude=*"]
+    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return f"+g{answer.stdout.strip()}" if answer.returncode == 0 else ""

@@ -1,0 +1,164 @@
+"""Files and folders that are there whole or not at all, and rows read with their line numbers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from anchored.config import Config, read_yaml, to_yaml
+from anchored.errors import ConfigError, DataError
+
+CONFIG_NAME = "config.yaml"
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8: `path` holds the old contents or the new, never a part.
+
+    Parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes `data` atomically as indented JSON, keys in the order given.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which is no JSON.
+    """
+    atomic_write(path, json.dumps(data, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write into: it becomes `path` at the end, or vanishes on failure.
+
+    What a killed run left there is removed first.
+
+    Raises:
+        DataError: `path` already holds something.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise DataError(f"{path}: already exists; remove it or choose another output")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def claim(out: Path, config: Config) -> None:
+    """Makes `out` the folder of this very run: writes `config.yaml` first, compares it later.
+
+    Raises:
+        ConfigError: `out` belongs to a run with another configuration, or to something else.
+    """
+    saved = out / CONFIG_NAME
+    if saved.is_file():
+        before = _leaves(read_yaml(saved))
+        now = _leaves(config.model_dump(mode="json"))
+        for field in {**before, **now}:
+            if before.get(field) != now.get(field):
+                raise ConfigError(
+                    f"{out}: holds a run with {field} = {before.get(field)!r}, this one has "
+                    f"{now.get(field)!r}; choose another output folder, or that value to resume"
+                )
+        return
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; the output must be a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(
+            f"{out}: holds files but no {CONFIG_NAME}; choose an empty or new output folder"
+        )
+    atomic_write(saved, to_yaml(config))
+
+
+def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `{"a.b": value}`; an empty mapping is a value."""
+    if not isinstance(data, dict) or not data:
+        return {prefix or "configuration": data}
+    leaves: dict[str, Any] = {}
+    for key, value in data.items():
+        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and row, one JSON object at a time; blank lines are passed over.
+
+    `.jsonl` is streamed; `.json` holds one list, and the number is the item's place in it. Either
+    may end in `.gz` or `.xz`.
+
+    Raises:
+        DataError: no such file, another file type, or a line (named by its number) that is not
+            UTF-8, not JSON or not an object.
+    """
+    suffixes = path.suffixes
+    opener = _OPENERS.get(suffixes[-1] if suffixes else "")
+    kind = "".join(suffixes[-2:-1] if opener else suffixes[-1:])
+    if kind not in (".json", ".jsonl"):
+        raise DataError(f"{path}: not a .jsonl or .json file (optionally .gz or .xz)")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with cast(BinaryIO, opener(path, "rb") if opener else path.open("rb")) as file:
+            yield from _lines(path, file) if kind == ".jsonl" else _items(path, file)
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise DataError(f"{path}: damaged or cut short: {error}") from None
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Bytes, because text mode would also break lines at a lone carriage return inside a row.
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, _row(_parse(line, f"{path}: line {number}"), f"{path}: line {number}")
+
+
+def _items(path: Path, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    data = _parse(file.read(), str(path))
+    if not isinstance(data, list):
+        raise DataError(f"{path}: holds one {type(data).__name__}; write a list of objects")
+    for number, item in enumerate(data, 1):
+        yield number, _row(item, f"{path}: item {number}")
+
+
+def _parse(raw: bytes, where: str) -> Any:
+    try:
+        data = json.loads(raw.decode("utf-8-sig"))
+        if b"\\ud" in raw.lower():
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: not UTF-8 at byte {error.start}; convert the file first"
+        ) from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half a surrogate pair (\\ud...); remove it") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
+    return data
+
+
+def _row(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: holds {type(data).__name__}, not an object {{...}}")
+    return data
