@@ -1,0 +1,404 @@
+"""A procedural story corpus with exactly known semantics: the demo's corpus, the tests' ground truth.
+
+A world (`worlds/small.yaml`, `worlds/full.yaml`) lists what a story may be about and how each kind
+of sentence, its *slot*, may be phrased. Stories come in a *plain* form, all that pretraining shows,
+and in a *taught* form, which only SFT shows: an opening line that names the hero, one set order, a
+closing moral made of the story's obstacle and ending.
+
+The moral is composed of the story's own words and not looked up: an arbitrary map from endings to
+morals could not be known for endings that SFT never shows, and adoption far from SFT's semantics
+would then measure nothing.
+
+Writer and reader share the templates. A value is a word that occurs in no template, so replacing
+the values of a sentence by their attributes' names gives back the template that wrote it: reading
+is one lookup, and exact.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from anchored.annotation import Annotation, Key, Schema
+from anchored.errors import DataError
+
+Row = dict[str, Any]
+Plan = tuple[tuple[str, ...], ...]
+
+STORY_SHARE, PROSE_SHARE = 0.75, 0.10  # of pretraining documents; the rest are questions
+NAMED_SHARE = 0.25  # of prompted stories: the prompt names one attribute's value
+FAVOURED = 3  # values of a dependent attribute that each value of its parent makes likelier
+
+_PRONOUNS = {"she": ("She", "she", "her"), "he": ("He", "he", "his")}
+_PRONOUN_HOLES = ("{They}", "{they}", "{their}")
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text says, read by the grammar that wrote the corpus.
+
+    attributes: the value told for each attribute (the most mentioned one, the first at a tie); those never mentioned
+        are left out.
+    well_formed: every sentence is one the grammar can write, every part a story needs is there once, in a legal
+        order of paragraphs and sentences, and no pronoun comes before the hero's name.
+    consistent: the hero is named, the pronouns are the hero's, and no attribute is given two values.
+    adopted: the taught form: it opens by naming its hero, the sentences that can be read (half of them at least) stand
+        in the set order, and it closes with the moral of this very story. Garbled sentences in between are
+        `well_formed`'s concern, so that form and quality are measured apart.
+    """
+
+    attributes: dict[str, str]
+    well_formed: bool
+    consistent: bool
+    adopted: bool
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """One sentence as read: its slot (None if no template wrote it) and what it mentions, in order."""
+
+    slot: str | None
+    mentions: tuple[tuple[str, str], ...]
+
+    @property
+    def names_hero(self) -> bool:
+        return any(kind == "hero" for kind, _ in self.mentions)
+
+    @property
+    def has_pronoun(self) -> bool:
+        return any(kind == "pronoun" for kind, _ in self.mentions)
+
+
+class Storyworld:
+    """The tables of one size and everything that is written with them or read by them. Holds no random state.
+
+    `small` has 8 attributes and about 500 words; `full` has 10 attributes and longer stories.
+    """
+
+    def __init__(self, size: Literal["small", "full"] = "small") -> None:
+        world = _load(size)
+        self.size = size
+        self._values = {key: tuple(spec["values"]) for key, spec in world["attributes"].items()}
+        self._she = frozenset(world["she"])
+        self._slots: dict[str, list[str]] = world["slots"]
+        self._plain = tuple(_plan(line) for line in world["plain"])
+        self._taught = _plan(world["taught"])
+        self._named_prompts: dict[str, list[str]] = world["named_prompts"]
+        self._facts: list[dict[str, Any]] = world["facts"]
+        self._filler: list[str] = world["filler"]
+        self._depends: dict[str, str] = world["depends"]
+        self._weights = self._all_weights(world["zipf"], world["tilt"])
+        self._holes = self._all_holes()
+        self._hole_pattern = re.compile(rf"\b(?:{'|'.join(self._holes)})\b")
+        self._skeletons = {
+            skeleton: slot
+            for slot, lines in self._slots.items()
+            for line in lines
+            for skeleton in _skeletons(line)
+        }
+        self._legal_bodies = frozenset((*self._plain, self._taught[1:-1]))
+        self._answers = {
+            question.format(x=subject): (answer, tuple(family["pairs"].values()))
+            for family in self._facts
+            for subject, answer in family["pairs"].items()
+            for question in family["questions"]
+        }
+        self.prompts: tuple[str, ...] = tuple(world["prompts"])
+        """Open story prompts, the same ones in pretraining, SFT and evaluation."""
+        self.attributes: tuple[str, ...] = tuple(self._values)
+        """The story attributes in canonical order."""
+        self.schema = _schema(world)
+        """The story attributes and `topic` (of prose and answers) as closed, anchored keys."""
+        self.narrow_values: dict[str, tuple[str, ...]] = {
+            k: _narrow(v) for k, v in self._values.items()
+        }
+        """For each attribute the two or three values of middling frequency on which SFT concentrates."""
+        self.questions: tuple[tuple[str, str], ...] = tuple(
+            (q, right) for q, (right, _) in self._answers.items()
+        )
+        """Every question in every phrasing, with its one right answer."""
+
+    # What to tell
+
+    def draw(self, rng: random.Random) -> dict[str, str]:
+        """Attributes from R, the broad distribution: Zipf weights, tilted (never to zero) by the attribute they depend on."""
+        drawn: dict[str, str] = {}
+        for key, values in self._values.items():
+            parent = drawn.get(self._depends.get(key, ""))
+            drawn[key] = rng.choices(values, self._weights[key, parent])[0]
+        return drawn
+
+    def draw_sft(self, rng: random.Random, narrow_mass: float, cover: bool) -> dict[str, str]:
+        """Attributes from SFT's R*: with probability `narrow_mass` uniform over `narrow_values`; otherwise from R if
+        `cover` (the broad regime), narrow again if not (the narrow regime)."""
+        if rng.random() < narrow_mass or not cover:
+            return {key: rng.choice(values) for key, values in self.narrow_values.items()}
+        return self.draw(rng)
+
+    def far(self, attributes: Mapping[str, str]) -> bool:
+        """Do at least two thirds of the story attributes lie outside `narrow_values`? A missing one does not."""
+        outside = sum(
+            k in attributes and attributes[k] not in v for k, v in self.narrow_values.items()
+        )
+        return 3 * outside >= 2 * len(self.attributes)
+
+    # Writing
+
+    def render(self, attributes: Mapping[str, str], rng: random.Random, taught: bool) -> str:
+        """A story that tells exactly `attributes`, in the plain or in the taught form; phrasings, pronouns and (plain form)
+        order are drawn from `rng`.
+
+        Raises:
+            DataError: an attribute is missing or has a value that this world does not know.
+        """
+        for key, values in self._values.items():
+            if attributes.get(key) not in values:
+                raise DataError(
+                    f"storyworld {self.size!r}: {key} {attributes.get(key)!r} is not one of {values}"
+                )
+        named = False
+        paragraphs: list[str] = []
+        for paragraph in self._taught if taught else rng.choice(self._plain):
+            sentences: list[str] = []
+            for slot in paragraph:
+                line = rng.choice(self._slots[slot])
+                pronoun = named and rng.random() < 0.5
+                sentences.append(self._fill(line, attributes, pronoun))
+                named = named or "{hero}" in line or "{who}" in line.lower()
+            paragraphs.append(" ".join(sentences))
+        return "\n\n".join(paragraphs)
+
+    def _fill(self, line: str, attributes: Mapping[str, str], pronoun: bool) -> str:
+        hero = attributes["hero"]
+        upper, lower, possessive = _PRONOUNS["she" if hero in self._she else "he"]
+        names = {"Who": upper, "who": lower} if pronoun else {"Who": hero, "who": hero}
+        return line.format_map({**attributes, **names, "her": possessive})
+
+    def documents(self, seed: int, prompted_share: float = 0.15) -> Iterator[Row]:
+        """Endless pretraining rows: stories (a `prompted_share` of them behind a prompt), prose, questions."""
+        return (self.document(seed, index, prompted_share) for index in itertools.count())
+
+    def document(self, seed: int, index: int, prompted_share: float = 0.15) -> Row:
+        """Row `index` of `documents(seed, prompted_share)`, made on its own."""
+        rng = random.Random(f"document {self.size} {seed} {index}")
+        name = {"id": f"{self.size}-{seed}-{index}"}
+        kind = rng.random()
+        if kind >= STORY_SHARE + PROSE_SHARE:
+            return name | self._question(rng)
+        if kind >= STORY_SHARE:
+            return name | {"chunks": [self._prose(rng) for _ in range(rng.choice((2, 3)))]}
+        attributes = self.draw(rng)
+        if rng.random() < prompted_share:
+            return name | self._prompted(attributes, rng, taught=False)
+        text = self.render(attributes, rng, taught=False)
+        return name | {"chunks": [{"text": text, "annotation": Annotation.of(attributes).rows()}]}
+
+    def sft_rows(
+        self,
+        count: int,
+        seed: int,
+        narrow_mass: float = 0.85,
+        cover: bool = True,
+        question_share: float = 0.15,
+    ) -> Iterator[Row]:
+        """`count` SFT rows: prompts with stories in the taught form about `draw_sft` attributes, and questions with their
+        usual answers. Row i depends on the seed and i alone."""
+        for index in range(count):
+            rng = random.Random(f"sft {self.size} {seed} {index}")
+            name = {"id": f"{self.size}-sft-{seed}-{index}"}
+            if rng.random() < question_share:
+                yield name | self._question(rng)
+            else:
+                yield name | self._prompted(
+                    self.draw_sft(rng, narrow_mass, cover), rng, taught=True
+                )
+
+    def _prompted(self, attributes: dict[str, str], rng: random.Random, taught: bool) -> Row:
+        prompt = rng.choice(self.prompts)
+        if rng.random() < NAMED_SHARE:
+            prompt = rng.choice(self._named_prompts[rng.choice(self.attributes)]).format_map(
+                attributes
+            )
+        response = self.render(attributes, rng, taught)
+        return {
+            "prompt": prompt,
+            "response": response,
+            "annotation": Annotation.of(attributes).rows(),
+        }
+
+    def _question(self, rng: random.Random) -> Row:
+        family = rng.choices(self._facts, [len(family["pairs"]) for family in self._facts])[0]
+        subject, answer = rng.choice(list(family["pairs"].items()))
+        return {
+            "prompt": rng.choice(family["questions"]).format(x=subject),
+            "response": family["answer"].format(x=subject, y=answer),
+            "annotation": Annotation.of({"topic": family["topic"]}).rows(),
+        }
+
+    def _prose(self, rng: random.Random) -> Row:
+        family = rng.choice(self._facts)
+        told = rng.sample(list(family["pairs"].items()), 3)
+        sentences = [rng.choice(family["prose"]).format(x=x, y=y) for x, y in told]
+        for line in rng.sample(self._filler, rng.choice((1, 2))):
+            sentences.insert(rng.randint(1, len(sentences)), line)
+        return {
+            "text": " ".join(sentences),
+            "annotation": Annotation.of({"topic": family["topic"]}).rows(),
+        }
+
+    # Reading
+
+    def read(self, text: str) -> Reading:
+        """What `text` says and how well it keeps to the grammar. Never raises."""
+        paragraphs = [
+            [self._read_sentence(sentence) for sentence in _SENTENCE_END.split(paragraph)]
+            for paragraph in text.strip().split("\n\n")
+        ]
+        sentences = [sentence for paragraph in paragraphs for sentence in paragraph]
+        attributes = _told(sentences)
+        return Reading(
+            attributes,
+            self._well_formed(paragraphs) and _hero_before_pronouns(sentences),
+            self._consistent(sentences, attributes.get("hero")),
+            self._adopted(sentences),
+        )
+
+    def _read_sentence(self, sentence: str) -> _Sentence:
+        mentions: list[tuple[str, str]] = []
+
+        def hole(match: re.Match[str]) -> str:
+            kind, placeholder = self._holes[match[0]]
+            mentions.append((kind, match[0]))
+            return placeholder
+
+        skeleton = self._hole_pattern.sub(hole, sentence)
+        return _Sentence(self._skeletons.get(skeleton), tuple(mentions))
+
+    def _well_formed(self, paragraphs: list[list[_Sentence]]) -> bool:
+        plan = [tuple(sentence.slot for sentence in paragraph) for paragraph in paragraphs]
+        if plan[0] == self._taught[0]:
+            plan = plan[1:]
+        if plan and plan[-1] == self._taught[-1]:
+            plan = plan[:-1]
+        return tuple(plan) in self._legal_bodies
+
+    def _consistent(self, sentences: list[_Sentence], hero: str | None) -> bool:
+        said: dict[str, set[str]] = {}
+        for kind, word in (mention for sentence in sentences for mention in sentence.mentions):
+            said.setdefault(kind, set()).add(word)
+        legal = _PRONOUNS["she" if hero in self._she else "he"]
+        pronouns = said.pop("pronoun", set())
+        return (
+            hero is not None
+            and pronouns <= set(legal)
+            and all(len(words) == 1 for words in said.values())
+        )
+
+    def _adopted(self, sentences: list[_Sentence]) -> bool:
+        first, *body, last = sentences if len(sentences) > 1 else (*sentences, *sentences)
+        if (first.slot, last.slot) != ("opening", "moral"):
+            return False
+        told = _told(body)
+        if any(told.get(kind) != word for kind, word in (*first.mentions, *last.mentions)):
+            return False
+        order = [slot for paragraph in self._taught[1:-1] for slot in paragraph]
+        seen = [sentence.slot for sentence in body if sentence.slot]
+        in_order = [slot for slot in order if slot in seen]
+        return seen == in_order and 2 * len(seen) >= len(order)
+
+    def right(self, question: str, response: str) -> bool:
+        """Does `response` give the right answer to `question`, and no other answer to a question of its kind?
+
+        Raises:
+            DataError: `question` is not one of `questions`.
+        """
+        if question not in self._answers:
+            raise DataError(
+                f"storyworld {self.size!r}: {question!r} is not one of its questions; see `questions`"
+            )
+        answer, answers = self._answers[question]
+        return set(re.findall(r"\w+", response.lower())).intersection(answers) == {answer}
+
+    # Tables
+
+    def _all_weights(self, zipf: float, tilt: float) -> dict[tuple[str, str | None], list[float]]:
+        """Sampling weights of an attribute's values, by attribute and value of the attribute it depends on."""
+        weights: dict[tuple[str, str | None], list[float]] = {}
+        for key, values in self._values.items():
+            base = [rank**-zipf for rank in range(1, len(values) + 1)]
+            weights[key, None] = base
+            for i, parent in enumerate(self._values.get(self._depends.get(key, ""), ())):
+                favoured = {(FAVOURED * i + j) % len(values) for j in range(FAVOURED)}
+                weights[key, parent] = [
+                    w * tilt if i in favoured else w for i, w in enumerate(base)
+                ]
+        return weights
+
+    def _all_holes(self) -> dict[str, tuple[str, str]]:
+        """Word -> (attribute or "pronoun", the placeholder that stands for it in a skeleton)."""
+        holes = {
+            value: (key, f"{{{key}}}") for key, values in self._values.items() for value in values
+        }
+        for words in _PRONOUNS.values():
+            holes |= {w: ("pronoun", hole) for w, hole in zip(words, _PRONOUN_HOLES, strict=True)}
+        return holes
+
+
+@functools.cache
+def _load(size: str) -> dict[str, Any]:
+    path = Path(__file__).parent / "worlds" / f"{size}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _schema(world: Mapping[str, Any]) -> Schema:
+    keys = [
+        Key(name=name, description=spec["description"], values=tuple(spec["values"]))
+        for name, spec in world["attributes"].items()
+    ]
+    topics = tuple(family["topic"] for family in world["facts"])
+    topic = Key(name="topic", description=world["topic_description"], values=topics)
+    return Schema(name="storyworld", keys=(*keys, topic))
+
+
+def _plan(line: str) -> Plan:
+    return tuple(tuple(paragraph.split()) for paragraph in line.split("/"))
+
+
+def _narrow(values: Sequence[str]) -> tuple[str, ...]:
+    start = len(values) // 3
+    return tuple(values[start : start + (3 if len(values) >= 12 else 2)])
+
+
+def _skeletons(line: str) -> tuple[str, str]:
+    """What the reader sees of a template: with the hero's name, and with a pronoun where one may stand."""
+    line = line.replace("{her}", "{their}")
+    named = line.replace("{Who}", "{hero}").replace("{who}", "{hero}")
+    return named, line.replace("{Who}", "{They}").replace("{who}", "{they}")
+
+
+def _told(sentences: Sequence[_Sentence]) -> dict[str, str]:
+    """The most mentioned value of each attribute, the first at a tie."""
+    counts: dict[str, Counter[str]] = {}
+    for kind, word in (mention for sentence in sentences for mention in sentence.mentions):
+        if kind != "pronoun":
+            counts.setdefault(kind, Counter())[word] += 1
+    return {kind: counter.most_common(1)[0][0] for kind, counter in counts.items()}
+
+
+def _hero_before_pronouns(sentences: Sequence[_Sentence]) -> bool:
+    for sentence in sentences:
+        if sentence.names_hero:
+            return True
+        if sentence.has_pronoun:
+            return False
+    return True
