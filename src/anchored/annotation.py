@@ -1,15 +1,18 @@
-"""Annotations: ordered `key: value` tags that write a semantic plan out as text (paper, section 3).
+r"""Annotations: ordered `key: value` tags that write a semantic plan as text (paper, section 3).
 
 The one grammar, written and parsed here and nowhere else:
 
-    annotation := tag ("\\n" tag)*        tag := key ":" " " value
+    annotation := tag ("\n" tag)*        tag := key ":" " " value
 
-A value holds no line break, so nothing is ever escaped and the round trip is exact. The space before the value
-makes it tokenise as the same word does inside running text, which is what lets a model copy it into the text.
+A value holds no line break, so nothing is ever escaped and the round trip is exact. The space
+before the value makes it tokenise as the same word does inside running text, which is what lets a
+model copy it into the text.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import random
 import re
@@ -17,23 +20,28 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from anchored.config import read_yaml, validated
 from anchored.errors import ConfigError, DataError
 
 MAX_VALUE_CHARS = 80
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_KEY_RULE = "use 1-32 of a-z, 0-9 and _, starting with a letter"
 
 
 def normalise_value(value: str) -> str:
-    """The stored form of a tag value: NFC, control characters and lone surrogates dropped, white space collapsed,
-    at most `MAX_VALUE_CHARS` characters. Idempotent; may return the empty string."""
-    kept = "".join(c for c in value if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
-    text = " ".join(unicodedata.normalize("NFC", kept).split())
-    return text[:MAX_VALUE_CHARS].rstrip()
+    """The stored form of a tag value: one line, at most `MAX_VALUE_CHARS` characters.
+
+    NFC; control characters and lone surrogates are dropped, white space collapses. Idempotent; may
+    return the empty string.
+    """
+    if not (value.isascii() and value.isprintable()):  # the test is 10 times faster than the work
+        legal = (c for c in value if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+        value = unicodedata.normalize("NFC", "".join(legal))
+    return " ".join(value.split())[:MAX_VALUE_CHARS].rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +57,10 @@ class Tag:
 
     def __post_init__(self) -> None:
         if not _KEY.fullmatch(self.key):
-            raise DataError(f"tag key {self.key!r}: use 1-32 of a-z, 0-9 and _, starting with a letter")
+            raise DataError(f"tag key {self.key!r}: {_KEY_RULE}")
         value = normalise_value(self.value)
         if not value:
-            raise DataError(f"tag {self.key!r}: value {self.value!r} is empty; leave the tag out instead")
+            raise DataError(f"tag {self.key!r}: value {self.value!r} is empty; leave the tag out")
         object.__setattr__(self, "value", value)
 
     def __str__(self) -> str:
@@ -70,21 +78,29 @@ class Annotation:
         """From `{key: value}`, `{key: [values]}` or `(key, value)` pairs."""
         if not isinstance(pairs, Mapping):
             return cls(tuple(Tag(key, value) for key, value in pairs))
+        named = cast(Mapping[str, str | Sequence[str]], pairs)
         return cls(
             tuple(
                 Tag(key, value)
-                for key, values in pairs.items()
+                for key, values in named.items()
                 for value in ([values] if isinstance(values, str) else values)
             )
         )
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, str]]) -> Annotation:
-        """From the stored form, `[{"key": ..., "value": ...}]`."""
-        return cls(tuple(Tag(row["key"], row["value"]) for row in rows))
+        """From the stored form, `[{"key": ..., "value": ...}]`.
+
+        Raises:
+            DataError: a row is not of that form, or its key or value is not legal.
+        """
+        return cls(tuple(_tag(row) for row in rows))
 
     def rows(self) -> list[dict[str, str]]:
-        """The stored form, `[{"key": ..., "value": ...}]` (free dicts would become padded structs in `datasets`)."""
+        """The stored form, `[{"key": ..., "value": ...}]`.
+
+        Free dicts would become structs in `datasets`, padded with every key of the corpus.
+        """
         return [{"key": tag.key, "value": tag.value} for tag in self.tags]
 
     def __iter__(self) -> Iterator[Tag]:
@@ -120,15 +136,23 @@ class Annotation:
         return self.ordered(rng.sample(self.keys, len(self.keys)))
 
     def pieces(self) -> Iterator[tuple[Literal["key", "value"], str]]:
-        """The written form cut where keys and values meet: `("key", "topic:"), ("value", " love"), ("key", "\\nplace:")`.
+        r"""The written form cut where keys and values meet.
 
-        The pieces are encoded one by one, so that tokens never straddle a key and its value.
+        `("key", "topic:"), ("value", " love"), ("key", "\nplace:"), ...`: the pieces are encoded
+        one by one, so that tokens never straddle a key and its value.
         """
         lead = ""
         for tag in self.tags:
             yield "key", f"{lead}{tag.key}:"
             yield "value", f" {tag.value}"
             lead = "\n"
+
+
+def _tag(row: Any) -> Tag:
+    key, value = (row.get("key"), row.get("value")) if isinstance(row, Mapping) else (None, None)
+    if not isinstance(key, str) or not isinstance(value, str):
+        raise DataError(f'tag {row!r:.120}: write {{"key": "...", "value": "..."}}')
+    return Tag(key, value)
 
 
 def parse_annotation(text: str) -> Annotation:
@@ -143,21 +167,25 @@ def parse_annotation(text: str) -> Annotation:
     for number, line in enumerate(text.split("\n"), 1):
         key, separator, value = line.partition(": ")
         if not separator or not _KEY.fullmatch(key) or not value or normalise_value(value) != value:
-            raise DataError(f"annotation line {number}: {line[:120]!r} is not `key: value` in normal form")
+            raise DataError(f"annotation line {number}: {line[:120]!r} is no normal `key: value`")
         tags.append(Tag(key, value))
     return Annotation(tuple(tags))
 
 
 _BULLET = re.compile(r"^\s*(?:[-*•>]+|\d+[.)])\s+")
-_LOOSE_TAG = re.compile(r"\s*[\"'*`]*([A-Za-z][\w \-]{0,31}?)[\"'*`]*\s*[:=]\s*[\"'*`]*(.*?)[\"'*`,;]*\s*$", re.DOTALL)
+_LOOSE_TAG = re.compile(
+    r"\s*[\"'*`]*([A-Za-z][\w \-]{0,31}?)[\"'*`]*\s*[:=]\s*[\"'*`]*(.*?)[\"'*`,;]*\s*$", re.DOTALL
+)
+_JSON_START = re.compile(r"\{|\[\s*\{")
 _EMPTY_VALUES = {"", "none", "n/a", "na", "null", "unknown", "unspecified", "-"}
 
 
 def read_annotation(text: str, schema: Schema | None = None) -> Annotation:
-    """The tolerant reader, for what models write: JSON objects, bullets, bold keys, `=`, fences, lists, prose between.
+    """The tolerant reader, for what models write. Never raises on any text.
 
-    With a schema, unknown keys and values outside a closed vocabulary are left out, lists are split for keys that
-    take many values, and only the first value is kept for those that take one. Never raises on any text.
+    Reads JSON, or lines with bullets, bold or quoted keys, `=`, fences and prose between. With a
+    schema, unknown keys and values outside a closed vocabulary are left out, lists are split for
+    keys that take many values, and only the first value is kept for those that take one.
     """
     pairs = _json_pairs(text)
     if pairs is None:
@@ -173,19 +201,28 @@ def read_annotation(text: str, schema: Schema | None = None) -> Annotation:
 
 
 def _json_pairs(text: str) -> list[tuple[str, str]] | None:
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        return None
-    try:
-        data = json.loads(text[start : end + 1])
-    except (ValueError, RecursionError):
-        return None
-    pairs = []
-    for key, value in data.items():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str | int | float) and not isinstance(item, bool):
-                pairs.append((key, str(item)))
-    return pairs
+    """From the first JSON object or list of objects in `text`; None if there is none."""
+    for match in itertools.islice(_JSON_START.finditer(text), 10):
+        try:
+            data, _ = json.JSONDecoder().raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            continue
+        return list(_walk(data))
+    return None
+
+
+def _walk(data: Any) -> Iterator[tuple[str, str]]:
+    """The pairs of `{key: value}`, `{key: [values]}` or `[{"key": key, "value": value}]`."""
+    if isinstance(data, list):
+        for item in data:
+            yield from _walk(item)
+    elif isinstance(data, dict) and data.keys() == {"key", "value"}:
+        yield from _walk({str(data["key"]): data["value"]})
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str | int | float) and not isinstance(item, bool):
+                    yield key, str(item)
 
 
 def _line_pairs(line: str) -> Iterator[tuple[str, str]]:
@@ -202,21 +239,21 @@ def _split_values(key: str, value: str, schema: Schema | None) -> list[str]:
 
 
 class Key(BaseModel):
-    """One key of a schema: what the tag says, which values it may take, and whether SFT must leave it alone."""
+    """One key of a schema: what it says, which values it takes, whether SFT must leave it be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     description: str = Field(description="what the tag says, in the words the annotator is given")
-    values: tuple[str, ...] | None = Field(None, description="the closed vocabulary; None for open values")
+    values: tuple[str, ...] | None = Field(None, description="closed vocabulary; None for open")
     many: bool = Field(False, description="may the key repeat in one annotation")
-    anchored: bool = Field(True, description="False for what SFT is meant to change: form, register, language")
+    anchored: bool = Field(True, description="False for what SFT is to change: form, register")
 
     @field_validator("name")
     @classmethod
     def _legal_name(cls, name: str) -> str:
         if not _KEY.fullmatch(name):
-            raise ValueError(f"key name {name!r}: use 1-32 of a-z, 0-9 and _, starting with a letter")
+            raise ValueError(_KEY_RULE)
         return name
 
     @field_validator("values")
@@ -227,17 +264,25 @@ class Key(BaseModel):
         normal = tuple(dict.fromkeys(map(normalise_value, values)))
         if not normal or "" in normal:
             raise ValueError("a closed vocabulary needs at least one value and none of them empty")
+        if len(_vocabulary(normal)) < len(normal):
+            raise ValueError("two values differ only in case, spaces, - or _")
         return normal
 
     def accept(self, value: str) -> str | None:
-        """The stored form of `value` under this key, or None if it lies outside the closed vocabulary."""
+        """The stored form of `value` under this key, or None if it lies outside the vocabulary."""
         if self.values is None:
             return value
-        return {_fold(known): known for known in self.values}.get(_fold(value))
+        return _vocabulary(self.values).get(_fold(value))
 
 
 def _fold(value: str) -> str:
-    return normalise_value(value).casefold().replace("_", " ").replace("-", " ")
+    return " ".join(normalise_value(value).casefold().replace("_", " ").replace("-", " ").split())
+
+
+@functools.cache
+def _vocabulary(values: tuple[str, ...]) -> dict[str, str]:
+    """Folded form -> stored form; cached, because `prepare` asks for every tag of a corpus."""
+    return {_fold(value): value for value in values}
 
 
 class Schema(BaseModel):
@@ -279,7 +324,7 @@ class Schema(BaseModel):
         return annotation.only(self.anchored_names)
 
     def conform(self, annotation: Annotation) -> Annotation:
-        """The legal part of `annotation`: unknown keys and values dropped, one value where one is allowed."""
+        """The legal part: unknown keys and values dropped, one value where one is allowed."""
         kept: list[Tag] = []
         for tag in annotation:
             spec = self.key(tag.key)
@@ -289,47 +334,38 @@ class Schema(BaseModel):
         return Annotation(tuple(dict.fromkeys(kept)))
 
     def check(self, annotation: Annotation) -> None:
-        """Raises:
-        DataError: a key is unknown, repeats where it may not, or has a value outside its vocabulary.
+        """Refuses what `conform` would drop.
+
+        Raises:
+            DataError: a key is unknown, repeats where it may not, or has a value outside its
+                vocabulary.
         """
         for key in annotation.keys:
             spec = self.key(key)
             if spec is None:
-                raise DataError(f"tag key {key!r} is not in schema {self.name!r} ({', '.join(self.names)})")
+                known = ", ".join(self.names)
+                raise DataError(f"tag key {key!r} is not in schema {self.name!r} ({known})")
             values = annotation.values(key)
             if len(values) > 1 and not spec.many:
-                raise DataError(f"tag key {key!r} takes one value in schema {self.name!r}, found {values}")
+                raise DataError(
+                    f"tag {key!r}: schema {self.name!r} takes one value, found {values}"
+                )
             for value in values:
                 if spec.accept(value) is None:
-                    raise DataError(f"tag {key!r}: value {value!r} is not one of schema {self.name!r}'s values")
+                    raise DataError(f"tag {key!r}: schema {self.name!r} has no value {value!r}")
 
     @classmethod
     def load(cls, name: str | Path) -> Schema:
-        """A built-in schema by name (`general`, `stories`, `code`, `math`) or any other from a YAML file.
+        """A built-in schema (`general`, `stories`, `code`, `math`) or any other from a YAML file.
 
         Raises:
-            ConfigError: no such built-in schema and no such file, or the file does not describe a schema.
+            ConfigError: neither built in nor a file, or the file does not describe a schema.
         """
         built_in = Path(__file__).parent / "schemas" / f"{name}.yaml"
         path = built_in if built_in.is_file() else Path(name)
         if not path.is_file():
             known = sorted(p.stem for p in built_in.parent.glob("*.yaml"))
-            raise ConfigError(f"schema {str(name)!r}: neither built in ({', '.join(known)}) nor a YAML file")
-        return cls.from_mapping(_read_yaml(path), source=str(path))
-
-    @classmethod
-    def from_mapping(cls, data: Any, source: str) -> Schema:
-        """From parsed YAML; `source` is named in errors."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise ConfigError(f"{source}: {field or 'schema'}: {first['msg']}") from None
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(
+                f"schema {str(name)!r}: not a file, not built in ({', '.join(known)})"
+            )
+        return validated(cls, read_yaml(path), source=str(path))

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from anchored import __version__
 from anchored.errors import ConfigError
 
+M = TypeVar("M", bound=BaseModel)
 C = TypeVar("C", bound="Config")
 
 _REPORTED = (
@@ -99,14 +100,25 @@ def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     data = read_yaml(path)
     if data is None:
         data = {}
+    if isinstance(data, dict):
+        for override in overrides:
+            _override(data, override)
+    return validated(cls, data, source=str(path))
+
+
+def validated(cls: type[M], data: Any, source: str) -> M:
+    """An instance of `cls` from parsed YAML.
+
+    Raises:
+        ConfigError: names `source`, the first wrong field, its value and what would be right.
+    """
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds {_kind(data)}; write `field: value` lines")
-    for override in overrides:
-        _override(data, override)
+        kind = "a list" if isinstance(data, list) else f"the single value {data!r:.120}"
+        raise ConfigError(f"{source}: holds {kind}; write `field: value` lines")
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(cls, error)}") from None
+        raise ConfigError(f"{source}: {_explain(cls, error)}") from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -178,10 +190,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _kind(data: Any) -> str:
-    return "a list" if isinstance(data, list) else f"the single value {data!r}"
 
 
 def versions() -> dict[str, str]:
