@@ -1,0 +1,1 @@
+"""Rows in, prepared dataset out, batches from it: readers, prepare, packing, store, collate."""

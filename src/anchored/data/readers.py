@@ -1,0 +1,380 @@
+"""Where rows come from, and what they may look like: every source and row format ends as a `Document` or a
+`Conversation`."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import lzma
+from codecs import BOM_UTF8
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import datasets
+import yaml
+from pydantic import Field
+
+from anchored.annotation import Annotation, Schema, Tag
+from anchored.config import Config
+from anchored.errors import ConfigError, DataError
+from anchored.files import read_jsonl
+from anchored.segments import Chunk, Message
+from anchored.storyworld import Storyworld
+
+ROW_FORMATS = "text, chunks, messages, prompt + response or instruction + output"
+_ROLES = ("system", "user", "assistant")
+_TEXT_OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
+_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+_IN_FOLDERS = (".jsonl", ".txt", *_TABLES)
+
+Row = Mapping[str, Any]
+Split = Callable[[str], list[str]]
+
+
+class SourceConfig(Config):
+    """One source of rows.
+
+    `path` is a `.jsonl`, `.json` or `.txt` file (each optionally `.gz` or `.xz`), a `.parquet` or `.arrow` file, a
+    folder of such files (read in sorted order; `.json` files in it are left alone), a folder written by
+    `Dataset.save_to_disk`, `hf://owner/name[/configuration]`, or `storyworld://small`, `storyworld://full/sft?seed=1`.
+    """
+
+    path: str
+    weight: float = Field(1.0, gt=0, description="share of the text drawn from here while it lasts")
+    skip: int = Field(0, ge=0, description="rows left out at the start")
+    limit: int | None = Field(None, ge=1, description="rows read at most")
+    where: dict[str, str | list[str]] = Field(
+        {}, description="keep rows whose field is (one of) this"
+    )
+    separator: str | None = Field(None, description="in text files, what stands between documents")
+    split: str = Field("train", description="split of a hub dataset")
+
+    @property
+    def endless(self) -> bool:
+        """Does it never run out by itself."""
+        parts = urlsplit(self.path)
+        return parts.scheme == "storyworld" and parts.path != "/sft" and self.limit is None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Text in chunks. `prompt` asks for the whole text; `annotation`, where given, is that of the whole text."""
+
+    id: str
+    chunks: tuple[Chunk, ...]
+    prompt: str | None = None
+    annotation: Annotation | None = None
+
+    @property
+    def text(self) -> str:
+        """All chunks, as `document_pieces` writes them."""
+        *first, last = (chunk.text for chunk in self.chunks)
+        return "".join(text if text[-1:].isspace() else text + "\n\n" for text in first) + last
+
+    @property
+    def whole_annotation(self) -> Annotation:
+        """The given one or, for each key in order of first appearance, its most frequent value among the chunks."""
+        if self.annotation is not None or len(self.chunks) == 1:
+            return self.annotation or self.chunks[0].annotation
+        counts = Counter(tag for chunk in self.chunks for tag in chunk.annotation)
+        best: dict[str, Tag] = {}
+        for tag, count in counts.items():
+            if count > counts.get(best.get(tag.key), 0):  # pyright: ignore
+                best[tag.key] = tag
+        return Annotation(tuple(best.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns of which at least one is the assistant's."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+Item = Document | Conversation
+
+
+def load_schema(name: str) -> Schema:
+    """`Schema.load`, or the storyworld's own for `storyworld://small`."""
+    parts = urlsplit(name)
+    return (
+        _storyworld(parts.netloc, name).schema
+        if parts.scheme == "storyworld"
+        else Schema.load(name)
+    )
+
+
+def read_rows(source: SourceConfig, prompted_share: float = 0.0) -> Iterator[tuple[str, Row]]:
+    """`(place, row)` pairs of one source after `where`, `skip` and `limit`; the place is for error messages.
+
+    Args:
+        source: where to read.
+        prompted_share: passed to the storyworld, which writes its prompted documents itself.
+
+    Raises:
+        DataError: a file is missing or unreadable; it is named, with the line where there is one.
+    """
+    rows = (pair for pair in _open(source, prompted_share) if _wanted(pair[1], source.where))
+    stop = None if source.limit is None else source.skip + source.limit
+    return itertools.islice(rows, source.skip, stop)
+
+
+def _wanted(row: Row, where: Mapping[str, str | list[str]]) -> bool:
+    return all(row.get(k) in ([v] if isinstance(v, str) else v) for k, v in where.items())
+
+
+def _open(source: SourceConfig, prompted_share: float) -> Iterator[tuple[str, Row]]:
+    scheme = urlsplit(source.path).scheme
+    if scheme == "storyworld":
+        return _open_storyworld(source.path, prompted_share)
+    if scheme == "hf":
+        return _open_hub(source)
+    path = Path(source.path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; a hub dataset is written hf://owner/name")
+    return _open_folder(path, source) if path.is_dir() else _open_file(path, source)
+
+
+def _storyworld(size: str, name: str) -> Storyworld:
+    if size not in ("small", "full"):
+        raise ConfigError(f"{name}: {size!r} is no size of the storyworld; use small or full")
+    return Storyworld(size)
+
+
+def _open_storyworld(url: str, prompted_share: float) -> Iterator[tuple[str, Row]]:
+    parts = urlsplit(url)
+    options = {name: yaml.safe_load(value) for name, value in parse_qsl(parts.query)}
+    seed = options.pop("seed", 0)
+    world = _storyworld(parts.netloc, url)
+    try:
+        if parts.path == "/sft":
+            rows = world.sft_rows(options.pop("count", 2000), seed, **options)
+        else:
+            rows = world.documents(seed, options.pop("prompted_share", prompted_share), **options)
+    except TypeError as error:
+        raise ConfigError(f"{url}: {error}") from None
+    return ((f"{url}: row {n}", row) for n, row in enumerate(rows, 1))
+
+
+def _open_hub(source: SourceConfig) -> Iterator[tuple[str, Row]]:
+    name = source.path.removeprefix("hf://").split("/")
+    try:
+        data = datasets.load_dataset(
+            "/".join(name[:2]), *name[2:], split=source.split, streaming=True
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source.path}: {' '.join(str(error).split())[:200]}") from None
+    return _number(source.path, data)
+
+
+def _open_folder(folder: Path, source: SourceConfig) -> Iterator[tuple[str, Row]]:
+    if (folder / "dataset_info.json").is_file():
+        yield from _number(str(folder), datasets.load_from_disk(str(folder)))
+        return
+    files = [
+        path for path in sorted(folder.rglob("*")) if _kind(path) in _IN_FOLDERS and path.is_file()
+    ]
+    if not files:
+        raise DataError(
+            f"{folder}: holds no file of a kind that can be read ({', '.join(_IN_FOLDERS)})"
+        )
+    for path in files:
+        yield from _open_file(path, source)
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says what is inside, compression left aside."""
+    return (Path(path.stem) if path.suffix in (".gz", ".xz") else path).suffix
+
+
+def _open_file(path: Path, source: SourceConfig) -> Iterator[tuple[str, Row]]:
+    kind = _kind(path)
+    if kind == ".txt":
+        yield from _read_text(path, source.separator)
+    elif kind in _TABLES:
+        yield from _number(str(path), _table(path, _TABLES[kind]))
+    else:
+        for number, row in read_jsonl(path):
+            yield f"{path}: line {number}", row
+
+
+def _table(path: Path, kind: str) -> Any:
+    return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+
+
+def _number(name: str, rows: Any) -> Iterator[tuple[str, Row]]:
+    return ((f"{name}: row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _read_text(path: Path, separator: str | None) -> Iterator[tuple[str, Row]]:
+    """One document a file or, with a separator, one between each two; what lies between may not be blank."""
+    documents = _text_pieces(path, separator) if separator else iter([_whole_text(path)])
+    for number, text in enumerate(documents, 1):
+        place = f"{path}: document {number}" if separator else str(path)
+        yield place, {"text": text}
+
+
+def _whole_text(path: Path) -> str:
+    return "".join(_text_lines(path))
+
+
+def _text_pieces(path: Path, separator: str) -> Iterator[str]:
+    rest = ""
+    for line in _text_lines(path):
+        rest += line
+        if separator in line or separator in rest[-len(line) - len(separator) :]:
+            *whole, rest = rest.split(separator)
+            yield from (text for text in whole if text.strip())
+    if rest.strip():
+        yield rest
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    opener: Any = _TEXT_OPENERS[path.suffix]
+    try:
+        with opener(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                yield _decode(
+                    line.removeprefix(BOM_UTF8) if number == 1 else line, f"{path}: line {number}"
+                )
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise DataError(f"{path}: damaged or cut short: {error}") from None
+
+
+def _decode(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: not UTF-8 at byte {error.start}; convert the file first"
+        ) from None
+
+
+def parse_row(row: Row, place: str, split: Split) -> Item:
+    """A row in any of the formats, as a `Document` or a `Conversation`.
+
+    Args:
+        row: documents `{text}` or `{chunks: [{text, annotation}]}`, optionally with a `prompt`; conversations
+            `{messages}`, `{prompt, response}` or `{instruction, input, output}`, optionally with an `annotation` for
+            the response; `{prompt, annotation}` for replay; always an optional `id`.
+        place: file and line, for the error, and the id where the row has none.
+        split: cuts a document's text into chunks.
+
+    Raises:
+        DataError: a field is missing, empty or of the wrong type, or a tag is malformed.
+    """
+    row = {name: value for name, value in row.items() if value is not None}
+    try:
+        name = str(row.get("id", place))
+        if "chunks" in row or "text" in row:
+            return Document(name, _chunks(row, split), _prompt(row), _annotation(row))
+        return Conversation(name, _messages(row))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _text(row: Row, field: str, empty_ok: bool = False) -> str:
+    value = row[field]
+    if not isinstance(value, str):
+        raise DataError(
+            f"{field}: {str(value)[:80]!r} is {type(value).__name__}, not text; write a string"
+        )
+    if not empty_ok and not value.strip():
+        raise DataError(
+            f"{field}: {value[:20]!r} is empty; remove the row, or leave such rows out with skip_bad_rows: true"
+        )
+    return value
+
+
+def _rows(row: Row, field: str) -> Sequence[Row]:
+    value = row[field]
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise DataError(f"{field}: {str(value)[:80]!r} is not a list of objects")
+    return value
+
+
+def _prompt(row: Row) -> str | None:
+    return _text(row, "prompt") if "prompt" in row else None
+
+
+def _annotation(row: Row) -> Annotation | None:
+    if row.get("annotation") is None:
+        return None
+    return Annotation(tuple(_tag(pair) for pair in _rows(row, "annotation")))
+
+
+def _tag(pair: Row) -> Tag:
+    key, value = pair.get("key"), pair.get("value")
+    if not isinstance(key, str) or not isinstance(value, str):
+        raise DataError(f"annotation: {str(dict(pair))[:80]} is not {{'key': text, 'value': text}}")
+    return _make_tag(key, value)
+
+
+_make_tag = lru_cache(maxsize=1 << 16)(Tag)
+
+
+def _chunks(row: Row, split: Split) -> tuple[Chunk, ...]:
+    if "chunks" not in row:
+        return tuple(Chunk(text) for text in split(_text(row, "text")))
+    chunks = _rows(row, "chunks")
+    if not chunks:
+        raise DataError(
+            "chunks: [] is empty; remove the row, or leave such rows out with skip_bad_rows: true"
+        )
+    for chunk in chunks:
+        if "text" not in chunk:
+            raise DataError(f"chunks: {str(dict(chunk))[:80]} has no text")
+    return tuple(
+        Chunk(_text(chunk, "text"), _annotation(chunk) or Annotation()) for chunk in chunks
+    )
+
+
+def _messages(row: Row) -> tuple[Message, ...]:
+    if "messages" in row:
+        return _turns(row)
+    if "prompt" in row and "response" in row:
+        prompt, response = _text(row, "prompt"), "response"
+    elif "instruction" in row and "output" in row:
+        more = _text(row, "input", empty_ok=True) if "input" in row else ""
+        prompt, response = (
+            _text(row, "instruction") + (f"\n\n{more}" if more.strip() else ""),
+            "output",
+        )
+    elif "prompt" in row and "annotation" in row:
+        return (Message("user", _text(row, "prompt")), Message("assistant", "", _annotation(row)))
+    else:
+        raise DataError(
+            f"has the fields {', '.join(map(str, row)) or 'none'}; a row needs {ROW_FORMATS}"
+        )
+    return (Message("user", prompt), Message("assistant", _text(row, response), _annotation(row)))
+
+
+def _turns(row: Row) -> tuple[Message, ...]:
+    """The messages, up to the last of the assistant's: nothing that follows it can be learnt."""
+    turns = [_turn(message) for message in _rows(row, "messages")]
+    while turns and turns[-1].role != "assistant":
+        turns.pop()
+    if not turns:
+        raise DataError(
+            "messages: no assistant turn, so nothing to learn; remove the row, or set skip_bad_rows: true"
+        )
+    if "annotation" in row:
+        last = turns.pop()
+        turns.append(Message("assistant", last.content, _annotation(row)))
+    return tuple(turns)
+
+
+def _turn(message: Row) -> Message:
+    role = message.get("role")
+    if role not in _ROLES:
+        raise DataError(f"messages: role {role!r} is not one of {', '.join(_ROLES)}")
+    if message.get("content") is None:
+        raise DataError(f"messages: {str(dict(message))[:80]} has no content")
+    content = _text(message, "content", empty_ok=role != "assistant")
+    return Message(role, content, _annotation(message))

@@ -1,0 +1,247 @@
+"""Prepared datasets on disk: written in bounded memory, and refused at load if anything about them has changed.
+
+out/                    a `datasets.Dataset` with the columns of `FEATURES`
+  manifest.json         configuration, versions, tokenizer, schema, counts, digests of the files
+  config.yaml           the configuration alone
+  tokenizer/
+  validation/           a second `datasets.Dataset`, if asked for
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import (
+    Dataset,
+    Features,
+    List,
+    Value,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)
+from datasets.arrow_writer import ArrowWriter
+from datasets.utils import are_progress_bars_disabled
+
+from anchored.data.packing import Segments, length
+from anchored.errors import DataError
+from anchored.segments import NO_LOSS, Kind
+from anchored.tokenizer import AnchoredTokenizer
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+FEATURES = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int32")),
+        "kinds": List(Value("int8")),
+        "seq_lengths": List(Value("int32")),
+    }
+)
+_FLUSH_TOKENS = 1 << 18
+_BLOCK = 1 << 20
+_BLOCKS = 64
+
+
+def to_table(rows: Sequence[Sequence[Segments]]) -> pa.Table:
+    """Packed rows as columns: `assemble` for each sequence, joined, without a step of Python for each token.
+
+    `seq_lengths` are the lengths of the sequences in a row.
+    """
+    segments = [segment for row in rows for sequence in row for segment in sequence]
+    sizes = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
+    ids = np.fromiter(chain.from_iterable(s.ids for s in segments), np.int32, sizes.sum())
+    supervised = np.repeat([segment.supervised for segment in segments], sizes)
+    lengths = np.array([length(sequence) for row in rows for sequence in row], dtype=np.int64)
+    supervised[np.cumsum(lengths) - lengths] = False
+    row_lengths = [sum(length(sequence) for sequence in row) for row in rows]
+    columns = {
+        "input_ids": (ids, row_lengths),
+        "labels": (np.where(supervised, ids, np.int32(NO_LOSS)), row_lengths),
+        "kinds": (np.repeat(np.array([s.kind for s in segments], np.int8), sizes), row_lengths),
+        "seq_lengths": (lengths.astype(np.int32), [len(row) for row in rows]),
+    }
+    return pa.table(
+        {name: _lists(*column) for name, column in columns.items()}, schema=FEATURES.arrow_schema
+    )
+
+
+def _lists(values: np.ndarray, lengths: Sequence[int]) -> pa.ListArray:
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+class SplitWriter:
+    """Writes one split row by row and keeps its account."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._partial = folder / "partial" / "rows.arrow"
+        self._partial.parent.mkdir(parents=True)
+        self._writer = ArrowWriter(path=str(self._partial), features=FEATURES)
+        self._buffer: list[list[Segments]] = []
+        self._buffered = 0
+        self._rows = self._sequences = self._longest = 0
+        self._tokens: Counter[int] = Counter()
+        self._supervised: Counter[int] = Counter()
+
+    def write(self, row: list[Segments]) -> None:
+        """Adds one row."""
+        self._buffer.append(row)
+        self._buffered += sum(map(length, row))
+        if self._buffered >= _FLUSH_TOKENS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        table = to_table(self._buffer)
+        self._count(table)
+        self._writer.write_table(table)
+        self._buffer, self._buffered = [], 0
+
+    def _count(self, table: pa.Table) -> None:
+        kinds, labels = (
+            table[name].combine_chunks().flatten().to_numpy() for name in ("kinds", "labels")
+        )
+        self._tokens.update(dict(enumerate(np.bincount(kinds).tolist())))
+        self._supervised.update(dict(enumerate(np.bincount(kinds[labels != NO_LOSS]).tolist())))
+        self._rows += len(self._buffer)
+        self._sequences += sum(map(len, self._buffer))
+        self._longest = max(self._longest, *(sum(map(length, row)) for row in self._buffer))
+
+    def close(self) -> dict[str, Any]:
+        """Writes what is left and returns the account of the split: rows, sequences, tokens by kind, supervised ones."""
+        self._flush()
+        self._writer.finalize()
+        if self._rows:
+            with _no_progress_bars():
+                Dataset.from_file(str(self._partial)).save_to_disk(str(self.folder))
+        shutil.rmtree(self._partial.parent)
+        tokens, supervised = self._tokens.total(), self._supervised.total()
+        return {
+            "rows": self._rows,
+            "sequences": self._sequences,
+            "longest_row": self._longest,
+            "tokens": tokens,
+            "supervised": supervised,
+            "masked": tokens - supervised,
+            "by_kind": {kind.name.lower(): self._tokens[kind] for kind in Kind},
+            "supervised_by_kind": {kind.name.lower(): self._supervised[kind] for kind in Kind},
+            "files": {path.name: digest(path) for path in sorted(self.folder.glob("*.arrow"))},
+        }
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+def digest(path: Path) -> str:
+    """Hash of a file's size and contents; above 64 MiB, of 64 blocks of 1 MiB spread over it."""
+    size = path.stat().st_size
+    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    step = max(_BLOCK, (size - _BLOCK) // (_BLOCKS - 1))
+    with path.open("rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            found.update(file.read(_BLOCK))
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared dataset that passed all checks."""
+
+    train: Dataset
+    validation: Dataset | None
+    manifest: dict[str, Any]
+    tokenizer: AnchoredTokenizer
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a prepared dataset.
+
+    Raises:
+        DataError: there is none, or it is of another format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise DataError(
+            f"{path}: no {MANIFEST}, so no prepared dataset; make one with `anchored prepare`"
+        )
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{file}: format {manifest.get('format')!r}, this version reads {FORMAT}; prepare the data again"
+        )
+    return manifest
+
+
+def load_prepared(path: str | Path, tokenizer: AnchoredTokenizer | None = None) -> Prepared:
+    """A dataset written by `prepare`, verified.
+
+    Args:
+        path: its folder.
+        tokenizer: the one the model uses; by default the one saved with the data.
+
+    Raises:
+        TokenizerMismatch: the tokenizer encodes differently from the one that the data was made with.
+        DataError: no manifest, files that differ from it, or no token with loss.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    tokenizer = tokenizer or AnchoredTokenizer.load(path / "tokenizer")
+    tokenizer.check(manifest["tokenizer"]["fingerprint"], str(path))
+    splits = {
+        name: _load_split(path / folder, account) for name, folder, account in _splits(manifest)
+    }
+    if not manifest["splits"]["train"]["supervised"]:
+        raise DataError(
+            f"{path}: no token carries loss, so nothing would be learnt; prepare with another objective"
+        )
+    return Prepared(splits["train"], splits.get("validation"), manifest, tokenizer)
+
+
+def _splits(manifest: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (name, "" if name == "train" else name, account)
+        for name, account in manifest["splits"].items()
+    ]
+
+
+def _load_split(folder: Path, account: dict[str, Any]) -> Dataset:
+    files = {path.name: digest(path) for path in sorted(folder.glob("*.arrow"))}
+    for name in {**account["files"], **files}:
+        if account["files"].get(name) != files.get(name):
+            raise DataError(
+                f"{folder / name}: changed since the manifest was written (digest {files.get(name)}, there "
+                f"{account['files'].get(name)}); prepare the data again"
+            )
+    dataset = load_from_disk(str(folder))
+    if (
+        not isinstance(dataset, Dataset)
+        or len(dataset) != account["rows"]
+        or set(dataset.features) != set(FEATURES)
+    ):
+        raise DataError(
+            f"{folder}: not the rows and columns that {MANIFEST} describes; prepare the data again"
+        )
+    return dataset
