@@ -1,4 +1,4 @@
-"""A procedural story corpus with exactly known semantics: the demo's corpus, the tests' ground truth.
+"""A procedural story corpus with exactly known semantics: the demo's data, the tests' oracle.
 
 A world (`worlds/small.yaml`, `worlds/full.yaml`) lists what a story may be about and how each kind
 of sentence, its *slot*, may be phrased. Stories come in a *plain* form, all that pretraining shows,
@@ -47,14 +47,17 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 class Reading:
     """What a text says, read by the grammar that wrote the corpus.
 
-    attributes: the value told for each attribute (the most mentioned one, the first at a tie); those never mentioned
-        are left out.
-    well_formed: every sentence is one the grammar can write, every part a story needs is there once, in a legal
-        order of paragraphs and sentences, and no pronoun comes before the hero's name.
-    consistent: the hero is named, the pronouns are the hero's, and no attribute is given two values.
-    adopted: the taught form: it opens by naming its hero, the sentences that can be read (half of them at least) stand
-        in the set order, and it closes with the moral of this very story. Garbled sentences in between are
-        `well_formed`'s concern, so that form and quality are measured apart.
+    Attributes:
+        attributes: the value told for each story attribute (the most mentioned one, the first at a
+            tie); those never mentioned are left out.
+        well_formed: every sentence is one the grammar can write, every part a story needs is there
+            once, in a legal order of paragraphs and sentences, and no pronoun comes before the
+            hero's name.
+        consistent: the hero is named, the pronouns are the hero's, no attribute has two values.
+        adopted: the taught form: it opens by naming its hero, the sentences between stand in the
+            set order, and it closes with the moral of this very story. Up to half of the sentences
+            between may be garbled: that is for `well_formed`, so that form and quality are
+            measured apart.
     """
 
     attributes: dict[str, str]
@@ -65,7 +68,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """One sentence as read: its slot (None if no template wrote it) and what it mentions, in order."""
+    """One sentence as read: its slot (None if no template wrote it) and its mentions, in order."""
 
     slot: str | None
     mentions: tuple[tuple[str, str], ...]
@@ -80,9 +83,10 @@ class _Sentence:
 
 
 class Storyworld:
-    """The tables of one size and everything that is written with them or read by them. Holds no random state.
+    """The tables of one size, and the writers and the reader that use them. Holds no random state.
 
-    `small` has 8 attributes and about 500 words; `full` has 10 attributes and longer stories.
+    `small` has 8 attributes and about 400 words; `full` has 10 attributes of up to 64 values, about
+    900 words and longer stories.
     """
 
     def __init__(self, size: Literal["small", "full"] = "small") -> None:
@@ -108,30 +112,29 @@ class Storyworld:
         }
         self._legal_bodies = frozenset((*self._plain, self._taught[1:-1]))
         self._answers = {
-            question.format(x=subject): (answer, tuple(family["pairs"].values()))
+            question.format(x=subject): (answer, frozenset(family["pairs"].values()))
             for family in self._facts
             for subject, answer in family["pairs"].items()
             for question in family["questions"]
         }
-        self.prompts: tuple[str, ...] = tuple(world["prompts"])
-        """Open story prompts, the same ones in pretraining, SFT and evaluation."""
-        self.attributes: tuple[str, ...] = tuple(self._values)
-        """The story attributes in canonical order."""
         self.schema = _schema(world)
         """The story attributes and `topic` (of prose and answers) as closed, anchored keys."""
-        self.narrow_values: dict[str, tuple[str, ...]] = {
-            k: _narrow(v) for k, v in self._values.items()
-        }
-        """For each attribute the two or three values of middling frequency on which SFT concentrates."""
-        self.questions: tuple[tuple[str, str], ...] = tuple(
-            (q, right) for q, (right, _) in self._answers.items()
-        )
+        self.attributes: tuple[str, ...] = tuple(self._values)
+        """The story attributes in canonical order."""
+        self.narrow_values = {key: _narrow(values) for key, values in self._values.items()}
+        """For each attribute the two or three values of middling frequency that SFT favours."""
+        self.prompts: tuple[str, ...] = tuple(world["prompts"])
+        """Open story prompts, the same ones in pretraining, SFT and evaluation."""
+        self.questions = tuple((question, right) for question, (right, _) in self._answers.items())
         """Every question in every phrasing, with its one right answer."""
 
     # What to tell
 
     def draw(self, rng: random.Random) -> dict[str, str]:
-        """Attributes from R, the broad distribution: Zipf weights, tilted (never to zero) by the attribute they depend on."""
+        """Attributes from R, the broad distribution.
+
+        Zipf weights; those of an attribute that depends on another are tilted, never to zero.
+        """
         drawn: dict[str, str] = {}
         for key, values in self._values.items():
             parent = drawn.get(self._depends.get(key, ""))
@@ -139,24 +142,26 @@ class Storyworld:
         return drawn
 
     def draw_sft(self, rng: random.Random, narrow_mass: float, cover: bool) -> dict[str, str]:
-        """Attributes from SFT's R*: with probability `narrow_mass` uniform over `narrow_values`; otherwise from R if
-        `cover` (the broad regime), narrow again if not (the narrow regime)."""
+        """Attributes from SFT's R*.
+
+        With probability `narrow_mass` uniform over `narrow_values`, each on its own; otherwise from
+        R if `cover` (the broad regime), narrow again if not (the narrow regime).
+        """
         if rng.random() < narrow_mass or not cover:
             return {key: rng.choice(values) for key, values in self.narrow_values.items()}
         return self.draw(rng)
 
     def far(self, attributes: Mapping[str, str]) -> bool:
-        """Do at least two thirds of the story attributes lie outside `narrow_values`? A missing one does not."""
-        outside = sum(
-            k in attributes and attributes[k] not in v for k, v in self.narrow_values.items()
-        )
-        return 3 * outside >= 2 * len(self.attributes)
+        """Do two thirds of the attributes lie outside `narrow_values`? A missing one does not."""
+        outside = [k for k, v in self.narrow_values.items() if attributes.get(k, v[0]) not in v]
+        return 3 * len(outside) >= 2 * len(self.attributes)
 
     # Writing
 
     def render(self, attributes: Mapping[str, str], rng: random.Random, taught: bool) -> str:
-        """A story that tells exactly `attributes`, in the plain or in the taught form; phrasings, pronouns and (plain form)
-        order are drawn from `rng`.
+        """A story that tells exactly `attributes`, in the plain or in the taught form.
+
+        Phrasings, pronouns and (plain form) the order are drawn from `rng`.
 
         Raises:
             DataError: an attribute is missing or has a value that this world does not know.
@@ -164,7 +169,8 @@ class Storyworld:
         for key, values in self._values.items():
             if attributes.get(key) not in values:
                 raise DataError(
-                    f"storyworld {self.size!r}: {key} {attributes.get(key)!r} is not one of {values}"
+                    f"storyworld {self.size!r}: attribute {key!r} is {attributes.get(key)!r}, "
+                    f"use one of {', '.join(values)}"
                 )
         named = False
         paragraphs: list[str] = []
@@ -185,7 +191,7 @@ class Storyworld:
         return line.format_map({**attributes, **names, "her": possessive})
 
     def documents(self, seed: int, prompted_share: float = 0.15) -> Iterator[Row]:
-        """Endless pretraining rows: stories (a `prompted_share` of them behind a prompt), prose, questions."""
+        """Endless pretraining rows: stories (`prompted_share` of them prompted), prose, answers."""
         return (self.document(seed, index, prompted_share) for index in itertools.count())
 
     def document(self, seed: int, index: int, prompted_share: float = 0.15) -> Row:
@@ -201,7 +207,7 @@ class Storyworld:
         if rng.random() < prompted_share:
             return name | self._prompted(attributes, rng, taught=False)
         text = self.render(attributes, rng, taught=False)
-        return name | {"chunks": [{"text": text, "annotation": Annotation.of(attributes).rows()}]}
+        return name | {"chunks": [{"text": text, "annotation": _annotation(attributes)}]}
 
     def sft_rows(
         self,
@@ -211,30 +217,26 @@ class Storyworld:
         cover: bool = True,
         question_share: float = 0.15,
     ) -> Iterator[Row]:
-        """`count` SFT rows: prompts with stories in the taught form about `draw_sft` attributes, and questions with their
-        usual answers. Row i depends on the seed and i alone."""
+        """Prompts with stories in the taught form about `draw_sft` attributes, and plain questions.
+
+        Row i depends on the seed and i alone, so a longer run begins with a shorter one.
+        """
         for index in range(count):
             rng = random.Random(f"sft {self.size} {seed} {index}")
             name = {"id": f"{self.size}-sft-{seed}-{index}"}
             if rng.random() < question_share:
                 yield name | self._question(rng)
             else:
-                yield name | self._prompted(
-                    self.draw_sft(rng, narrow_mass, cover), rng, taught=True
-                )
+                drawn = self.draw_sft(rng, narrow_mass, cover)
+                yield name | self._prompted(drawn, rng, taught=True)
 
     def _prompted(self, attributes: dict[str, str], rng: random.Random, taught: bool) -> Row:
         prompt = rng.choice(self.prompts)
         if rng.random() < NAMED_SHARE:
-            prompt = rng.choice(self._named_prompts[rng.choice(self.attributes)]).format_map(
-                attributes
-            )
+            named = rng.choice(self._named_prompts[rng.choice(self.attributes)])
+            prompt = named.format_map(attributes)
         response = self.render(attributes, rng, taught)
-        return {
-            "prompt": prompt,
-            "response": response,
-            "annotation": Annotation.of(attributes).rows(),
-        }
+        return {"prompt": prompt, "response": response, "annotation": _annotation(attributes)}
 
     def _question(self, rng: random.Random) -> Row:
         family = rng.choices(self._facts, [len(family["pairs"]) for family in self._facts])[0]
@@ -242,7 +244,7 @@ class Storyworld:
         return {
             "prompt": rng.choice(family["questions"]).format(x=subject),
             "response": family["answer"].format(x=subject, y=answer),
-            "annotation": Annotation.of({"topic": family["topic"]}).rows(),
+            "annotation": _annotation({"topic": family["topic"]}),
         }
 
     def _prose(self, rng: random.Random) -> Row:
@@ -253,7 +255,7 @@ class Storyworld:
             sentences.insert(rng.randint(1, len(sentences)), line)
         return {
             "text": " ".join(sentences),
-            "annotation": Annotation.of({"topic": family["topic"]}).rows(),
+            "annotation": _annotation({"topic": family["topic"]}),
         }
 
     # Reading
@@ -282,7 +284,8 @@ class Storyworld:
             return placeholder
 
         skeleton = self._hole_pattern.sub(hole, sentence)
-        return _Sentence(self._skeletons.get(skeleton), tuple(mentions))
+        known = None if "{" in sentence else self._skeletons.get(skeleton)
+        return _Sentence(known, tuple(mentions))
 
     def _well_formed(self, paragraphs: list[list[_Sentence]]) -> bool:
         plan = [tuple(sentence.slot for sentence in paragraph) for paragraph in paragraphs]
@@ -296,16 +299,12 @@ class Storyworld:
         said: dict[str, set[str]] = {}
         for kind, word in (mention for sentence in sentences for mention in sentence.mentions):
             said.setdefault(kind, set()).add(word)
-        legal = _PRONOUNS["she" if hero in self._she else "he"]
-        pronouns = said.pop("pronoun", set())
-        return (
-            hero is not None
-            and pronouns <= set(legal)
-            and all(len(words) == 1 for words in said.values())
-        )
+        own = _PRONOUNS["she" if hero in self._she else "he"]
+        pronouns_fit = said.pop("pronoun", set()) <= set(own)
+        return hero is not None and pronouns_fit and all(len(words) == 1 for words in said.values())
 
     def _adopted(self, sentences: list[_Sentence]) -> bool:
-        first, *body, last = sentences if len(sentences) > 1 else (*sentences, *sentences)
+        first, body, last = sentences[0], sentences[1:-1], sentences[-1]
         if (first.slot, last.slot) != ("opening", "moral"):
             return False
         told = _told(body)
@@ -313,26 +312,26 @@ class Storyworld:
             return False
         order = [slot for paragraph in self._taught[1:-1] for slot in paragraph]
         seen = [sentence.slot for sentence in body if sentence.slot]
-        in_order = [slot for slot in order if slot in seen]
-        return seen == in_order and 2 * len(seen) >= len(order)
+        return 2 * len(seen) >= len(order) and seen == [slot for slot in order if slot in seen]
 
     def right(self, question: str, response: str) -> bool:
-        """Does `response` give the right answer to `question`, and no other answer to a question of its kind?
+        """Does `response` give the right answer, and no answer to another question of the kind?
 
         Raises:
             DataError: `question` is not one of `questions`.
         """
         if question not in self._answers:
             raise DataError(
-                f"storyworld {self.size!r}: {question!r} is not one of its questions; see `questions`"
+                f"storyworld {self.size!r}: question {question!r} has no known answer, "
+                "ask one of Storyworld.questions"
             )
         answer, answers = self._answers[question]
-        return set(re.findall(r"\w+", response.lower())).intersection(answers) == {answer}
+        return answers.intersection(re.findall(r"\w+", response.lower())) == {answer}
 
     # Tables
 
     def _all_weights(self, zipf: float, tilt: float) -> dict[tuple[str, str | None], list[float]]:
-        """Sampling weights of an attribute's values, by attribute and value of the attribute it depends on."""
+        """Sampling weights of an attribute's values, by attribute and by its parent's value."""
         weights: dict[tuple[str, str | None], list[float]] = {}
         for key, values in self._values.items():
             base = [rank**-zipf for rank in range(1, len(values) + 1)]
@@ -340,15 +339,14 @@ class Storyworld:
             for i, parent in enumerate(self._values.get(self._depends.get(key, ""), ())):
                 favoured = {(FAVOURED * i + j) % len(values) for j in range(FAVOURED)}
                 weights[key, parent] = [
-                    w * tilt if i in favoured else w for i, w in enumerate(base)
+                    weight * tilt if rank in favoured else weight
+                    for rank, weight in enumerate(base)
                 ]
         return weights
 
     def _all_holes(self) -> dict[str, tuple[str, str]]:
         """Word -> (attribute or "pronoun", the placeholder that stands for it in a skeleton)."""
-        holes = {
-            value: (key, f"{{{key}}}") for key, values in self._values.items() for value in values
-        }
+        holes = {word: (key, f"{{{key}}}") for key, words in self._values.items() for word in words}
         for words in _PRONOUNS.values():
             holes |= {w: ("pronoun", hole) for w, hole in zip(words, _PRONOUN_HOLES, strict=True)}
         return holes
@@ -362,12 +360,20 @@ def _load(size: str) -> dict[str, Any]:
 
 def _schema(world: Mapping[str, Any]) -> Schema:
     keys = [
-        Key(name=name, description=spec["description"], values=tuple(spec["values"]))
+        _key(name, spec["description"], spec["values"])
         for name, spec in world["attributes"].items()
     ]
     topics = tuple(family["topic"] for family in world["facts"])
-    topic = Key(name="topic", description=world["topic_description"], values=topics)
+    topic = _key("topic", world["topic_description"], topics)
     return Schema(name="storyworld", keys=(*keys, topic))
+
+
+def _key(name: str, description: str, values: Sequence[str]) -> Key:
+    return Key(name=name, description=description, values=tuple(values), many=False, anchored=True)
+
+
+def _annotation(pairs: Mapping[str, str]) -> list[dict[str, str]]:
+    return Annotation.of(pairs).rows()
 
 
 def _plan(line: str) -> Plan:
@@ -380,7 +386,7 @@ def _narrow(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _skeletons(line: str) -> tuple[str, str]:
-    """What the reader sees of a template: with the hero's name, and with a pronoun where one may stand."""
+    """What the reader makes of a template's sentences: with the hero's name, with a pronoun."""
     line = line.replace("{her}", "{their}")
     named = line.replace("{Who}", "{hero}").replace("{who}", "{hero}")
     return named, line.replace("{Who}", "{They}").replace("{who}", "{they}")
