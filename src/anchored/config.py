@@ -90,20 +90,22 @@ def to_yaml(config: Config) -> str:
     )
 
 
-def load_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
+def load_config(cls: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
     """The configuration in a YAML file, with `a.b=c` overrides applied; `c` is read as YAML.
+
+    Without a file the overrides are all there is.
 
     Raises:
         ConfigError: the file or an override cannot be read, or a field is unknown, missing or out
             of range.
     """
-    data = read_yaml(path)
+    data = read_yaml(path) if path else {}
     if data is None:
         data = {}
     if isinstance(data, dict):
         for override in overrides:
             _override(data, override)
-    return validated(cls, data, source=str(path))
+    return validated(cls, data, source=str(path or "command line"))
 
 
 def validated(cls: type[M], data: Any, source: str) -> M:

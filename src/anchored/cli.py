@@ -1,0 +1,309 @@
+"""The `anchored` command: arguments to configurations, results to the terminal, errors to one line.
+
+Exit status 0: done. 1: a bug, with its traceback. 2: bad usage or input, one line on stderr.
+130: interrupted. Everything heavy is imported inside the handlers, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from anchored import __doc__ as _purpose
+from anchored.errors import AnchoredError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, in place of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """`--version`: this package and what it stands on, as a result's `versions` has them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from anchored.config import versions
+
+        found = versions()
+        names = ("anchored", "python", "torch", "transformers", "datasets")
+        parser.exit(0, ", ".join(f"{name} {found[name]}" for name in names if name in found) + "\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, with one sub-parser a command."""
+    parser = _Parser(prog="anchored", description=_purpose, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for add in (_demo, _annotate, _prepare, _pretrain, _sft, _sample, _inspect):
+        add(commands)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one command, `handler` among them; exits with 2 where they make no sense."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse before 3.13 does not match a `*` positional behind an option (cpython #59317).
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; a bug leaves as the exception that it is."""
+    options = parse(arguments)
+    try:
+        options.handler(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `anchored inspect ... | head` is no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except AnchoredError as error:
+        return _complain(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("anchored: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"anchored: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _command(
+    commands: Any, name: str, summary: str, handler: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    parser.set_defaults(handler=handler)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="a.b=c",
+        help="fields of the configuration to replace; values are read as YAML",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _pin(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not value.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: write key=value")
+    return key.strip(), value
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+def _demo(commands: Any) -> None:
+    summary = "collapse and its cure on a story corpus with known semantics, on a CPU, in minutes"
+    parser = _command(commands, "demo", summary, _run_demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("--seeds", type=_positive, default=1, help="runs to average over")
+    parser.add_argument(
+        "--regime",
+        choices=("broad", "narrow"),
+        default="broad",
+        help="does the SFT data cover all semantics, if unevenly (broad), or only a few values",
+    )
+    parser.add_argument(
+        "--strength",
+        choices=("light", "hard"),
+        default="hard",
+        help="steps and learning rate of SFT",
+    )
+    _add_overrides(parser)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from anchored.experiments import demo
+
+    results = demo.run(
+        out=options.out,
+        seeds=options.seeds,
+        regime=options.regime,
+        strength=options.strength,
+        overrides=options.overrides,
+    )
+    if options.json:
+        _print_json(results)
+
+
+def _annotate(commands: Any) -> None:
+    summary = "write tags to the chunks of documents and to the responses of conversations"
+    parser = _command(commands, "annotate", summary, _run_annotate)
+    parser.add_argument(
+        "source",
+        metavar="SRC|CONFIG",
+        help="rows to annotate (.jsonl, .json, .txt, .gz or .xz of these, or a folder), or a .yaml",
+    )
+    parser.add_argument("--out", help="folder for the annotated shards; run again to resume")
+    parser.add_argument("--annotator", help="who writes the tags; default: offline")
+    parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
+    _add_overrides(parser)
+
+
+def _run_annotate(options: argparse.Namespace) -> None:
+    from anchored.annotate.run import AnnotateConfig, run
+    from anchored.config import load_config
+
+    is_config = options.source.endswith((".yaml", ".yml"))
+    given = {
+        "source": None if is_config else options.source,
+        "out": options.out,
+        "annotator": options.annotator,
+        "schema_name": options.schema,
+    }
+    overrides = [f"{field}={json.dumps(value)}" for field, value in given.items() if value]
+    path = Path(options.source) if is_config else None
+    manifest = run(load_config(AnnotateConfig, path, [*overrides, *options.overrides]))
+    if options.json:
+        _print_json(manifest)
+
+
+def _prepare(commands: Any) -> None:
+    summary = "encode, mask and pack a corpus into a dataset that trains anywhere"
+    parser = _command(commands, "prepare", summary, _run_prepare)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a PrepareConfig")
+    _add_overrides(parser)
+
+
+def _run_prepare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from anchored.config import load_config
+    from anchored.data.prepare import MANIFEST, PrepareConfig, prepare
+
+    config = load_config(PrepareConfig, options.config, options.overrides)
+    out = prepare(config, Console(stderr=options.json))
+    if options.json:
+        _print_json(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+
+
+def _pretrain(commands: Any) -> None:
+    summary = "train on documents from scratch, or go on from `model.init`; run again to resume"
+    parser = _command(commands, "pretrain", summary, _run_pretrain)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a PretrainConfig")
+    _add_overrides(parser)
+
+
+def _run_pretrain(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
+    from anchored.train.run import PretrainConfig, pretrain
+
+    _print_model(pretrain(load_config(PretrainConfig, options.config, options.overrides)), options)
+
+
+def _sft(commands: Any) -> None:
+    summary = "fine-tune on conversations: standard, anchored, anchored-replay or tagged"
+    parser = _command(commands, "sft", summary, _run_sft)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of an SFTConfig")
+    _add_overrides(parser)
+
+
+def _run_sft(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
+    from anchored.train.run import SFTConfig, sft
+
+    _print_model(sft(load_config(SFTConfig, options.config, options.overrides)), options)
+
+
+def _print_model(model: Path, options: argparse.Namespace) -> None:
+    from anchored.train.run import read_record
+
+    if options.json:
+        _print_json({"model": str(model), **read_record(model)})
+    else:
+        print(model)
+
+
+def _sample(commands: Any) -> None:
+    summary = "sample answers: an annotation first, then the response given it"
+    parser = _command(commands, "sample", summary, _run_sample)
+    parser.add_argument("model", metavar="MODEL", help="model folder or hub id")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument(
+        "--prefill", default="", metavar="TEXT", help="text that the response starts with"
+    )
+    parser.add_argument("-n", type=_positive, default=1, help="samples a prompt")
+    parser.add_argument(
+        "--pin", type=_pin, action="append", default=[], metavar="KEY=VALUE", help="a tag to impose"
+    )
+    parser.add_argument("--no-annotation", action="store_true", help="leave the annotation out")
+    for name in ("temperature", "top-p", "min-p"):
+        for part in ("", "annotation-"):
+            whose = "of the annotation" if part else "of the response"
+            parser.add_argument(f"--{part}{name}", type=float, metavar="X", help=whose)
+    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of the response")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the samples as JSON lines")
+
+
+def _run_sample(options: argparse.Namespace) -> None:
+    from anchored.config import validated
+    from anchored.sample.engine import SampleConfig, run
+
+    def given(**fields: Any) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if value is not None}
+
+    config = {
+        "annotation": given(
+            temperature=options.annotation_temperature,
+            top_p=options.annotation_top_p,
+            min_p=options.annotation_min_p,
+        ),
+        "response": given(
+            temperature=options.temperature, top_p=options.top_p, min_p=options.min_p
+        ),
+        "seed": options.seed,
+        **given(max_response_tokens=options.max_new_tokens),
+    }
+    run(
+        options.model,
+        prompts=options.prompt,
+        n=options.n,
+        pins=options.pin,
+        prefill=options.prefill,
+        annotated=not options.no_annotation,
+        config=validated(SampleConfig, config, source="command line"),
+        out=options.out,
+        as_json=options.json,
+    )
+
+
+def _inspect(commands: Any) -> None:
+    summary = "a coloured view of segments and masks, tag statistics, or a model's facts"
+    parser = _command(commands, "inspect", summary, _run_inspect)
+    parser.add_argument(
+        "path", type=Path, metavar="DATASET|MODEL", help="prepared data, annotated rows or a model"
+    )
+    parser.add_argument("-n", dest="rows", type=_positive, default=3, help="examples to show")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the view as one HTML file")
+
+
+def _run_inspect(options: argparse.Namespace) -> None:
+    from anchored.inspect import run
+
+    run(options.path, rows=options.rows, html=options.html, as_json=options.json)
