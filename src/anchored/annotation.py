@@ -245,9 +245,13 @@ class Key(BaseModel):
 
     name: str
     description: str = Field(description="what the tag says, in the words the annotator is given")
-    values: tuple[str, ...] | None = Field(None, description="closed vocabulary; None for open")
-    many: bool = Field(False, description="may the key repeat in one annotation")
-    anchored: bool = Field(True, description="False for what SFT is to change: form, register")
+    values: tuple[str, ...] | None = Field(
+        default=None, description="closed vocabulary; None for open"
+    )
+    many: bool = Field(default=False, description="may the key repeat in one annotation")
+    anchored: bool = Field(
+        default=True, description="False for what SFT is to change: form, register"
+    )
 
     @field_validator("name")
     @classmethod
