@@ -1,0 +1,230 @@
+"""The comparison table of `results.json`, for documents, terminals and the HTML page.
+
+`gap_closed` alone can be won by not learning (the base has 1): it is shown only with `adoption`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from rich.table import Table
+from rich.text import Text
+
+Results = Mapping[str, Any]
+MISSING = "—"
+
+MODEL_LABELS = {
+    "base": "Base",
+    "annotated_base": "Annotated base",
+    "standard": "Standard SFT",
+    "anchored": "Anchored SFT",
+    "anchored_replay": "Anchored + replay",
+    "tagged": "Tagged SFT",
+}
+
+COLUMNS = {
+    "semantic_entropy": "Shannon entropy of each attribute over the sampled texts, averaged over "
+    "attributes, in nats; plug-in estimate, comparable only at equal N.",
+    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy: 0 is standard SFT, "
+    "1 is the base. Not learning at all also gives 1: read it beside adoption.",
+    "collapse_reduction": "(D_base - D_sft) / (D_base - D): how many times smaller the loss of "
+    "diversity is. ≥ marks a lower bound, where the interval reaches the base.",
+    "adoption": "Share of answers that show what SFT taught.",
+    "adoption_far": "Adoption among the answers whose semantics lie far from SFT's.",
+    "adherence": "Share of the annotation's tags that the text keeps.",
+    "well_formed": "Share of texts that are well formed.",
+    "consistent": "Share of texts that do not contradict themselves.",
+    "answer_accuracy": "Share of questions with one right answer that are answered rightly.",
+    "dissimilarity": "1 - cosine similarity of text embeddings, mean over all pairs.",
+}
+_COMPARED = frozenset({"gap_closed", "collapse_reduction"})
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of the table as text, and its 95% interval as text (empty where there is none)."""
+
+    value: str = MISSING
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".rstrip()
+
+
+def model_label(name: str) -> str:
+    """What readers see for a model's name in `results.json`."""
+    return MODEL_LABELS.get(name, name.replace("_", " "))
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A finite number with fixed digits; a dash for None and for what is not finite."""
+    if not is_number(value):
+        return MISSING
+    return f"{value:.{digits}f}".replace("-0.00", "0.00")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Is `value` a finite number (JSON's null, NaN and booleans are not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def interval(bounds: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """`[low, high]`, or nothing where an end is missing."""
+    if not bounds or not (is_number(bounds.get("low")) and is_number(bounds.get("high"))):
+        return ""
+    return f"[{number(bounds['low'], digits)}, {number(bounds['high'], digits)}]"
+
+
+def cell(results: Results, model: str, column: str) -> Cell:
+    """The number under `column` for `model`.
+
+    A compared number (`gap_closed`, `collapse_reduction`) is withheld where adoption is not known.
+    """
+    metrics = results["models"][model]
+    if column not in _COMPARED:
+        bounds = (metrics.get("intervals") or {}).get(column)
+        return Cell(number(metrics.get(column)), interval(bounds))
+    found = (results.get("comparisons", {}).get(model) or {}).get(column)
+    if not found or not is_number(metrics.get("adoption")):
+        return Cell()
+    return _gap(found) if column == "gap_closed" else _reduction(found)
+
+
+def _gap(found: Mapping[str, Any]) -> Cell:
+    return Cell(number(found.get("mean")), interval(found))
+
+
+def _reduction(found: Mapping[str, Any]) -> Cell:
+    if found.get("lower_bound"):
+        return Cell(f"≥ {number(found.get('low'), 1)}×" if is_number(found.get("low")) else MISSING)
+    if not is_number(found.get("mean")):
+        return Cell()
+    return Cell(f"{number(found['mean'], 1)}×", interval(found, 1))
+
+
+def markdown_table(results: Results) -> str:
+    """The comparison in Markdown, a row a model; intervals at the entropy and compared numbers."""
+    head = ["model", *COLUMNS]
+    rows = [
+        [model_label(model), *(_markdown_cell(results, model, column) for column in COLUMNS)]
+        for model in results["models"]
+    ]
+    rule = ["---", *("---:" for _ in COLUMNS)]
+    lines = "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+    return f"{lines}\n\n{caption(results)}\n"
+
+
+def _markdown_cell(results: Results, model: str, column: str) -> str:
+    found = cell(results, model, column)
+    return str(found) if column in {"semantic_entropy", *_COMPARED} else found.value
+
+
+def rich_table(results: Results) -> Table:
+    """The comparison for a terminal, a column a model: ten numbers a row do not fit into 80."""
+    table = Table(
+        caption=caption(results),
+        caption_style="dim",
+        header_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
+    for model in results["models"]:
+        table.add_column(model_label(model), justify="right")
+    for column in COLUMNS:
+        cells = (cell(results, model, column) for model in results["models"])
+        table.add_row(column, *map(_rich_cell, cells))
+    return table
+
+
+def _rich_cell(found: Cell) -> Text:
+    text = Text(found.value, style="dim" if found.value == MISSING else "", overflow="fold")
+    bounds = found.interval.strip("[]").replace(", ", "–")
+    return text.append(f"\n{bounds}", style="dim") if bounds else text
+
+
+def sample_sizes(results: Results) -> list[int]:
+    """The distinct N of the models, ascending."""
+    return sorted({metrics["n"] for metrics in results["models"].values() if metrics.get("n")})
+
+
+def caption(results: Results) -> str:
+    """N, seeds, and what the brackets are; a warning where N differs between models."""
+    sizes = sample_sizes(results)
+    parts = [f"N = {' / '.join(map(str, sizes))} samples a model"] if sizes else []
+    if seeds := results.get("seeds"):
+        parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}")
+    parts.append("intervals: 95% bootstrap")
+    text = "; ".join(parts) + "."
+    if len(sizes) > 1:
+        text += " N differs between models: their entropies are not comparable."
+    return text
+
+
+def finding(results: Results) -> str:
+    """One sentence: what standard SFT did to diversity, what anchoring kept, what it learnt."""
+    models = results["models"]
+    before, after = (_entropy(models, name) for name in ("base", "standard"))
+    if before is None or after is None:
+        return (
+            "These results hold no base and standard pair, so there is no collapse to compare with."
+        )
+    moved = f"from {number(before)} to {number(after)} nats"
+    if after >= before:
+        return f"Standard SFT did not narrow the model here: semantic entropy went {moved}."
+    opening = f"Standard SFT cut semantic entropy {moved}"
+    treated = [
+        name for name in ("anchored", "anchored_replay") if _entropy(models, name) is not None
+    ]
+    if not treated:
+        return f"{opening}."
+    return f"{opening}; {_kept(results, treated[0])}{_also(results, treated[1:])}."
+
+
+def _entropy(models: Mapping[str, Any], name: str) -> float | None:
+    value = models.get(name, {}).get("semantic_entropy")
+    return value if is_number(value) else None
+
+
+def _kept(results: Results, model: str) -> str:
+    metrics, standard = results["models"][model], results["models"]["standard"]
+    held = f"{_in_prose(model)} ended at {number(metrics['semantic_entropy'])}"
+    gap = _gap_mean(results, model)
+    if gap is None:
+        return f"{held} (no gap is stated: adoption or the comparison is missing)"
+    held += f", closing {percent(gap)} of the gap"
+    if not is_number(standard.get("adoption")):
+        return held
+    learnt, taught = metrics["adoption"], standard["adoption"]
+    joint = "with" if learnt >= taught - 0.05 else "but with only"
+    shares = f"{percent(learnt)} of its answers in the taught form against {percent(taught)}"
+    return f"{held}, {joint} {shares}"
+
+
+def _also(results: Results, models: list[str]) -> str:
+    parts = []
+    for model in models:
+        if (gap := _gap_mean(results, model)) is not None:
+            adoption = percent(results["models"][model]["adoption"])
+            parts.append(f" ({_in_prose(model)}: {percent(gap)} of the gap, {adoption} adoption)")
+    return "".join(parts)
+
+
+def _gap_mean(results: Results, model: str) -> float | None:
+    if cell(results, model, "gap_closed").value == MISSING:
+        return None
+    return results["comparisons"][model]["gap_closed"]["mean"]
+
+
+def _in_prose(model: str) -> str:
+    label = model_label(model)
+    return label[0].lower() + label[1:]
+
+
+def percent(share: Any) -> str:
+    """A share as a whole percentage, `0.934` to `93%`."""
+    return f"{100 * share:.0f}%" if is_number(share) else MISSING
