@@ -1,1 +1,1 @@
-"""Rows in, prepared dataset out, batches from it: readers, prepare, packing, store, collate."""
+"""Rows in, prepared dataset out, batches: readers, plans, packing, store, prepare, collate."""

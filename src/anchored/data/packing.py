@@ -1,9 +1,10 @@
-"""Sequences to rows of bounded length: long documents split at chunk boundaries, short ones packed best fit.
+"""Sequences to rows of bounded length: long documents split at chunk boundaries, short ones packed.
 
-A document that does not fit `max_length` becomes several sequences. Each takes as many whole chunks as fit and starts
-with the annotation of its first chunk; only the first starts with bos and only the last ends with eos, because the
-others neither open nor close a document. A chunk that alone is too long is cut between tokens, and its annotation
-stands before every part: learnt before the first, given before the others, so that no plan counts twice.
+A document that does not fit `max_length` becomes several sequences. Each takes as many whole chunks
+as fit and starts with the annotation of its first chunk; only the first starts with bos and only
+the last ends with eos, because the others neither open nor close a document. A chunk that alone is
+too long is cut between tokens, and its annotation stands before every part: learnt before the
+first, given before the others, so that no plan counts twice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def length(segments: Segments) -> int:
 
 
 def has_loss(segments: Segments) -> bool:
-    """Is any token learnt; the first of a sequence never is, nothing in the sequence predicts it."""
+    """Is any token learnt; the first never is, because nothing in its sequence predicts it."""
     first, *rest = segments
     return (first.supervised and len(first.ids) > 1) or any(s.supervised and s.ids for s in rest)
 
@@ -63,7 +64,7 @@ def _units(segments: Segments) -> list[list[Segment]]:
 
 
 def _cut(unit: Segments, max_length: int) -> list[list[Segment]]:
-    """A chunk in parts, each behind the annotation; nothing if the annotation leaves less than half the room."""
+    """A chunk in parts, each behind its annotation; nothing if that leaves less than half a row."""
     at = next(i for i, segment in enumerate(unit) if segment.kind is Kind.TEXT)
     lead, text, tail = unit[:at], unit[at], unit[at + 1 :]
     room = max_length - length(lead) - length(tail)
@@ -80,16 +81,16 @@ def _cut(unit: Segments, max_length: int) -> list[list[Segment]]:
 
 
 def _bos(lead: Segments) -> int:
-    """1 if bos stands first: an annotation has two control tokens, so with bos their number is odd."""
+    """1 if bos stands first: an annotation has two control tokens, bos makes their number odd."""
     return sum(segment.kind is Kind.CONTROL for segment in lead) % 2
 
 
 class BestFit:
-    """Packs sequences into rows of at most `capacity` tokens: each goes where it leaves the least room.
+    """Packs sequences into rows of `capacity` tokens: each goes where it leaves the least room.
 
     Args:
         capacity: tokens a row holds.
-        open_rows: rows kept open; beyond that the fullest is given out. It bounds memory, whatever the corpus.
+        open_rows: rows kept open; beyond that the fullest is given out, so that memory is bounded.
     """
 
     def __init__(self, capacity: int, open_rows: int = 256) -> None:

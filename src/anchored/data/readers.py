@@ -1,5 +1,4 @@
-"""Where rows come from, and what they may look like: every source and row format ends as a `Document` or a
-`Conversation`."""
+"""Sources and row formats: whatever they are, rows end as a `Document` or a `Conversation`."""
 
 from __future__ import annotations
 
@@ -12,18 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import datasets
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.config import Config
 from anchored.errors import ConfigError, DataError
 from anchored.files import read_jsonl
-from anchored.segments import Chunk, Message
+from anchored.segments import OBJECTIVES, Chunk, Message
 from anchored.storyworld import Storyworld
 
 ROW_FORMATS = "text, chunks, messages, prompt + response or instruction + output"
@@ -33,15 +32,25 @@ _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 _IN_FOLDERS = (".jsonl", ".txt", *_TABLES)
 
 Row = Mapping[str, Any]
+
+
+def _known_objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        raise ValueError(f"use one of {', '.join(OBJECTIVES)}")
+    return name
+
+
+ObjectiveName = Annotated[str, AfterValidator(_known_objective)]
 Split = Callable[[str], list[str]]
 
 
 class SourceConfig(Config):
     """One source of rows.
 
-    `path` is a `.jsonl`, `.json` or `.txt` file (each optionally `.gz` or `.xz`), a `.parquet` or `.arrow` file, a
-    folder of such files (read in sorted order; `.json` files in it are left alone), a folder written by
-    `Dataset.save_to_disk`, `hf://owner/name[/configuration]`, or `storyworld://small`, `storyworld://full/sft?seed=1`.
+    `path` is a `.jsonl`, `.json` or `.txt` file (each optionally `.gz` or `.xz`), a `.parquet` or
+    `.arrow` file, a folder of such files (in sorted order; `.json` files in it are left alone),
+    a folder written by `Dataset.save_to_disk`, `hf://owner/name[/configuration]`, or
+    `storyworld://small`, `storyworld://full/sft?seed=1&count=2000`.
     """
 
     path: str
@@ -53,6 +62,7 @@ class SourceConfig(Config):
     )
     separator: str | None = Field(None, description="in text files, what stands between documents")
     split: str = Field("train", description="split of a hub dataset")
+    objective: ObjectiveName | None = Field(None, description="instead of the run's own")
 
     @property
     def endless(self) -> bool:
@@ -63,7 +73,7 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text in chunks. `prompt` asks for the whole text; `annotation`, where given, is that of the whole text."""
+    """Text in chunks; `prompt` asks for the whole of it, and `annotation` describes the whole."""
 
     id: str
     chunks: tuple[Chunk, ...]
@@ -78,7 +88,7 @@ class Document:
 
     @property
     def whole_annotation(self) -> Annotation:
-        """The given one or, for each key in order of first appearance, its most frequent value among the chunks."""
+        """The given one or, key by key, the most frequent value among the chunks."""
         if self.annotation is not None or len(self.chunks) == 1:
             return self.annotation or self.chunks[0].annotation
         counts = Counter(tag for chunk in self.chunks for tag in chunk.annotation)
@@ -111,7 +121,7 @@ def load_schema(name: str) -> Schema:
 
 
 def read_rows(source: SourceConfig, prompted_share: float = 0.0) -> Iterator[tuple[str, Row]]:
-    """`(place, row)` pairs of one source after `where`, `skip` and `limit`; the place is for error messages.
+    """`(place, row)` pairs of one source after `where`, `skip` and `limit`; places are for errors.
 
     Args:
         source: where to read.
@@ -213,7 +223,7 @@ def _number(name: str, rows: Any) -> Iterator[tuple[str, Row]]:
 
 
 def _read_text(path: Path, separator: str | None) -> Iterator[tuple[str, Row]]:
-    """One document a file or, with a separator, one between each two; what lies between may not be blank."""
+    """One document a file or, with a separator, one between each two unless it is blank."""
     documents = _text_pieces(path, separator) if separator else iter([_whole_text(path)])
     for number, text in enumerate(documents, 1):
         place = f"{path}: document {number}" if separator else str(path)
@@ -260,9 +270,10 @@ def parse_row(row: Row, place: str, split: Split) -> Item:
     """A row in any of the formats, as a `Document` or a `Conversation`.
 
     Args:
-        row: documents `{text}` or `{chunks: [{text, annotation}]}`, optionally with a `prompt`; conversations
-            `{messages}`, `{prompt, response}` or `{instruction, input, output}`, optionally with an `annotation` for
-            the response; `{prompt, annotation}` for replay; always an optional `id`.
+        row: documents `{text}` or `{chunks: [{text, annotation}]}`, optionally with a `prompt`;
+            conversations `{messages}`, `{prompt, response}` or `{instruction, input, output}`,
+            optionally with an `annotation` for the response; `{prompt, annotation}` for replay;
+            always an optional `id`.
         place: file and line, for the error, and the id where the row has none.
         split: cuts a document's text into chunks.
 
@@ -287,7 +298,7 @@ def _text(row: Row, field: str, empty_ok: bool = False) -> str:
         )
     if not empty_ok and not value.strip():
         raise DataError(
-            f"{field}: {value[:20]!r} is empty; remove the row, or leave such rows out with skip_bad_rows: true"
+            f"{field}: {value[:20]!r} is empty; remove the row, or set skip_bad_rows: true"
         )
     return value
 
@@ -324,9 +335,7 @@ def _chunks(row: Row, split: Split) -> tuple[Chunk, ...]:
         return tuple(Chunk(text) for text in split(_text(row, "text")))
     chunks = _rows(row, "chunks")
     if not chunks:
-        raise DataError(
-            "chunks: [] is empty; remove the row, or leave such rows out with skip_bad_rows: true"
-        )
+        raise DataError("chunks: [] is empty; remove the row, or set skip_bad_rows: true")
     for chunk in chunks:
         if "text" not in chunk:
             raise DataError(f"chunks: {str(dict(chunk))[:80]} has no text")
@@ -362,7 +371,7 @@ def _turns(row: Row) -> tuple[Message, ...]:
         turns.pop()
     if not turns:
         raise DataError(
-            "messages: no assistant turn, so nothing to learn; remove the row, or set skip_bad_rows: true"
+            "messages: no assistant turn to learn; remove the row, or set skip_bad_rows: true"
         )
     if "annotation" in row:
         last = turns.pop()

@@ -1,4 +1,4 @@
-"""Prepared datasets on disk: written in bounded memory, and refused at load if anything about them has changed.
+"""Prepared datasets on disk: written in bounded memory, and refused at load if they have changed.
 
 out/                    a `datasets.Dataset` with the columns of `FEATURES`
   manifest.json         configuration, versions, tokenizer, schema, counts, digests of the files
@@ -15,7 +15,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,9 @@ _BLOCKS = 64
 
 
 def to_table(rows: Sequence[Sequence[Segments]]) -> pa.Table:
-    """Packed rows as columns: `assemble` for each sequence, joined, without a step of Python for each token.
+    """Packed rows as columns: `assemble` of each sequence, joined, with no step of Python a token.
 
-    `seq_lengths` are the lengths of the sequences in a row.
+    `seq_lengths` holds the lengths of the sequences in a row.
     """
     segments = [segment for row in rows for sequence in row for segment in sequence]
     sizes = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
@@ -122,7 +121,7 @@ class SplitWriter:
         self._longest = max(self._longest, *(sum(map(length, row)) for row in self._buffer))
 
     def close(self) -> dict[str, Any]:
-        """Writes what is left and returns the account of the split: rows, sequences, tokens by kind, supervised ones."""
+        """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
         self._flush()
         self._writer.finalize()
         if self._rows:
@@ -166,16 +165,6 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared dataset that passed all checks."""
-
-    train: Dataset
-    validation: Dataset | None
-    manifest: dict[str, Any]
-    tokenizer: AnchoredTokenizer
-
-
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a prepared dataset.
 
@@ -190,57 +179,51 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = json.loads(file.read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise DataError(
-            f"{file}: format {manifest.get('format')!r}, this version reads {FORMAT}; prepare the data again"
+            f"{file}: format {manifest.get('format')!r}, but this version reads {FORMAT}; "
+            f"prepare the data again"
         )
     return manifest
 
 
-def load_prepared(path: str | Path, tokenizer: AnchoredTokenizer | None = None) -> Prepared:
-    """A dataset written by `prepare`, verified.
+def load_prepared(
+    path: str | Path, tokenizer: AnchoredTokenizer | None = None, split: str = "train"
+) -> tuple[Dataset, dict[str, Any]]:
+    """One split of a dataset written by `prepare`, verified, and its manifest.
 
     Args:
-        path: its folder.
+        path: the folder.
         tokenizer: the one the model uses; by default the one saved with the data.
+        split: `train` or `validation`.
 
     Raises:
-        TokenizerMismatch: the tokenizer encodes differently from the one that the data was made with.
-        DataError: no manifest, files that differ from it, or no token with loss.
+        TokenizerMismatch: the tokenizer encodes differently from the one the data was made with.
+        DataError: no manifest, no such split, files that differ from the manifest, or no token
+            with loss.
     """
     path = Path(path)
     manifest = read_manifest(path)
     tokenizer = tokenizer or AnchoredTokenizer.load(path / "tokenizer")
     tokenizer.check(manifest["tokenizer"]["fingerprint"], str(path))
-    splits = {
-        name: _load_split(path / folder, account) for name, folder, account in _splits(manifest)
-    }
-    if not manifest["splits"]["train"]["supervised"]:
-        raise DataError(
-            f"{path}: no token carries loss, so nothing would be learnt; prepare with another objective"
-        )
-    return Prepared(splits["train"], splits.get("validation"), manifest, tokenizer)
-
-
-def _splits(manifest: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    return [
-        (name, "" if name == "train" else name, account)
-        for name, account in manifest["splits"].items()
-    ]
+    account = manifest["splits"].get(split)
+    if account is None:
+        raise DataError(f"{path}: no {split} split; prepare the data again with a validation_share")
+    if not account["supervised"]:
+        raise DataError(f"{path}: no token carries loss, so nothing would be learnt")
+    return _load_split(path if split == "train" else path / split, account), manifest
 
 
 def _load_split(folder: Path, account: dict[str, Any]) -> Dataset:
     files = {path.name: digest(path) for path in sorted(folder.glob("*.arrow"))}
     for name in {**account["files"], **files}:
-        if account["files"].get(name) != files.get(name):
+        before, now = account["files"].get(name), files.get(name)
+        if before != now:
             raise DataError(
-                f"{folder / name}: changed since the manifest was written (digest {files.get(name)}, there "
-                f"{account['files'].get(name)}); prepare the data again"
+                f"{folder / name}: digest {now}, but {before} in {MANIFEST}: it changed since it "
+                f"was written; prepare the data again"
             )
     dataset = load_from_disk(str(folder))
-    if (
-        not isinstance(dataset, Dataset)
-        or len(dataset) != account["rows"]
-        or set(dataset.features) != set(FEATURES)
-    ):
+    columns = set(FEATURES) == set(dataset.column_names)
+    if not isinstance(dataset, Dataset) or not columns or len(dataset) != account["rows"]:
         raise DataError(
             f"{folder}: not the rows and columns that {MANIFEST} describes; prepare the data again"
         )

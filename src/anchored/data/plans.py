@@ -1,0 +1,156 @@
+"""What each row becomes: which sequences of pieces, under which objective, in which split."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from anchored.annotation import Annotation, Schema, Tag
+from anchored.data.readers import Conversation, Document, Item
+from anchored.errors import DataError
+from anchored.segments import (
+    Chunk,
+    KeyOrder,
+    Kind,
+    Message,
+    Objective,
+    Piece,
+    conversation_pieces,
+    document_pieces,
+    format_variant,
+    order_keys,
+    turns_to_learn,
+)
+
+_KNOWN_TAGS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One sequence to be, or for a document as many as `split_document` makes of it.
+
+    `instead` is what to write if this one is longer than a row: a document behind its prompt falls
+    back to the document alone.
+    """
+
+    pieces: list[Piece]
+    split: str
+    is_document: bool
+    instead: Plan | None = None
+
+
+@dataclass
+class Planner:
+    """Plans rows by seed and row id alone, so that the rest of the corpus has no say in it.
+
+    Args:
+        seed: of every choice below.
+        schema: tags are checked against it; None for no check.
+        key_order: of the tags in each annotation.
+        prompted_share: share of the documents with a prompt that become conversations in
+            pretraining; in SFT all do.
+        validation_share: share of the rows that go to the validation split.
+        counts: what was planned, by name.
+    """
+
+    seed: int
+    schema: Schema | None
+    key_order: KeyOrder
+    prompted_share: float
+    validation_share: float
+
+    def __post_init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._known_tags: set[Tag] = set()
+
+    def plans(self, item: Item, objective: Objective) -> Iterator[Plan]:
+        """One plan for a document; for a conversation one, and in SFT one for each turn to learn.
+
+        Raises:
+            DataError: an annotation does not keep to the schema.
+        """
+        split = (
+            "validation"
+            if self._in_share("validation", item.id, self.validation_share)
+            else "train"
+        )
+        if isinstance(item, Conversation):
+            self.counts["conversations"] += 1
+            turns = list(turns_to_learn(item.messages))
+            for i, messages in enumerate(turns[-1:] if is_pretraining(objective) else turns):
+                yield self._conversation(f"{item.id}:{i}", messages, split, objective)
+            return
+        self.counts["documents"] += 1
+        self.counts["chunks"] += len(item.chunks)
+        share = self.prompted_share if is_pretraining(objective) else 1.0
+        prompted = item.prompt is not None and self._in_share("prompted", item.id, share)
+        yield (self._prompted if prompted else self._document)(item, split, objective)
+
+    def _in_share(self, what: str, name: str, share: float) -> bool:
+        return share > 0 and random.Random(f"{self.seed}:{what}:{name}").random() < share
+
+    def _conversation(
+        self, name: str, messages: Sequence[Message], split: str, objective: Objective
+    ) -> Plan:
+        *earlier, last = messages
+        response = replace(last, annotation=self._annotation(last.annotation, name, objective))
+        pieces = conversation_pieces([*earlier, response], self._variant(name, objective))
+        return Plan(pieces, split, is_document=False)
+
+    def _prompted(self, item: Document, split: str, objective: Objective) -> Plan:
+        messages = (
+            Message("user", item.prompt or ""),
+            Message("assistant", item.text, item.whole_annotation),
+        )
+        plan = self._conversation(f"{item.id}:0", messages, split, objective)
+        if is_pretraining(objective):
+            plan = replace(plan, instead=self._document(item, split, objective))
+        return plan
+
+    def _document(self, item: Document, split: str, objective: Objective) -> Plan:
+        chunks = [
+            Chunk(chunk.text, self._annotation(chunk.annotation, f"{item.id}:{i}", objective))
+            for i, chunk in enumerate(item.chunks)
+        ]
+        pieces = document_pieces(chunks, self._variant(item.id, objective))
+        return Plan(pieces, split, is_document=True)
+
+    def _variant(self, name: str, objective: Objective) -> Objective:
+        variant = format_variant(objective, self.seed, name)
+        self.counts["format examples"] += variant is not objective
+        return variant
+
+    def _annotation(
+        self, annotation: Annotation | None, name: str, objective: Objective
+    ) -> Annotation:
+        """Checked, in SFT without the keys that it is meant to change, in this example's order."""
+        if not objective.annotated:
+            return Annotation()
+        self.counts["annotations" if annotation else "annotations missing"] += 1
+        annotation = annotation or Annotation()
+        if self.schema:
+            self._check(annotation, name, self.schema)
+            annotation = self.schema.canonical(annotation)
+            if not is_pretraining(objective):
+                annotation = self.schema.anchored(annotation)
+        return order_keys(annotation, self.key_order, self.seed, name)
+
+    def _check(self, annotation: Annotation, name: str, schema: Schema) -> None:
+        """`Schema.check`, left out for tags that passed it before: it is slower than encoding."""
+        if len(annotation.keys) == len(annotation) and self._known_tags.issuperset(annotation):
+            return
+        try:
+            schema.check(annotation)
+        except DataError as error:
+            raise DataError(
+                f"row {name}: annotation: {error}; mend the row or the schema"
+            ) from None
+        if len(self._known_tags) < _KNOWN_TAGS:
+            self._known_tags.update(annotation)
+
+
+def is_pretraining(objective: Objective) -> bool:
+    """Is everything learnt, prompts included."""
+    return Kind.PROMPT in objective.loss
