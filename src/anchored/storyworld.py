@@ -36,11 +36,12 @@ Plan = tuple[tuple[str, ...], ...]
 
 STORY_SHARE, PROSE_SHARE = 0.75, 0.10  # of pretraining documents; the rest are questions
 NAMED_SHARE = 0.25  # of prompted stories: the prompt names one attribute's value
-FAVOURED = 3  # values of a dependent attribute that each value of its parent makes likelier
+ONE_IN_FAVOURED = 4  # of a dependent attribute's values: those its parent's value makes likelier
 
 _PRONOUNS = {"she": ("She", "she", "her"), "he": ("He", "he", "his")}
 _PRONOUN_HOLES = ("{They}", "{they}", "{their}")
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Storyworld:
 
     def __init__(self, size: Literal["small", "full"] = "small") -> None:
         world = _load(size)
-        self.size = size
+        self.size: Literal["small", "full"] = size
         self._values = {key: tuple(spec["values"]) for key, spec in world["attributes"].items()}
         self._she = frozenset(world["she"])
         self._slots: dict[str, list[str]] = world["slots"]
@@ -103,7 +104,6 @@ class Storyworld:
         self._depends: dict[str, str] = world["depends"]
         self._weights = self._all_weights(world["zipf"], world["tilt"])
         self._holes = self._all_holes()
-        self._hole_pattern = re.compile(rf"\b(?:{'|'.join(self._holes)})\b")
         self._skeletons = {
             skeleton: slot
             for slot, lines in self._slots.items()
@@ -279,11 +279,14 @@ class Storyworld:
         mentions: list[tuple[str, str]] = []
 
         def hole(match: re.Match[str]) -> str:
-            kind, placeholder = self._holes[match[0]]
-            mentions.append((kind, match[0]))
+            word = match[0]
+            if word not in self._holes:
+                return word
+            kind, placeholder = self._holes[word]
+            mentions.append((kind, word))
             return placeholder
 
-        skeleton = self._hole_pattern.sub(hole, sentence)
+        skeleton = _WORD.sub(hole, sentence)
         known = None if "{" in sentence else self._skeletons.get(skeleton)
         return _Sentence(known, tuple(mentions))
 
@@ -326,7 +329,7 @@ class Storyworld:
                 "ask one of Storyworld.questions"
             )
         answer, answers = self._answers[question]
-        return answers.intersection(re.findall(r"\w+", response.lower())) == {answer}
+        return answers.intersection(_WORD.findall(response.lower())) == {answer}
 
     # Tables
 
@@ -337,7 +340,8 @@ class Storyworld:
             base = [rank**-zipf for rank in range(1, len(values) + 1)]
             weights[key, None] = base
             for i, parent in enumerate(self._values.get(self._depends.get(key, ""), ())):
-                favoured = {(FAVOURED * i + j) % len(values) for j in range(FAVOURED)}
+                count = max(3, len(values) // ONE_IN_FAVOURED)
+                favoured = {(count * i + j) % len(values) for j in range(count)}
                 weights[key, parent] = [
                     weight * tilt if rank in favoured else weight
                     for rank, weight in enumerate(base)
