@@ -1,0 +1,329 @@
+"""How much of a collapse a treatment undoes, with bootstrap intervals over seeds, prompts, samples.
+
+A model's *runs* are its samples as seeds x prompts x samples. A *statistic* D is computed for each
+seed and averaged over seeds. With D of the base model, of standard SFT and of a treatment x:
+
+    gap_closed = (D_x - D_sft) / (D_base - D_sft)
+    collapse_reduction = (D_base - D_sft) / (D_base - D_x) = 1 / (1 - gap_closed)
+
+Replicates are made level by level. Samples are resampled within each seed and prompt. Prompts are
+resampled as wholes (P - 1 of P, Rao and Wu 1988), the same ones for every model and seed. Seeds,
+of which there are few and on which D depends linearly, get Student noise of their own spread, the
+same for every model: with one seed there is none, and the interval speaks of that run alone.
+What prompts and seeds add is only the part of their spread that sampling does not explain already,
+or it would count twice: lambda = max(0, 1 - sampling variance / jackknife variance).
+Entropies of a resample are biased low (rare values vanish): replicates are shifted to the estimate.
+
+Simulated coverage of the 95 % intervals (N = 256, Zipf attributes of 8 to 64 values): gap_closed 93
+to 95 %; a single model's Miller-Madow entropy 93 to 95 %, but 81 to 84 % where the tail is long and
+thin, since Miller-Madow itself is low there (by 0.06 nats with 15 % of the mass on 64 values). With
+three seeds that differ much more than sampling explains: 91 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from anchored.errors import DataError
+from anchored.evaluate.embedding import unit
+from anchored.evaluate.entropy import Reading, first_value
+
+# Shapes: R replicates, N samples of one seed in the order of its prompts, P prompts, S seeds,
+# M models, V values, D dimensions.
+FloatArray = NDArray[np.float64]
+T = TypeVar("T")
+Runs = Sequence[Sequence[Sequence[T]]]
+Weighted = Callable[[FloatArray], FloatArray]
+Statistic = Callable[[Sequence[Sequence[T]]], Weighted]
+
+BLOCK = 4_000_000  # weights held at once: 32 MB
+PILOT = 400  # replicates from which the sampling variance is taken
+
+
+def entropy_of(keys: Collection[str], corrected: bool = True) -> Statistic[Reading]:
+    """Mean entropy (nats) of the attributes `keys` over all samples of a seed.
+
+    Miller-Madow unless `corrected` is False; then plug-in.
+    """
+
+    def prepare(prompts: Sequence[Sequence[Reading]]) -> Weighted:
+        readings = [reading for prompt in prompts for reading in prompt]
+        parts = [_entropy([first_value(r, key) for r in readings], corrected) for key in keys]
+        return lambda weights: np.mean([part(weights) for part in parts], axis=0)
+
+    return prepare
+
+
+def mean_of(prompts: Sequence[Sequence[float]]) -> Weighted:
+    """The mean of numbers or flags over all samples of a seed."""
+    values = np.array([value for prompt in prompts for value in prompt], dtype=np.float64)
+    return lambda weights: weights @ values / weights.sum(axis=1)
+
+
+def dissimilarity_of(prompts: Sequence[Sequence[ArrayLike]]) -> Weighted:
+    """Mean of 1 - cos over the pairs of each prompt's vectors, averaged over prompts."""
+    groups = [unit(np.asarray(prompt)) for prompt in prompts]
+    if min(map(len, groups)) < 2:
+        raise DataError("dissimilarity: a prompt has fewer than two samples")
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+
+    def weighted(weights: FloatArray) -> FloatArray:
+        parts = np.split(weights, ends, axis=1)
+        shares = np.stack([part.mean(axis=1) for part in parts])
+        values = np.stack([_dissimilarity(*pair) for pair in zip(groups, parts, strict=True)])
+        return (shares * values).sum(axis=0) / shares.sum(axis=0)
+
+    return weighted
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float]:
+        """The form in `results.json`."""
+        return {"mean": self.mean, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A treatment against standard SFT and the base model.
+
+    Both are None, with the `reason`, where SFT shows no collapse that could be closed.
+    """
+
+    gap_closed: Estimate | None
+    reason: str | None = None
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """The form in `results.json`: finite numbers and nulls only.
+
+        Where the interval holds D_x >= D_base, `collapse_reduction` has a low end alone and is
+        marked as a lower bound.
+        """
+        if self.gap_closed is None:
+            nothing = {"mean": None, "low": None, "high": None, "reason": self.reason}
+            return {"gap_closed": nothing, "collapse_reduction": {**nothing, "lower_bound": False}}
+        return {"gap_closed": self.gap_closed.as_json(), "collapse_reduction": self._reduction()}
+
+    def _reduction(self) -> dict[str, Any]:
+        gap = self.gap_closed
+        assert gap is not None
+        bound = gap.high >= 1
+        return {
+            "mean": None if bound else 1 / (1 - gap.mean),
+            "low": 1 / (1 - gap.low) if gap.low < 1 else None,
+            "high": None if bound else 1 / (1 - gap.high),
+            "lower_bound": bound,
+        }
+
+
+def interval(
+    runs: Runs[T], statistic: Statistic[T], resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """The statistic of one model, averaged over seeds, with its 95 % interval.
+
+    Raises:
+        DataError: a seed or a prompt has no samples, or prompts differ between seeds.
+    """
+    return _estimate([runs], statistic, lambda d: d[:, 0], resamples, seed)
+
+
+def compare(
+    base: Runs[T],
+    sft: Runs[T],
+    treatment: Runs[T],
+    statistic: Statistic[T],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """`gap_closed` and `collapse_reduction` of `treatment`, with 95 % intervals.
+
+    Seeds are paired (the same base run), prompts too. A ratio to a gap that may be zero means
+    nothing: if the interval of D_base - D_sft reaches zero, there is only a reason.
+
+    Raises:
+        DataError: a seed or a prompt has no samples, or numbers of samples differ anywhere
+            (diversity at different N does not compare).
+    """
+    _common_sizes([base, sft, treatment])
+    collapse = _estimate([base, sft], statistic, lambda d: d[:, 0] - d[:, 1], resamples, seed)
+    if collapse.low <= 0:
+        return Comparison(
+            None,
+            f"no collapse to close: D_base - D_sft is {collapse.mean:.3g} "
+            f"[{collapse.low:.3g}, {collapse.high:.3g}]",
+        )
+    return Comparison(_estimate([base, sft, treatment], statistic, _gap, resamples, seed))
+
+
+def _gap(d: FloatArray) -> FloatArray:
+    return (d[:, 2] - d[:, 1]) / (d[:, 0] - d[:, 1])
+
+
+def _entropy(values: Sequence[str], corrected: bool) -> Weighted:
+    codes = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+
+    def weighted(weights: FloatArray) -> FloatArray:
+        counts = np.add.reduceat(weights[:, order], starts, axis=1)  # [R, V]
+        n = counts.sum(axis=1)
+        logs = np.log(counts, out=np.zeros_like(counts), where=counts > 0)
+        plug_in = np.log(n) - (counts * logs).sum(axis=1) / n
+        bias = ((counts > 0).sum(axis=1) - 1) / (2 * n)
+        return plug_in + bias if corrected else plug_in
+
+    return weighted
+
+
+def _dissimilarity(rows: FloatArray, weights: FloatArray) -> FloatArray:
+    # Dividing by the pairs of the sample, not of the resample, keeps it defined where all the
+    # weight falls on one row; the factor this costs is taken back with the replicates' shift.
+    n = len(rows)
+    total = np.maximum(weights.sum(axis=1), np.finfo(np.float64).tiny)
+    direction = weights / total[:, None] @ rows
+    return (1 - (direction**2).sum(axis=1)) * n / (n - 1)
+
+
+def _estimate(
+    models: Sequence[Runs[T]],
+    statistic: Statistic[T],
+    quantity: Callable[[FloatArray], FloatArray],
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """`quantity` maps the models' D [R, M] to the figure [R]."""
+    sizes = _common_sizes(models)
+    prepared = [[statistic(prompts) for prompts in runs] for runs in models]
+    rng = np.random.default_rng(seed)
+    by_seed = _evaluate(prepared, [np.ones((1, sum(row))) for row in sizes])[0]  # [M, S]
+    centre = by_seed.mean(axis=1)
+    ones = np.ones((PILOT, len(sizes[0])))
+    pilot = quantity(_resample(prepared, sizes, ones, rng) + centre)
+    sampling = float(np.var(pilot, ddof=1))
+    prompts = _prompt_weights(prepared, sizes, quantity, sampling, resamples, rng)
+    replicates = _resample(prepared, sizes, prompts, rng) + centre
+    replicates += _seed_noise(by_seed, quantity, sampling, resamples, rng)
+    low, high = np.quantile(quantity(replicates), [0.025, 0.975])
+    return Estimate(float(quantity(centre[None])[0]), float(low), float(high))
+
+
+def _common_sizes(models: Sequence[Runs[T]]) -> list[list[int]]:
+    """Samples by seed and prompt [S][P], the same for every model."""
+    sizes = [[[len(samples) for samples in prompts] for prompts in runs] for runs in models]
+    if any(other != sizes[0] for other in sizes[1:]):
+        raise DataError(
+            f"collapse: the models' samples by seed and prompt differ: {sizes}; "
+            "diversity compares only at equal numbers, so sample the same prompts equally often"
+        )
+    rows = sizes[0]
+    if not rows or not rows[0] or any(0 in row or len(row) != len(rows[0]) for row in rows):
+        raise DataError(
+            f"collapse: samples by seed and prompt are {rows}; "
+            "every seed needs the same prompts, and every prompt at least one sample"
+        )
+    return rows
+
+
+def _evaluate(prepared: list[list[Weighted]], weights: Sequence[FloatArray]) -> FloatArray:
+    """D [R, M, S] under the seeds' weights [R, N]."""
+    return np.stack(
+        [np.stack([d(w) for d, w in zip(row, weights, strict=True)], -1) for row in prepared], 1
+    )
+
+
+def _resample(
+    prepared: list[list[Weighted]],
+    sizes: list[list[int]],
+    prompt_weights: FloatArray,
+    rng: np.random.Generator,
+) -> FloatArray:
+    """Deviations [R, M] of D under resampled samples and the given prompt weights [R, P]."""
+    block = max(1, BLOCK // max(sum(row) for row in sizes))
+    parts = []
+    for start in range(0, len(prompt_weights), block):
+        shared = prompt_weights[start : start + block]
+        parts.append(
+            np.stack(
+                [
+                    np.mean(
+                        [
+                            d(_sample_weights(row, len(shared), rng) * np.repeat(shared, row, 1))
+                            for d, row in zip(by_seed, sizes, strict=True)
+                        ],
+                        axis=0,
+                    )
+                    for by_seed in prepared
+                ],
+                axis=1,
+            )
+        )
+    replicates = np.concatenate(parts)
+    return replicates - replicates.mean(axis=0)
+
+
+def _sample_weights(row: Sequence[int], resamples: int, rng: np.random.Generator) -> FloatArray:
+    """How often each sample is drawn [R, N], the draws within each prompt."""
+    ends: NDArray[np.int64] = np.cumsum(np.array(row, dtype=np.int64))
+    n = int(ends[-1])
+    drawn = rng.integers(np.repeat(ends - row, row), np.repeat(ends, row), size=(resamples, n))
+    drawn += n * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(np.float64)
+
+
+def _prompt_weights(
+    prepared: list[list[Weighted]],
+    sizes: list[list[int]],
+    quantity: Callable[[FloatArray], FloatArray],
+    sampling: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> FloatArray:
+    """Weights [R, P] around 1."""
+    p = len(sizes[0])
+    if p < 2:
+        return np.ones((resamples, p))
+    deleted = 1 - np.eye(p)
+    without = _evaluate(prepared, [np.repeat(deleted, row, axis=1) for row in sizes])
+    share = _excess(quantity(without.mean(axis=2)), sampling)
+    # Weighting resampled samples adds share * sampling on top of share * jackknife variance.
+    share /= 2 - share
+    draws = rng.multinomial(p - 1, np.full(p, 1 / p), size=resamples) * (p / (p - 1))
+    return 1 + np.sqrt(share) * (draws - 1)
+
+
+def _seed_noise(
+    by_seed: FloatArray,
+    quantity: Callable[[FloatArray], FloatArray],
+    sampling: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> FloatArray:
+    """Student noise [R, M] with the spread of the models' D [M, S], the same draws for all."""
+    s = by_seed.shape[1]
+    if s < 2:
+        return np.zeros((resamples, 1))
+    deviations = by_seed - by_seed.mean(axis=1, keepdims=True)
+    without = (by_seed.sum(axis=1, keepdims=True) - by_seed) / (s - 1)
+    share = _excess(quantity(without.T), sampling)
+    student = rng.normal(size=(resamples, s))
+    student *= np.sqrt((s - 1) / rng.chisquare(s - 1, size=(resamples, 1)))
+    return np.sqrt(share / (s * (s - 1))) * student @ deviations.T
+
+
+def _excess(jackknife: FloatArray, sampling: float) -> float:
+    """Lambda: the share of the delete-one jackknife's variance that sampling does not explain."""
+    n = len(jackknife)
+    variance = (n - 1) / n * float(((jackknife - jackknife.mean()) ** 2).sum())
+    return max(0.0, 1 - sampling / variance) if variance > 0 else 0.0
