@@ -87,7 +87,7 @@ class Storyworld:
     """The tables of one size, and the writers and the reader that use them. Holds no random state.
 
     `small` has 8 attributes and about 400 words; `full` has 10 attributes of up to 64 values, about
-    900 words and longer stories.
+    800 words and longer stories.
     """
 
     def __init__(self, size: Literal["small", "full"] = "small") -> None:
