@@ -33,7 +33,8 @@ class _Version(argparse.Action):
 
         found = versions()
         names = ("anchored", "python", "torch", "transformers", "datasets")
-        parser.exit(0, ", ".join(f"{name} {found[name]}" for name in names if name in found) + "\n")
+        print(", ".join(f"{name} {found[name]}" for name in names if name in found))
+        parser.exit(0)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,6 +99,12 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="a.b=c",
         help="fields of the configuration to replace; values are read as YAML",
     )
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():  # said here, before seconds of imports
+        raise argparse.ArgumentTypeError(f"{text!r}: no such file")
+    return Path(text)
 
 
 def _positive(text: str) -> int:
@@ -186,7 +193,7 @@ def _run_annotate(options: argparse.Namespace) -> None:
 def _prepare(commands: Any) -> None:
     summary = "encode, mask and pack a corpus into a dataset that trains anywhere"
     parser = _command(commands, "prepare", summary, _run_prepare)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a PrepareConfig")
+    parser.add_argument("config", type=_file, metavar="CONFIG", help="YAML file of a PrepareConfig")
     _add_overrides(parser)
 
 
@@ -205,7 +212,9 @@ def _run_prepare(options: argparse.Namespace) -> None:
 def _pretrain(commands: Any) -> None:
     summary = "train on documents from scratch, or go on from `model.init`; run again to resume"
     parser = _command(commands, "pretrain", summary, _run_pretrain)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of a PretrainConfig")
+    parser.add_argument(
+        "config", type=_file, metavar="CONFIG", help="YAML file of a PretrainConfig"
+    )
     _add_overrides(parser)
 
 
@@ -219,7 +228,7 @@ def _run_pretrain(options: argparse.Namespace) -> None:
 def _sft(commands: Any) -> None:
     summary = "fine-tune on conversations: standard, anchored, anchored-replay or tagged"
     parser = _command(commands, "sft", summary, _run_sft)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of an SFTConfig")
+    parser.add_argument("config", type=_file, metavar="CONFIG", help="YAML file of an SFTConfig")
     _add_overrides(parser)
 
 

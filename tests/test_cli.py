@@ -1,0 +1,254 @@
+"""The command line: what each command calls, its exit status, and its one line of error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from anchored import __version__, cli
+from anchored.config import Config
+from anchored.errors import DataError
+
+COMMANDS = ("demo", "annotate", "prepare", "pretrain", "sft", "sample", "inspect")
+HEAVY = {"torch", "transformers", "datasets", "sklearn", "numpy", "pydantic", "yaml", "rich"}
+
+
+class Called:
+    """Stands in for a stage: keeps what it was called with, returns or raises what it is told."""
+
+    def __init__(self, result: Any = None) -> None:
+        self.result = result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.args, self.kwargs = args, kwargs
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    def stage(name: str, **members: Any) -> None:
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**members))
+
+    return stage
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err[:-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom anchored.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        f"except SystemExit as end: print(end.code, {HEAVY!r} & set(sys.modules), file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert run.stderr == "0 set()\n"
+    assert run.stdout.startswith("usage: anchored")
+
+
+def test_every_command_has_its_handler():
+    for name in COMMANDS:
+        options = cli.parse([name] if name == "demo" else [name, __file__])
+        assert options.handler.__name__ == f"_run_{name}"
+
+
+def test_version_names_what_results_depend_on(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    out = capsys.readouterr().out
+    assert out.startswith(f"anchored {__version__}")
+    for name in ("python", "torch", "transformers", "datasets"):
+        assert f", {name} " in out
+
+
+def test_the_module_runs_like_the_command():
+    command = [sys.executable, "-m", "anchored", "prepare", "nowhere.yaml"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    message = "argument CONFIG: 'nowhere.yaml': no such file (see anchored prepare --help)"
+    assert run.stderr == f"anchored prepare: error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "anchored: error: the following arguments are required: COMMAND"),
+        (
+            ["inspect"],
+            "anchored inspect: error: the following arguments are required: DATASET|MODEL",
+        ),
+        (["sample", "m", "-n", "0"], "argument -n: '0' is not a whole number above 0"),
+        (["sample", "m", "--pin", "mood"], "argument --pin: 'mood': write key=value"),
+        (["demo", "--regime", "wide"], "argument --regime: invalid choice: 'wide'"),
+        (["demo", "--sed", "1"], "anchored: error: unrecognized arguments: --sed"),
+        (["inspect", "a", "b"], "anchored: error: unrecognized arguments: b"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    line = error_line(capsys)
+    assert message in line
+    assert line.endswith("--help)")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DataError("a.jsonl: line 3:\n  not JSON"), "a.jsonl: line 3: not JSON"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/x"),
+            "out/x: No space left on device",
+        ),
+        (OSError("disk on fire"), "disk on fire"),
+    ],
+)
+def test_the_users_faults_are_one_line_and_status_2(stage, capsys, error, message):
+    stage("anchored.inspect", run=Called(error))
+    assert cli.main(["inspect", "x"]) == 2
+    assert error_line(capsys) == f"anchored: error: {message}"
+
+
+def test_an_interrupt_is_130_and_a_bug_keeps_its_traceback(stage, capsys):
+    stage("anchored.inspect", run=Called(KeyboardInterrupt()))
+    assert cli.main(["inspect", "x"]) == 130
+    assert error_line(capsys) == "anchored: interrupted"
+    stage("anchored.inspect", run=Called(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["inspect", "x"])
+
+
+def test_a_reader_that_leaves_early_is_no_fault():
+    code = (
+        "import sys, types\nfrom anchored.cli import main\n"
+        "stub = types.SimpleNamespace(run=lambda *a, **k: print('x' * 10**7))\n"
+        "sys.modules['anchored.inspect'] = stub\nsys.exit(main(['inspect', 'x']))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 0
+
+
+def test_demo_passes_its_dials_and_prints_results_on_request(stage, capsys):
+    run = Called({"seconds": 1.5})
+    stage("anchored.experiments", demo=SimpleNamespace(run=run))
+    arguments = ["demo", "a.b=1", "--seeds", "3", "--regime", "narrow", "--json", "c=2"]
+    assert cli.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {"seconds": 1.5}
+    assert run.kwargs == {
+        "out": Path("runs/demo"),
+        "seeds": 3,
+        "regime": "narrow",
+        "strength": "hard",
+        "overrides": ["a.b=1", "c=2"],
+    }
+
+
+class AnnotateConfig(Config):
+    source: str
+    out: Path
+    annotator: str = "offline"
+    schema_name: str = "general"
+
+
+def test_annotate_takes_rows_or_a_configuration(stage, tmp_path, capsys):
+    run = Called({"chunks": 2})
+    stage("anchored.annotate.run", AnnotateConfig=AnnotateConfig, run=run)
+    assert cli.main(["annotate", "a.jsonl", "--out", "o: 1", "--schema", "code", "--json"]) == 0
+    assert run.args == (AnnotateConfig(source="a.jsonl", out=Path("o: 1"), schema_name="code"),)
+    assert json.loads(capsys.readouterr().out) == {"chunks": 2}
+    path = tmp_path / "run.yaml"
+    path.write_text("source: b.jsonl\nout: o\nschema_name: math\n")
+    assert cli.main(["annotate", str(path), "--out", "p", "annotator=none"]) == 0
+    expected = {"source": "b.jsonl", "out": "p", "annotator": "none", "schema_name": "math"}
+    assert run.args == (AnnotateConfig.model_validate(expected),)
+    assert cli.main(["annotate", "a.jsonl"]) == 2
+    assert error_line(capsys) == "anchored: error: command line: out: missing; add `out: ...`"
+
+
+class RunConfig(Config):
+    steps: int
+
+
+def test_prepare_prints_its_manifest_on_request(stage, tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text('{"rows": 3}')
+    prepare = Called(tmp_path)
+    members = {"PrepareConfig": RunConfig, "prepare": prepare, "MANIFEST": "manifest.json"}
+    stage("anchored.data.prepare", **members)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"steps": 1}))
+    assert cli.main(["prepare", str(path), "steps=2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 3}
+    assert prepare.args[0] == RunConfig(steps=2)
+    assert prepare.args[1].stderr is True
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_training_prints_where_the_model_is(stage, tmp_path, capsys, name):
+    train = Called(tmp_path / "model")
+    record = Called({"objective": "anchored"})
+    members = {"PretrainConfig": RunConfig, "SFTConfig": RunConfig, name: train}
+    stage("anchored.train.run", read_record=record, **members)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"steps": 1}))
+    assert cli.main([name, str(path), "steps=5"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
+    assert train.args == (RunConfig(steps=5),)
+    assert cli.main([name, str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "model": str(tmp_path / "model"),
+        "objective": "anchored",
+    }
+
+
+def test_sample_turns_flags_into_two_samplings(monkeypatch):
+    engine = pytest.importorskip("anchored.sample.engine")
+    run = Called()
+    monkeypatch.setattr(engine, "run", run, raising=False)
+    flags = ["--temperature", "0.7", "--annotation-min-p", "0.1", "--max-new-tokens", "9"]
+    pins = ["--pin", "mood=a=b", "--pin", "mood=c", "--prompt", "x", "--prompt", "y"]
+    assert cli.main(["sample", "m", "-n", "4", *flags, *pins, "--no-annotation"]) == 0
+    assert run.args == ("m",)
+    config = run.kwargs.pop("config")
+    assert run.kwargs == {
+        "prompts": ["x", "y"],
+        "n": 4,
+        "pins": [("mood", "a=b"), ("mood", "c")],
+        "prefill": "",
+        "annotated": False,
+        "out": None,
+        "as_json": False,
+    }
+    assert (config.response.temperature, config.annotation.temperature) == (0.7, 1.0)
+    assert (config.response.min_p, config.annotation.min_p) == (0.0, 0.1)
+    assert (config.max_response_tokens, config.seed) == (9, 0)
+
+
+def test_inspect_passes_what_to_show(stage):
+    run = Called()
+    stage("anchored.inspect", run=run)
+    assert cli.main(["inspect", "x", "-n", "7", "--html", "a.html", "--json"]) == 0
+    assert run.args == (Path("x"),)
+    assert run.kwargs == {"rows": 7, "html": Path("a.html"), "as_json": True}
