@@ -63,7 +63,11 @@ OBJECTIVES = {
         Objective("standard", annotated=False, loss=frozenset({Kind.TEXT})),
         Objective("anchored", annotated=True, loss=frozenset({Kind.TEXT}), format_share=0.003),
         Objective(
-            "anchored-replay", annotated=True, loss=frozenset({Kind.TEXT}), format_share=0.003, replay_share=0.25
+            "anchored-replay",
+            annotated=True,
+            loss=frozenset({Kind.TEXT}),
+            format_share=0.003,
+            replay_share=0.25,
         ),
         Objective("tagged", annotated=True, loss=_PLAN | {Kind.TEXT}),
         Objective("replay", annotated=True, loss=_PLAN),
@@ -121,7 +125,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 
 def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list[str]:
     """`text` at blank lines; a chunk shorter than `min_chars` joins the next, one above `max_chars` is cut at
-    sentence ends (or at `max_chars` where there is none). `"".join(split_chunks(text)) == text`, always."""
+    sentence ends (or at `max_chars` where there is none). `"".join(split_chunks(text)) == text`, always.
+    """
     paragraphs = _cut(text, _BLANK)
     chunks: list[str] = []
     for paragraph in paragraphs:
@@ -218,7 +223,10 @@ def turns_to_learn(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 def format_variant(objective: Objective, seed: int, example_id: str) -> Objective:
     """`objective` itself or, for a seeded `format_share` of the example ids, with the tag keys in the loss too."""
-    if objective.format_share and random.Random(f"{seed}:format:{example_id}").random() < objective.format_share:
+    if (
+        objective.format_share
+        and random.Random(f"{seed}:format:{example_id}").random() < objective.format_share
+    ):
         return Objective(objective.name, objective.annotated, objective.loss | {Kind.TAG_KEY})
     return objective
 
@@ -234,18 +242,27 @@ def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: s
     return annotation.shuffled(random.Random(f"{seed}:order:{example_id}"))
 
 
-def encode_pieces(sequences: Sequence[Sequence[Piece]], tokenizer: AnchoredTokenizer) -> list[list[Segment]]:
+def encode_pieces(
+    sequences: Sequence[Sequence[Piece]], tokenizer: AnchoredTokenizer
+) -> list[list[Segment]]:
     """Encodes many sequences with one call into the tokenizer; each distinct text is encoded once."""
-    texts = list(dict.fromkeys(p.text for pieces in sequences for p in pieces if p.kind is not Kind.CONTROL))
+    texts = list(
+        dict.fromkeys(p.text for pieces in sequences for p in pieces if p.kind is not Kind.CONTROL)
+    )
     ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
     control = {name: [value] for name, value in vars(tokenizer.control).items()}
     return [
-        [Segment((control if p.kind is Kind.CONTROL else ids)[p.text], p.kind, p.supervised) for p in pieces]
+        [
+            Segment((control if p.kind is Kind.CONTROL else ids)[p.text], p.kind, p.supervised)
+            for p in pieces
+        ]
         for pieces in sequences
     ]
 
 
-def document_segments(chunks: Sequence[Chunk], tokenizer: AnchoredTokenizer, objective: Objective) -> list[Segment]:
+def document_segments(
+    chunks: Sequence[Chunk], tokenizer: AnchoredTokenizer, objective: Objective
+) -> list[Segment]:
     """`document_pieces`, encoded."""
     return encode_pieces([document_pieces(chunks, objective)], tokenizer)[0]
 

@@ -96,7 +96,9 @@ class AnchoredTokenizer:
             ConfigError: the tokenizer has no end-of-sequence token or no fast (Rust) backend.
         """
         if hf.eos_token_id is None or not hf.is_fast:
-            raise ConfigError(f"tokenizer {hf.name_or_path!r}: needs an eos_token and a fast backend (tokenizer.json)")
+            raise ConfigError(
+                f"tokenizer {hf.name_or_path!r}: needs an eos_token and a fast backend (tokenizer.json)"
+            )
         hf.add_special_tokens(
             {"extra_special_tokens": list(CONTROL_TOKENS.values())},  # pyright: ignore
             replace_extra_special_tokens=False,
@@ -134,7 +136,11 @@ class AnchoredTokenizer:
     def save(self, folder: Path) -> None:
         """The `transformers` files, and the probe's ids to be checked at load."""
         self.hf.save_pretrained(folder)
-        record = {"control": asdict(self.control), "fingerprint": self.fingerprint, "probe": self.probe()}
+        record = {
+            "control": asdict(self.control),
+            "fingerprint": self.fingerprint,
+            "probe": self.probe(),
+        }
         (folder / RECORD).write_text(json.dumps(record), encoding="utf-8")
 
     @classmethod
@@ -147,12 +153,18 @@ class AnchoredTokenizer:
         """
         record = Path(source) / RECORD
         try:
-            hf: Any = (PreTrainedTokenizerFast if record.is_file() else AutoTokenizer).from_pretrained(str(source))
+            hf: Any = (
+                PreTrainedTokenizerFast if record.is_file() else AutoTokenizer
+            ).from_pretrained(str(source))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"tokenizer {str(source)!r}: {' '.join(str(error).split())[:200]}") from None
+            raise ConfigError(
+                f"tokenizer {str(source)!r}: {' '.join(str(error).split())[:200]}"
+            ) from None
         tokenizer = cls.adopt(hf)
         if record.is_file():
-            tokenizer.check(json.loads(record.read_text(encoding="utf-8"))["fingerprint"], str(record))
+            tokenizer.check(
+                json.loads(record.read_text(encoding="utf-8"))["fingerprint"], str(record)
+            )
         return tokenizer
 
     def check(self, fingerprint: str, source: str) -> None:

@@ -54,15 +54,19 @@ class SourceConfig(Config):
     """
 
     path: str
-    weight: float = Field(1.0, gt=0, description="share of the text drawn from here while it lasts")
-    skip: int = Field(0, ge=0, description="rows left out at the start")
-    limit: int | None = Field(None, ge=1, description="rows read at most")
+    weight: float = Field(
+        default=1.0, gt=0, description="share of the text drawn from here while it lasts"
+    )
+    skip: int = Field(default=0, ge=0, description="rows left out at the start")
+    limit: int | None = Field(default=None, ge=1, description="rows read at most")
     where: dict[str, str | list[str]] = Field(
         {}, description="keep rows whose field is (one of) this"
     )
-    separator: str | None = Field(None, description="in text files, what stands between documents")
-    split: str = Field("train", description="split of a hub dataset")
-    objective: ObjectiveName | None = Field(None, description="instead of the run's own")
+    separator: str | None = Field(
+        default=None, description="in text files, what stands between documents"
+    )
+    split: str = Field(default="train", description="split of a hub dataset")
+    objective: ObjectiveName | None = Field(default=None, description="instead of the run's own")
 
     @property
     def endless(self) -> bool:
@@ -272,7 +276,8 @@ def parse_row(row: Row, place: str, split: Split) -> Item:
     Args:
         row: documents `{text}` or `{chunks: [{text, annotation}]}`, optionally with a `prompt`;
             conversations `{messages}`, `{prompt, response}` or `{instruction, input, output}`,
-            optionally with an `annotation` for the response; `{prompt, annotation}` for replay;
+            optionally with an `annotation` for the response; for replay `{prompt, annotation}` or
+            `messages` without an answer and an `annotation`;
             always an optional `id`.
         place: file and line, for the error, and the id where the row has none.
         split: cuts a document's text into chunks.
@@ -365,8 +370,13 @@ def _messages(row: Row) -> tuple[Message, ...]:
 
 
 def _turns(row: Row) -> tuple[Message, ...]:
-    """The messages, up to the last of the assistant's: nothing that follows it can be learnt."""
+    """The messages, up to the last of the assistant's: nothing that follows it can be learnt.
+
+    With an `annotation` and no answer after the last message, a replay row.
+    """
     turns = [_turn(message) for message in _rows(row, "messages")]
+    if "annotation" in row and turns and turns[-1].role != "assistant":
+        return (*turns, Message("assistant", "", _annotation(row)))
     while turns and turns[-1].role != "assistant":
         turns.pop()
     if not turns:

@@ -1,0 +1,58 @@
+"""Rows of a prepared dataset to a training batch. Shapes: B rows, T longest row, N tokens with loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from anchored.segments import NO_LOSS, Kind
+
+
+class Collator:
+    """Right-pads rows and marks the positions whose next token carries loss.
+
+    The vocabulary projection is done at those positions only (`logits_to_keep`), against `shift_labels`. There is
+    no attention mask: documents in a row are told apart by `position_ids` that start again at 0, which isolates them
+    only while the attention mask is None and the cache is off, and padding stands last, where causal attention
+    hides it.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns `input_ids`, `position_ids`, `logits_to_keep` (B, T) and `labels`, `shift_labels`, `target_kinds` (N,);
+        `token_count` () is the number of tokens that are not padding.
+        """
+        lengths = [len(row["input_ids"]) for row in rows]
+        shape = (len(rows), max(lengths))
+        input_ids = np.full(shape, self.pad_id, dtype=np.int64)
+        position_ids = np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, NO_LOSS, dtype=np.int64)
+        target_kinds = np.full(shape, Kind.CONTROL, dtype=np.int64)
+        for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            input_ids[b, :length] = row["input_ids"]
+            targets[b, : length - 1] = row["labels"][1:]
+            target_kinds[b, : length - 1] = row["kinds"][1:]
+            position_ids[b] = _positions(row["seq_lengths"], shape[1])
+        keep = targets != NO_LOSS
+        shift_labels = torch.from_numpy(targets[keep])
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "position_ids": torch.from_numpy(position_ids),
+            "logits_to_keep": torch.from_numpy(keep),
+            "labels": shift_labels,
+            "shift_labels": shift_labels,
+            "target_kinds": torch.from_numpy(target_kinds[keep]),
+            "token_count": torch.tensor(sum(lengths)),
+        }
+
+
+def _positions(seq_lengths: Sequence[int], width: int) -> np.ndarray:
+    """0..n-1 for each document of the row; padding counts on from the last one."""
+    starts = np.concatenate(([0], np.cumsum(seq_lengths)[:-1]))
+    positions = np.arange(width)
+    return positions - starts[np.searchsorted(starts, positions, side="right") - 1]

@@ -1,0 +1,1 @@
+"""Sampling: annotation first, then the response."""

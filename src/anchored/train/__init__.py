@@ -1,0 +1,1 @@
+"""Models, objectives and the training run."""

@@ -1,0 +1,100 @@
+"""OLMo-2 models from presets, configurations or checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, PreTrainedModel, set_seed
+
+from anchored.config import Config
+from anchored.errors import ConfigError
+from anchored.tokenizer import AnchoredTokenizer
+
+_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Below 190M the sizes are ours and named by parameters outside the embedding; from 190M on they count everything
+# with OLMo-2's 100k vocabulary. The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice.
+PRESETS = {
+    "0.5m": (96, 288, 4, 3),
+    "1m": (128, 384, 5, 4),
+    "3m": (192, 576, 6, 6),
+    "6m": (256, 768, 7, 4),
+    "16m": (384, 1152, 8, 6),
+    "60m": (640, 1920, 11, 10),
+    "190m": (768, 3072, 12, 12),
+    "0.6b": (1344, 5376, 16, 16),
+    "1b": (2048, 8192, 16, 16),
+    "2.5b": (2560, 6912, 24, 20),
+}
+
+
+class ModelConfig(Config):
+    """What to train: exactly one of a `preset` by name, a `config` of any architecture, or `init` from a checkpoint."""
+
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    init: str | None = None
+    max_position_embeddings: int = 4096
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ModelConfig:
+        given = [name for name in ("preset", "config", "init") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of preset, config, init; found {given or 'none'}")
+        if self.preset and self.preset.lower() not in PRESETS:
+            raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        return self
+
+
+def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
+    """The OLMo-2 configuration of a preset, every size set (the class's own defaults are no published model)."""
+    sizes = dict(zip(_FIELDS, PRESETS[preset.lower()], strict=True))
+    small = sizes["hidden_size"] < 768
+    return Olmo2Config(
+        vocab_size=vocab_size,
+        num_key_value_heads=sizes["num_attention_heads"],
+        tie_word_embeddings=small,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0 if small else 500_000.0},
+        **sizes,
+        **fields,
+    )
+
+
+def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) -> PreTrainedModel:
+    """A fresh model with weights drawn by `seed`, or a checkpoint whose embedding is grown for new control tokens.
+
+    Raises:
+        ConfigError: the checkpoint cannot be loaded or the architecture is unknown.
+    """
+    set_seed(seed)
+    ids = tokenizer.control
+    special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
+    if config.init is not None:
+        return load_model(config.init, tokenizer)
+    if config.preset is not None:
+        fields = {"max_position_embeddings": config.max_position_embeddings, **special}
+        return AutoModelForCausalLM.from_config(
+            olmo2_config(config.preset, len(tokenizer), **fields)
+        )
+    settings = {"vocab_size": len(tokenizer), **special, **(config.config or {})}
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.config: {' '.join(str(error).split())[:200]}") from None
+
+
+def load_model(source: str | Path, tokenizer: AnchoredTokenizer) -> PreTrainedModel:
+    """A causal LM from a folder or hub id, in the precision it was saved in.
+
+    Raises:
+        ConfigError: nothing there that can be loaded.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {str(source)!r}: {' '.join(str(error).split())[:200]}") from None
+    if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer))
+    return model

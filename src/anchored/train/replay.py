@@ -1,0 +1,112 @@
+"""Annotation replay (ours, not in the paper): hold R(z|x) by rehearsing annotations sampled before SFT began.
+
+Masking takes the annotation out of the loss, but the weights that make R still move with the response's gradient.
+Rehearsing what the pretrained model itself would have planned for the SFT prompts keeps R where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+from rich.progress import track
+
+from anchored.config import Config
+from anchored.data.prepare import PrepareConfig, SourceConfig
+from anchored.data.readers import Conversation, load_schema, parse_row, read_rows
+from anchored.errors import DataError
+from anchored.files import atomic_write
+from anchored.sample.engine import Request, SampleConfig, sample
+from anchored.segments import Message, split_chunks, turns_to_learn
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import load_model
+
+REPLAY_NAME = "replay.jsonl"
+
+
+class ReplayConfig(Config):
+    """Args:
+    share: share of the training examples that are replay; None takes the objective's own (0.25).
+    max_annotation_tokens, batch_size: see `SampleConfig`.
+    """
+
+    share: float | None = Field(None, ge=0, lt=1)
+    max_annotation_tokens: int = Field(160, gt=0)
+    batch_size: int = Field(64, gt=0)
+
+
+def write_replay(
+    config: ReplayConfig, model: str, data: PrepareConfig, share: float, out: Path, seed: int
+) -> SourceConfig:
+    """Samples annotations for SFT prompts from `model` into `out`/replay.jsonl, or finds them there.
+
+    Returns:
+        The source to add to the SFT data: `share` of all examples, under the objective `replay`.
+
+    Raises:
+        DataError: the model writes no readable annotation: it was not pretrained with annotations.
+    """
+    path = out / REPLAY_NAME
+    if not path.is_file():
+        contexts = list(_contexts(data))
+        share = share if config.share is None else config.share
+        count = round(len(contexts) * share / (1 - share))
+        rng = random.Random(f"{seed}:replay")
+        rows = _sample(config, model, data, [rng.choice(contexts) for _ in range(count)], seed)
+        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return SourceConfig(path=str(path), objective="replay")
+
+
+def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
+    """What comes before each assistant turn that SFT learns."""
+    split = partial(split_chunks, min_chars=data.min_chunk_chars, max_chars=data.max_chunk_chars)
+    for source in data.sources:
+        for place, row in read_rows(source):
+            item = parse_row(row, place, split)
+            if isinstance(item, Conversation):
+                for turns in turns_to_learn(item.messages):
+                    yield tuple(turns[:-1])
+
+
+def _sample(
+    config: ReplayConfig,
+    model: str,
+    data: PrepareConfig,
+    contexts: Sequence[tuple[Message, ...]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    tokenizer = AnchoredTokenizer.load(model)
+    schema = load_schema(data.schema_name) if data.schema_name else None
+    sampling = SampleConfig(
+        max_annotation_tokens=config.max_annotation_tokens, batch_size=config.batch_size, seed=seed
+    )
+    requests = [Request(messages, annotated=True, plan_only=True) for messages in contexts]
+    loaded, rows = load_model(model, tokenizer), []
+    starts = range(0, len(requests), 16 * config.batch_size)
+    for start in track(starts, "replay annotations", console=Console(stderr=True), transient=True):
+        part = requests[start : start + 16 * config.batch_size]
+        settings = sampling.model_copy(update={"seed": seed + start})
+        for request, result in zip(
+            part, sample(loaded, tokenizer, part, settings, schema), strict=True
+        ):
+            if result.annotation is not None:
+                rows.append(_row(len(rows), request.messages, result.annotation.rows()))
+    if not rows:
+        raise DataError(
+            f"{model}: none of {len(requests)} annotations sampled for replay could be read; "
+            "use a model pretrained under objective `annotated`"
+        )
+    return rows
+
+
+def _row(
+    number: int, messages: Sequence[Message], annotation: list[dict[str, str]]
+) -> dict[str, Any]:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    return {"id": f"replay-{number}", "messages": turns, "annotation": annotation}
