@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import count
 
 from anchored.segments import Kind, Segment
@@ -19,36 +19,48 @@ from anchored.segments import Kind, Segment
 Segments = Sequence[Segment]
 
 
-def length(segments: Segments) -> int:
-    """Number of tokens."""
-    return sum(len(segment.ids) for segment in segments)
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """Segments that are one sequence, and how many tokens they hold."""
+
+    segments: Segments
+    length: int
+
+    @classmethod
+    def of(cls, segments: Segments) -> Sized:
+        """Counts the tokens."""
+        return cls(segments, sum([len(segment.ids) for segment in segments]))
+
+    @property
+    def has_loss(self) -> bool:
+        """Is any token learnt; the first never is, because nothing in its sequence predicts it."""
+        first, *rest = self.segments
+        return (first.supervised and len(first.ids) > 1) or any(
+            s.supervised and s.ids for s in rest
+        )
 
 
-def has_loss(segments: Segments) -> bool:
-    """Is any token learnt; the first never is, because nothing in its sequence predicts it."""
-    first, *rest = segments
-    return (first.supervised and len(first.ids) > 1) or any(s.supervised and s.ids for s in rest)
-
-
-def split_document(segments: Segments, max_length: int) -> tuple[list[Segments], int]:
+def split_document(document: Sized, max_length: int) -> tuple[list[Sized], int]:
     """The sequences of a document, and how many of its tokens were dropped.
 
     Dropped are chunks that do not fit and whose annotation takes more than half of `max_length`.
     """
-    if length(segments) <= max_length:
-        return [segments], 0
-    sequences: list[list[Segment]] = [[]]
+    if document.length <= max_length:
+        return [document], 0
+    sequences: list[Sized] = []
+    together: list[Sized] = []
     dropped = 0
-    for unit in _units(segments):
-        if length(unit) > max_length:
-            parts = _cut(unit, max_length)
-            dropped += 0 if parts else length(unit)
-            sequences += [*parts, *([] if parts else [[]])]
-        elif length(sequences[-1]) + length(unit) > max_length:
-            sequences.append(unit)
-        else:
-            sequences[-1] = [*sequences[-1], *unit]
-    return [sequence for sequence in sequences if sequence], dropped
+    for unit in map(Sized.of, _units(document.segments)):
+        if sum([u.length for u in together]) + unit.length > max_length:
+            sequences += _joined(together)
+            together = []
+        if unit.length <= max_length:
+            together.append(unit)
+            continue
+        parts = _cut(unit, max_length)
+        sequences += parts
+        dropped += 0 if parts else unit.length
+    return sequences + _joined(together), dropped
 
 
 def _units(segments: Segments) -> list[list[Segment]]:
@@ -63,21 +75,32 @@ def _units(segments: Segments) -> list[list[Segment]]:
     return whole
 
 
-def _cut(unit: Segments, max_length: int) -> list[list[Segment]]:
+def _joined(units: Sequence[Sized]) -> list[Sized]:
+    if not units:
+        return []
+    return [
+        Sized([s for unit in units for s in unit.segments], sum([unit.length for unit in units]))
+    ]
+
+
+def _cut(unit: Sized, max_length: int) -> list[Sized]:
     """A chunk in parts, each behind its annotation; nothing if that leaves less than half a row."""
-    at = next(i for i, segment in enumerate(unit) if segment.kind is Kind.TEXT)
-    lead, text, tail = unit[:at], unit[at], unit[at + 1 :]
-    room = max_length - length(lead) - length(tail)
+    at = next(i for i, segment in enumerate(unit.segments) if segment.kind is Kind.TEXT)
+    lead, text, tail = unit.segments[:at], unit.segments[at], unit.segments[at + 1 :]
+    room = max_length - unit.length + len(text.ids)
     if room < max_length // 2:
         return []
-    given = [replace(segment, supervised=False) for segment in lead[_bos(lead) :]]
+    given = [Segment(segment.ids, segment.kind, False) for segment in lead[_bos(lead) :]]
     starts = range(0, len(text.ids), room)
     parts = [
-        [*(given if start else lead), replace(text, ids=text.ids[start : start + room])]
+        [
+            *(given if start else lead),
+            Segment(text.ids[start : start + room], text.kind, text.supervised),
+        ]
         for start in starts
     ]
     parts[-1].extend(tail)
-    return parts
+    return [Sized.of(part) for part in parts]
 
 
 def _bos(lead: Segments) -> int:
@@ -97,24 +120,24 @@ class BestFit:
         self.capacity = capacity
         self.open_rows = open_rows
         self._free: list[tuple[int, int]] = []
-        self._rows: dict[int, list[Segments]] = {}
+        self._rows: dict[int, list[Sized]] = {}
         self._serials = count()
 
-    def add(self, segments: Segments) -> Iterator[list[Segments]]:
-        """Places one sequence; yields the rows that are closed by it."""
-        size = length(segments)
-        at = bisect_left(self._free, (size, -1))
-        free, serial = (
-            self._free.pop(at) if at < len(self._free) else (self.capacity, next(self._serials))
-        )
-        self._rows.setdefault(serial, []).append(segments)
-        insort(self._free, (free - size, serial))
+    def add(self, sequence: Sized) -> Iterator[list[Sized]]:
+        """Places one sequence; yields the row that it closes, if any."""
+        at = bisect_left(self._free, (sequence.length, -1))
+        if at < len(self._free):
+            free, serial = self._free.pop(at)
+        else:
+            free, serial = self.capacity, next(self._serials)
+            self._rows[serial] = []
+        self._rows[serial].append(sequence)
+        insort(self._free, (free - sequence.length, serial))
         if self._free[0][0] == 0 or len(self._free) > self.open_rows:
             yield self._rows.pop(self._free.pop(0)[1])
 
-    def flush(self) -> Iterator[list[Segments]]:
+    def flush(self) -> Iterator[list[Sized]]:
         """The rows still open, in the order they were opened."""
-        yield from (
-            self._rows.pop(serial) for _, serial in sorted(self._free, key=lambda pair: pair[1])
-        )
+        yield from self._rows.values()
+        self._rows.clear()
         self._free.clear()

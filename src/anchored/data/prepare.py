@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from anchored.annotation import Schema
 from anchored.config import Config, to_yaml, versions
-from anchored.data.packing import BestFit, Segments, has_loss, length, split_document
+from anchored.data.packing import BestFit, Sized, split_document
 from anchored.data.plans import Plan, Planner
 from anchored.data.readers import (
     Document,
@@ -31,7 +32,7 @@ from anchored.data.readers import (
 from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, write_json
-from anchored.segments import OBJECTIVES, KeyOrder, Objective, Segment, encode_pieces, split_chunks
+from anchored.segments import OBJECTIVES, KeyOrder, Objective, encode_pieces, split_chunks
 from anchored.tokenizer import AnchoredTokenizer
 
 __all__ = [
@@ -51,7 +52,7 @@ class NewTokenizer(Config):
     """A tokenizer to be learnt from the sources."""
 
     vocab_size: int = Field(ge=300)
-    max_chars: int = Field(50_000_000, ge=1, description="text it is learnt from")
+    max_chars: int = Field(default=50_000_000, ge=1, description="text it is learnt from")
 
 
 class PrepareConfig(Config):
@@ -63,10 +64,12 @@ class PrepareConfig(Config):
 
     out: Path | None = None
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    tokenizer: str | NewTokenizer | None = Field(None, description="folder, hub id, or a new one")
+    tokenizer: str | NewTokenizer | None = Field(
+        default=None, description="folder, hub id, or a new one"
+    )
     objective: ObjectiveName = "annotated"
     schema_name: str | None = Field(
-        None, description="built-in name or YAML file that tags are checked against"
+        default=None, description="built-in name or YAML file that tags are checked against"
     )
     key_order: KeyOrder = "shuffled"
     prompted_share: float = Field(
@@ -75,23 +78,27 @@ class PrepareConfig(Config):
         le=1,
         description="share of documents with a prompt that pretraining sees behind it",
     )
-    max_length: int = Field(1024, ge=16, description="tokens in a row")
+    max_length: int = Field(default=1024, ge=16, description="tokens in a row")
     packing: bool = True
     token_budget: int | None = Field(
         None,
         ge=1,
         description="tokens kept, annotations included: these replace text, not add to it",
     )
-    validation_share: float = Field(0.0, ge=0, lt=1, description="share of rows held out, by id")
-    min_chunk_chars: int = Field(200, ge=1)
-    max_chunk_chars: int = Field(1500, ge=1)
+    validation_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of rows held out, by id"
+    )
+    min_chunk_chars: int = Field(default=200, ge=1)
+    max_chunk_chars: int = Field(default=1500, ge=1)
     format_share: float | None = Field(
         None,
         ge=0,
         le=1,
         description="instead of the objective's own (0.3 % where it masks the plan)",
     )
-    skip_bad_rows: bool = Field(False, description="count rows that would be an error, and go on")
+    skip_bad_rows: bool = Field(
+        default=False, description="count rows that would be an error, and go on"
+    )
     seed: int = 0
 
     @model_validator(mode="after")
@@ -283,8 +290,8 @@ class _Run:
     def write(self, items: Iterable[Sourced]) -> None:
         """Runs everything through and closes the splits."""
         try:
-            for batch in _batches(items):
-                self._write_batch([plan for pair in batch for plan in self.planner.plans(*pair)])
+            for plans, encoded in self._encoded_ahead(map(self._plans, _batches(items))):
+                self._write_batch(plans, encoded)
         except _BudgetSpent:
             self._left = 0
         for name, writer in self._writers.items():
@@ -312,41 +319,58 @@ class _Run:
                 f"{budget - self._left}; lower the budget or add sources"
             )
 
-    def _write_batch(self, plans: Sequence[Plan]) -> None:
-        encoded = self._encode(plans)
-        long = [i for i, s in enumerate(encoded) if plans[i].instead and not self._fits(s)]
+    def _plans(self, batch: Sequence[Sourced]) -> list[Plan]:
+        return [plan for sourced in batch for plan in self.planner.plans(*sourced)]
+
+    def _encoded_ahead(
+        self, batches: Iterable[list[Plan]]
+    ) -> Iterator[tuple[list[Plan], list[Sized]]]:
+        """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
+        waiting: deque[tuple[list[Plan], Future[list[Sized]]]] = deque()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            for plans in batches:
+                waiting.append((plans, pool.submit(self._encode, plans)))
+                if len(waiting) > 2:
+                    ready, future = waiting.popleft()
+                    yield ready, future.result()
+            for ready, future in waiting:
+                yield ready, future.result()
+
+    def _write_batch(self, plans: Sequence[Plan], encoded: Sequence[Sized]) -> None:
+        long = [i for i, sized in enumerate(encoded) if plans[i].instead and not self._fits(sized)]
         instead = [plan.instead or plan for plan in (plans[i] for i in long)]
         replaced = dict(zip(long, zip(instead, self._encode(instead), strict=True), strict=True))
         for i, pair in enumerate(zip(plans, encoded, strict=True)):
             self._write_plan(*replaced.get(i, pair))
 
-    def _encode(self, plans: Sequence[Plan]) -> list[list[Segment]]:
-        return encode_pieces([plan.pieces for plan in plans], self.tokenizer)
+    def _encode(self, plans: Sequence[Plan]) -> list[Sized]:
+        pieces = [plan.pieces for plan in plans]
+        return [Sized.of(segments) for segments in encode_pieces(pieces, self.tokenizer)]
 
-    def _fits(self, segments: Segments) -> bool:
-        return length(segments) <= self.config.max_length
+    def _fits(self, sequence: Sized) -> bool:
+        return sequence.length <= self.config.max_length
 
-    def _write_plan(self, plan: Plan, segments: Segments) -> None:
+    def _write_plan(self, plan: Plan, sized: Sized) -> None:
         self.planner.counts["documents behind their prompt"] += plan.instead is not None
-        sequences, lost = [segments], 0
+        sequences, lost = [sized], 0
         if plan.is_document:
-            sequences, lost = split_document(segments, self.config.max_length)
+            sequences, lost = split_document(sized, self.config.max_length)
         if lost:
             self.dropped.add("chunk whose annotation is too long for max_length", lost)
         for sequence in sequences:
             self._write_sequence(plan.split, sequence)
 
-    def _write_sequence(self, split: str, sequence: Segments) -> None:
+    def _write_sequence(self, split: str, sequence: Sized) -> None:
         if not self._fits(sequence):
-            self.dropped.add("conversation longer than max_length", length(sequence))
+            self.dropped.add("conversation longer than max_length", sequence.length)
             return
-        if not has_loss(sequence):
-            self.dropped.add("no token with loss", length(sequence))
+        if not sequence.has_loss:
+            self.dropped.add("no token with loss", sequence.length)
             return
         if split == "train" and self._left is not None:
-            if length(sequence) > self._left:
+            if sequence.length > self._left:
                 raise _BudgetSpent
-            self._left -= length(sequence)
+            self._left -= sequence.length
         rows = self._packers[split].add(sequence) if self.config.packing else [[sequence]]
         for row in rows:
             self._writers[split].write(row)

@@ -33,7 +33,7 @@ from datasets import (
 from datasets.arrow_writer import ArrowWriter
 from datasets.utils import are_progress_bars_disabled
 
-from anchored.data.packing import Segments, length
+from anchored.data.packing import Sized
 from anchored.errors import DataError
 from anchored.segments import NO_LOSS, Kind
 from anchored.tokenizer import AnchoredTokenizer
@@ -53,18 +53,18 @@ _BLOCK = 1 << 20
 _BLOCKS = 64
 
 
-def to_table(rows: Sequence[Sequence[Segments]]) -> pa.Table:
+def to_table(rows: Sequence[Sequence[Sized]]) -> pa.Table:
     """Packed rows as columns: `assemble` of each sequence, joined, with no step of Python a token.
 
     `seq_lengths` holds the lengths of the sequences in a row.
     """
-    segments = [segment for row in rows for sequence in row for segment in sequence]
+    segments = [segment for row in rows for sequence in row for segment in sequence.segments]
     sizes = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
     ids = np.fromiter(chain.from_iterable(s.ids for s in segments), np.int32, sizes.sum())
     supervised = np.repeat([segment.supervised for segment in segments], sizes)
-    lengths = np.array([length(sequence) for row in rows for sequence in row], dtype=np.int64)
+    lengths = np.array([sequence.length for row in rows for sequence in row], dtype=np.int64)
     supervised[np.cumsum(lengths) - lengths] = False
-    row_lengths = [sum(length(sequence) for sequence in row) for row in rows]
+    row_lengths = [_tokens(row) for row in rows]
     columns = {
         "input_ids": (ids, row_lengths),
         "labels": (np.where(supervised, ids, np.int32(NO_LOSS)), row_lengths),
@@ -74,6 +74,10 @@ def to_table(rows: Sequence[Sequence[Segments]]) -> pa.Table:
     return pa.table(
         {name: _lists(*column) for name, column in columns.items()}, schema=FEATURES.arrow_schema
     )
+
+
+def _tokens(row: Sequence[Sized]) -> int:
+    return sum([sequence.length for sequence in row])
 
 
 def _lists(values: np.ndarray, lengths: Sequence[int]) -> pa.ListArray:
@@ -89,16 +93,16 @@ class SplitWriter:
         self._partial = folder / "partial" / "rows.arrow"
         self._partial.parent.mkdir(parents=True)
         self._writer = ArrowWriter(path=str(self._partial), features=FEATURES)
-        self._buffer: list[list[Segments]] = []
+        self._buffer: list[list[Sized]] = []
         self._buffered = 0
         self._rows = self._sequences = self._longest = 0
         self._tokens: Counter[int] = Counter()
         self._supervised: Counter[int] = Counter()
 
-    def write(self, row: list[Segments]) -> None:
+    def write(self, row: list[Sized]) -> None:
         """Adds one row."""
         self._buffer.append(row)
-        self._buffered += sum(map(length, row))
+        self._buffered += _tokens(row)
         if self._buffered >= _FLUSH_TOKENS:
             self._flush()
 
@@ -118,7 +122,7 @@ class SplitWriter:
         self._supervised.update(dict(enumerate(np.bincount(kinds[labels != NO_LOSS]).tolist())))
         self._rows += len(self._buffer)
         self._sequences += sum(map(len, self._buffer))
-        self._longest = max(self._longest, *(sum(map(length, row)) for row in self._buffer))
+        self._longest = max(self._longest, *map(_tokens, self._buffer))
 
     def close(self) -> dict[str, Any]:
         """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
