@@ -1,0 +1,37 @@
+"""What the README and the documentation show is what the code takes."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from anchored.annotation import Schema
+from anchored.config import read_yaml
+from conftest import ROOT
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+YAML = re.compile(r"```yaml(?: title=\"(\w+)\.yaml\")?\n(.*?)```", re.DOTALL)
+SHOWN = [
+    pytest.param(name, text, id=f"{page.name}-{name or 'schema'}")
+    for page in PAGES
+    for name, text in YAML.findall(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_in_the_documentation_give_what_they_show(page):
+    assert doctest.testfile(str(page), module_relative=False).failed == 0
+
+
+@pytest.mark.parametrize(("name", "text"), SHOWN)
+def test_configurations_shown_are_valid(tmp_path: Path, name: str, text: str):
+    from anchored.data.prepare import PrepareConfig
+    from anchored.train.run import PretrainConfig, SFTConfig
+
+    path = tmp_path / "shown.yaml"
+    path.write_text(text, encoding="utf-8")
+    classes = {"prepare": PrepareConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "": Schema}
+    classes[name].model_validate(read_yaml(path))
