@@ -161,7 +161,7 @@ def test_demo_passes_its_dials_and_prints_results_on_request(stage, capsys):
         "out": Path("runs/demo"),
         "seeds": 3,
         "regime": "narrow",
-        "strength": "hard",
+        "strength": "light",
         "overrides": ["a.b=1", "c=2"],
     }
 

@@ -138,7 +138,7 @@ def _demo(commands: Any) -> None:
     parser.add_argument(
         "--strength",
         choices=("light", "hard"),
-        default="hard",
+        default="light",
         help="steps and learning rate of SFT",
     )
     _add_overrides(parser)
