@@ -1,0 +1,424 @@
+"""`anchored demo`: does SFT collapse a storyworld model, does anchoring prevent it, by how much.
+
+For each seed a plain and an annotated base are pretrained on the same number of tokens, four SFT
+runs start from them, and all six models are sampled. A stage owns its folder, finished stages are
+found again, and stages that do not need each other run side by side, one thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from anchored.annotation import Annotation
+from anchored.config import Config, load_config, versions
+from anchored.data.prepare import PrepareConfig
+from anchored.data.readers import SourceConfig
+from anchored.experiments.measure import measure
+from anchored.files import atomic_write, building, claim, read_jsonl, write_json
+from anchored.report.html import write_report
+from anchored.report.tables import markdown_table, rich_table
+from anchored.sample.engine import Request, SampleConfig, Sampling, sample
+from anchored.segments import Message
+from anchored.storyworld import Storyworld
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import ModelConfig, load_model
+from anchored.train.monitor import measure_matmul_peak, read_metrics
+from anchored.train.replay import ReplayConfig
+from anchored.train.run import PretrainConfig, SFTConfig, pretrain, sft
+
+Regime = Literal["broad", "narrow"]
+Strength = Literal["light", "hard"]
+
+BASES = {"base": "plain", "annotated_base": "annotated"}
+TREATMENTS = {
+    "standard": "base",
+    "anchored": "annotated_base",
+    "anchored_replay": "annotated_base",
+    "tagged": "annotated_base",
+}
+
+
+class PretrainSettings(Config):
+    """Pretraining of both bases: the same tokens, annotations included."""
+
+    tokens: int = 1_600_000
+    batch_size: int = 4
+    learning_rate: float = 1e-2
+    muon_learning_rate: float = 2e-2
+
+
+class SFTSettings(Config):
+    """SFT of all four treatments: the same examples, the same optimizer."""
+
+    examples: int = 2000
+    epochs: float
+    learning_rate: float
+    batch_size: int = 16
+
+
+class DemoConfig(Config):
+    """The demo; every field can be overridden on the command line.
+
+    Args:
+        size: of the storyworld.
+        preset: of the models.
+        vocab_size: at most; the small world's words need fewer.
+        max_length: tokens in a packed row.
+        seeds: one run each: data, weights, samples.
+        regime: `broad`: SFT's semantics cover everything, `narrow_mass` of them on two or three
+            values a key (the paper's case); `narrow`: nothing but those values.
+        strength: `light` or `hard` SFT, with its settings below.
+        narrow_mass: see `regime`.
+        pretrain, light, hard, replay: settings of the stages.
+        samples_per_prompt: stories sampled for each open prompt, for each seed and model.
+        max_response_tokens: longer responses are cut.
+        bases: where the pretrained bases are kept or found; inside the output folder if None.
+        workers: stages that run at once.
+    """
+
+    size: Literal["small", "full"] = "small"
+    preset: str = "0.5m"
+    vocab_size: int = 1536
+    max_length: int = 256
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    regime: Regime = "broad"
+    strength: Strength = "light"
+    narrow_mass: float = Field(0.85, ge=0, le=1)
+    pretrain: PretrainSettings = PretrainSettings()
+    light: SFTSettings = SFTSettings(epochs=1, learning_rate=1e-3)
+    hard: SFTSettings = SFTSettings(epochs=3, learning_rate=2e-3)
+    replay: ReplayConfig = ReplayConfig()
+    samples_per_prompt: int = Field(22, ge=2)
+    max_response_tokens: int = 192
+    bases: Path | None = None
+    workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 6), ge=1)
+
+    @property
+    def sft(self) -> SFTSettings:
+        """The settings of the chosen strength."""
+        return self.light if self.strength == "light" else self.hard
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resumable piece of work: `work(*arguments)` in another process, once `needs` are done.
+
+    `steps` is its length in training steps, read from `folder`/metrics.jsonl; 0 without training.
+    """
+
+    name: str
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    folder: Path
+    needs: tuple[str, ...] = ()
+    steps: int = 0
+
+
+def run(
+    out: Path, seeds: int, regime: Regime, strength: Strength, overrides: list[str]
+) -> dict[str, Any]:
+    """Runs the demo, or goes on with it; results.json, report.html and table.md go to `out`.
+
+    Raises:
+        ConfigError: an override is wrong, or `out` holds another run.
+    """
+    options = [f"seeds={list(range(seeds))}", f"regime={regime}", f"strength={strength}"]
+    config = load_config(DemoConfig, None, [*options, *overrides])
+    started = time.monotonic()
+    console = Console(stderr=True)
+    claim(out, config)
+    stages = plan(config, out)
+    console.print(cost(config, stages))
+    execute(stages, config.workers, console)
+    results = collect(config, out)
+    results["seconds"] = round(_seconds_before(out) + time.monotonic() - started, 1)
+    write_json(out / "results.json", results)
+    write_report(results, out / "report.html")
+    atomic_write(out / "table.md", markdown_table(results))
+    Console().print(rich_table(results))
+    console.print(f"{out / 'report.html'}: plots and samples; {out / 'results.json'}: every figure")
+    return results
+
+
+def _seconds_before(out: Path) -> float:
+    """Seconds of an earlier, finished run: its stages were found, not run again."""
+    path = out / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+
+
+def plan(config: DemoConfig, out: Path) -> list[Stage]:
+    """All stages of all seeds, the longest first where nothing forbids it."""
+    bases = config.bases or out / "bases"
+    tokenizer = Stage("tokenizer", learn_tokenizer, (config, bases), bases / "tokenizer")
+    seeds = [_seed_stages(config, bases, out, seed) for seed in config.seeds]
+    return [tokenizer, *(stage for column in zip(*seeds, strict=True) for stage in column)]
+
+
+def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[Stage]:
+    suffix = f" (seed {seed})" if len(config.seeds) > 1 else ""
+    folders = {name: bases / f"seed-{seed}" / name for name in BASES}
+    folders |= {name: out / f"seed-{seed}" / name for name in TREATMENTS}
+    train = [
+        Stage(
+            name=f"pretrain {name}{suffix}",
+            work=pretrain_base,
+            arguments=(config, name, bases, seed),
+            folder=folders[name],
+            needs=("tokenizer",),
+            steps=pretrain_steps(config),
+        )
+        for name in BASES
+    ]
+    train += [
+        Stage(
+            name=f"SFT {name}{suffix}",
+            work=fine_tune,
+            arguments=(config, name, folders[base], folders[name], seed),
+            folder=folders[name],
+            needs=(f"pretrain {base}{suffix}",),
+            steps=sft_steps(config, name),
+        )
+        for name, base in TREATMENTS.items()
+    ]
+    samples = [
+        Stage(
+            name=f"sample {name}{suffix}",
+            work=sample_model,
+            arguments=(config, name, folders[name] / "model", _samples(out, seed, name), seed),
+            folder=out / "samples",
+            needs=(f"{'pretrain' if name in BASES else 'SFT'} {name}{suffix}",),
+        )
+        for name in folders
+    ]
+    return [*train, *samples]
+
+
+def _samples(out: Path, seed: int, name: str) -> Path:
+    return out / "samples" / f"{name}-{seed}.jsonl"
+
+
+def pretrain_steps(config: DemoConfig) -> int:
+    """Steps of `batch_size` packed rows that use the token budget up (rows are all but full)."""
+    return config.pretrain.tokens // (config.pretrain.batch_size * config.max_length)
+
+
+def sft_steps(config: DemoConfig, name: str) -> int:
+    """Steps over the examples and, for replay, over the replayed annotations on top."""
+    replay = config.replay.share if name == "anchored_replay" else 0.0
+    return round(config.sft.epochs * config.sft.examples / (1 - replay) / config.sft.batch_size)
+
+
+def learn_tokenizer(config: DemoConfig, bases: Path) -> None:
+    """One tokenizer for all models, from documents that no model is trained on."""
+    folder = bases / "tokenizer"
+    if folder.exists():
+        return
+    texts: list[str] = []
+    for row in islice(Storyworld(config.size).documents(seed=-1), 4000):
+        for part in row.get("chunks", [{"text": row.get("response"), **row}]):
+            annotation = Annotation.from_rows(part["annotation"])
+            texts += [row.get("prompt", ""), str(annotation), part["text"]]
+    with building(folder) as partial:
+        AnchoredTokenizer.train(texts, config.vocab_size).save(partial)
+
+
+def _world(config: DemoConfig) -> str:
+    return f"storyworld://{config.size}"
+
+
+def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None:
+    """The plain or the annotated base."""
+    settings = config.pretrain
+    pretrain(
+        PretrainConfig(
+            out=bases / f"seed-{seed}" / name,
+            data=PrepareConfig(
+                sources=(SourceConfig(path=f"{_world(config)}?seed={seed}"),),
+                tokenizer=str(bases / "tokenizer"),
+                objective=BASES[name],
+                schema_name=_world(config),
+                max_length=config.max_length,
+                token_budget=settings.tokens,
+                seed=seed,
+            ),
+            model=ModelConfig(preset=config.preset),
+            seed=seed,
+            muon_learning_rate=settings.muon_learning_rate,
+            trainer={
+                **_trainer(pretrain_steps(config), settings.learning_rate, settings.batch_size),
+                "adam_beta2": 0.95,
+            },
+        ),
+        quiet=True,
+    )
+
+
+def fine_tune(config: DemoConfig, name: str, base: Path, out: Path, seed: int) -> None:
+    """One treatment: the same examples for all four."""
+    settings = config.sft
+    cover = "true" if config.regime == "broad" else "false"
+    source = (
+        f"{_world(config)}/sft?seed={seed}&count={settings.examples}"
+        f"&narrow_mass={config.narrow_mass}&cover={cover}"
+    )
+    steps = sft_steps(config, name)
+    sft(
+        SFTConfig(
+            out=out,
+            data=PrepareConfig(
+                sources=(SourceConfig(path=source),),
+                schema_name=_world(config),
+                max_length=config.max_length,
+                packing=False,
+                seed=seed,
+            ),
+            model=ModelConfig(init=str(base / "model")),
+            objective=name.replace("_", "-"),
+            replay=config.replay,
+            seed=seed,
+            trainer=_trainer(steps, settings.learning_rate, settings.batch_size),
+        ),
+        quiet=True,
+    )
+
+
+def _trainer(steps: int, learning_rate: float, batch_size: int) -> dict[str, Any]:
+    return {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "warmup_steps": 0.05,
+        "logging_steps": 20,
+        "save_steps": 500,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def sample_model(config: DemoConfig, name: str, model: Path, path: Path, seed: int) -> None:
+    """Stories at temperature 1 for every open prompt, answers at 0 to every question."""
+    if path.is_file():
+        return
+    world = Storyworld(config.size)
+    stories = [prompt for prompt in world.prompts for _ in range(config.samples_per_prompt)]
+    rows = _ask(config, name, model, stories, "story", 1.0, seed)
+    rows += _ask(config, name, model, [q for q, _ in world.questions], "question", 0.0, seed)
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _ask(
+    config: DemoConfig,
+    name: str,
+    model: Path,
+    prompts: list[str],
+    kind: str,
+    temperature: float,
+    seed: int,
+) -> list[dict[str, Any]]:
+    tokenizer = AnchoredTokenizer.load(model)
+    annotated = name not in ("base", "standard")
+    requests = [Request((Message("user", prompt),), annotated=annotated) for prompt in prompts]
+    sampling = SampleConfig(
+        response=Sampling(temperature=temperature),
+        max_response_tokens=config.max_response_tokens,
+        batch_size=96,
+        seed=seed,
+    )
+    samples = sample(
+        load_model(model, tokenizer), tokenizer, requests, sampling, Storyworld(config.size).schema
+    )
+    return [
+        {
+            "seed": seed,
+            "kind": kind,
+            "prompt": prompt,
+            "annotation": None if one.annotation is None else one.annotation.rows(),
+            "response": one.response,
+            "attempts": one.attempts,
+            "malformed": one.malformed,
+            "finished": one.finished,
+        }
+        for prompt, one in zip(prompts, samples, strict=True)
+    ]
+
+
+def collect(config: DemoConfig, out: Path) -> dict[str, Any]:
+    """`results.json` but for its `seconds`, from the raw samples."""
+    rows = {
+        name: [[row for _, row in read_jsonl(_samples(out, seed, name))] for seed in config.seeds]
+        for name in (*BASES, *TREATMENTS)
+    }
+    return {
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "seconds": 0.0,
+        "seeds": list(config.seeds),
+        **measure(Storyworld(config.size), rows),
+    }
+
+
+def cost(config: DemoConfig, stages: list[Stage]) -> str:
+    """What the run will take, from its training tokens and this machine's measured speed."""
+    tokens = 2 * config.pretrain.tokens * len(config.seeds)
+    peak = measure_matmul_peak(torch.device("cpu"), torch.float32) / torch.get_num_threads()
+    return (
+        f"{len(stages)} stages, {tokens / 1e6:.1f}M pretraining tokens on {config.workers} "
+        f"processes of one thread ({peak / 1e9:.0f} GFLOP/s each); finished stages are found again"
+    )
+
+
+def execute(stages: list[Stage], workers: int, console: Console) -> None:
+    """Runs stages as their needs are met, at most `workers` at a time, with a bar for each.
+
+    The first failure stops what has not begun and is raised.
+    """
+    waiting, done = list(stages), set[str]()
+    running: dict[Future[Any], Stage] = {}
+    context = multiprocessing.get_context("spawn")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=console, transient=True) as progress,
+        ProcessPoolExecutor(workers, context, initializer=_single_threaded) as pool,
+    ):
+        overall = progress.add_task("all stages", total=len(stages))
+        bars: dict[str, TaskID] = {}
+        while waiting or running:
+            for stage in [s for s in waiting if done.issuperset(s.needs)]:
+                if len(running) < workers:
+                    waiting.remove(stage)
+                    running[pool.submit(stage.work, *stage.arguments)] = stage
+                    bars[stage.name] = progress.add_task(stage.name, total=stage.steps or None)
+            finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            _show(progress, bars, running)
+            for future in finished:
+                future.result()
+                stage = running.pop(future)
+                done.add(stage.name)
+                progress.remove_task(bars.pop(stage.name))
+                progress.advance(overall)
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
+def _show(
+    progress: Progress, bars: Mapping[str, TaskID], running: Mapping[Future[Any], Stage]
+) -> None:
+    for stage in running.values():
+        rows = read_metrics(stage.folder) if stage.steps else []
+        progress.update(bars[stage.name], completed=rows[-1]["step"] if rows else 0)
