@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -115,8 +115,8 @@ def test_documents_of_a_packed_row_are_cut_where_seq_lengths_says(
 def test_numpy_and_torch_columns_show_the_same_as_lists(row: Row, tokenizer: AnchoredTokenizer):
     expected = spans(*row, tokenizer)
     for convert in (np.asarray, torch.tensor):
-        columns: Any = [convert(column) for column in row]
-        assert spans(*columns, tokenizer) == expected
+        ids, labels, kinds, lengths = (cast(Any, convert(column)) for column in row)
+        assert spans(ids, labels, kinds, lengths, tokenizer) == expected
 
 
 def test_a_control_token_spelt_in_text_is_not_shown_as_control(tokenizer):
@@ -257,3 +257,55 @@ def test_a_damaged_config_names_the_file(model: Path):
 def test_a_missing_path_is_one_clear_line(tmp_path: Path):
     with pytest.raises(AnchoredError, match="no such file or folder"):
         run(tmp_path / "nothing")
+
+
+def corpus(path: Path, *annotations: dict[str, str] | None) -> Path:
+    rows = []
+    for place, tags in enumerate(annotations):
+        chunk: dict[str, Any] = {"text": "Mara slept."}
+        if tags is not None:
+            chunk["annotation"] = [{"key": key, "value": value} for key, value in tags.items()]
+        rows.append({"id": str(place), "chunks": [chunk]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_corpus_shows_coverage_entropy_and_top_values(tmp_path: Path):
+    tags = [{"hero": "Mara", "place": "mill"}, {"hero": "Tom"}, {"hero": "Mara"}, {"hero": "Tom"}]
+    data = view_of(corpus(tmp_path / "rows.jsonl", *tags)).data
+    assert data["annotations"] == 4
+    assert data["keys"]["hero"] == {
+        "coverage": 1.0,
+        "entropy": 0.6931,
+        "distinct": 2,
+        "top": [["Mara", 2], ["Tom", 2]],
+    }
+    assert data["keys"]["place"]["coverage"] == 0.25
+
+
+def test_a_folder_of_shards_is_one_corpus(tmp_path: Path):
+    corpus(tmp_path / "shard-00000.jsonl", {"hero": "Mara"})
+    corpus(tmp_path / "shard-00001.jsonl", {"hero": "Tom"})
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    assert view_of(tmp_path).data["keys"]["hero"]["distinct"] == 2
+
+
+def test_a_corpus_in_the_terminal_and_html_shows_hidden_characters(tmp_path: Path, capsys):
+    path = corpus(tmp_path / "rows.jsonl", {"hero": "[red]Ma\u202era</td>"})
+    run(path, html=tmp_path / "view.html")
+    out, page = capsys.readouterr().out, (tmp_path / "view.html").read_text(encoding="utf-8")
+    assert "[red]Ma⟨U+202E⟩ra" in out
+    assert "Ma⟨U+202E⟩ra&lt;/td&gt; 1</td>" in page
+
+
+def test_a_corpus_without_annotations_points_to_annotate(tmp_path: Path):
+    with pytest.raises(DataError, match="no row carries an annotation; make them with `anchored"):
+        view_of(corpus(tmp_path / "rows.jsonl", None))
+
+
+def test_a_damaged_corpus_row_is_named_by_file_and_line(tmp_path: Path):
+    path = corpus(tmp_path / "rows.jsonl", {"hero": "Mara"})
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"text": "x", "annotation": ["hero"]}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl: line 2: "):
+        view_of(path)

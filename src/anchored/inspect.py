@@ -18,13 +18,15 @@ from rich.text import Text
 from safetensors import safe_open
 
 from anchored.data.prepare import account_table
-from anchored.data.store import load_prepared
+from anchored.data.readers import SourceConfig, parse_row, read_rows
+from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
 from anchored.files import atomic_write, read_jsonl
-from anchored.report.escape import escape, visible
+from anchored.report.escape import escape, shorten, visible
 from anchored.report.html import definitions, page
 from anchored.report.tables import number, percent
 from anchored.segments import NO_LOSS, Kind
+from anchored.tag_statistics import KeyStatistics, statistics
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
 
 RECORD = "anchored.json"
@@ -87,12 +89,12 @@ def view_of(path: Path, rows: int = 3) -> View:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    if (path / "dataset_info.json").is_file():
+    if (path / "dataset_info.json").is_file() and (path / MANIFEST).is_file():
         return dataset_view(path, rows)
     for model in (path, path / "model"):
         if (model / "config.json").is_file():
             return model_view(model)
-    raise DataError(f"{path}: neither a prepared dataset nor a model folder")
+    return corpus_view(path)
 
 
 def spans(
@@ -237,8 +239,7 @@ def dataset_view(path: Path, rows: int) -> View:
     """
     dataset, manifest = load_prepared(path)
     tokenizer = AnchoredTokenizer.load(path / "tokenizer")
-    columns = ("input_ids", "labels", "kinds", "seq_lengths")
-    shown = [[dataset[place][name] for name in columns] for place in range(min(rows, len(dataset)))]
+    shown = [_columns(dataset[place]) for place in range(min(rows, len(dataset)))]
     terminal: list[RenderableType] = [_legend()]
     for place, row in enumerate(shown):
         view = segment_view(*row, tokenizer, legend=False)
@@ -251,6 +252,10 @@ def dataset_view(path: Path, rows: int) -> View:
         html=_dataset_html(documents, manifest, facts),
         data={"dataset": str(path), "manifest": manifest, "rows": _rows_data(documents)},
     )
+
+
+def _columns(row: Mapping[str, Any]) -> tuple[list[int], list[int], list[int], list[int]]:
+    return row["input_ids"], row["labels"], row["kinds"], row["seq_lengths"]
 
 
 def manifest_facts(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -345,7 +350,7 @@ def _account_html(name: str, split: Mapping[str, Any]) -> str:
     )
 
 
-def _table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'
@@ -353,7 +358,7 @@ def _table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         + "</tr>"
         for first, *rest in rows
     )
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    table = f'<table class="{style}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
@@ -445,3 +450,47 @@ def _last_metrics(path: Path) -> dict[str, str]:
 
 def _plain(name: str) -> str:
     return name.replace("_", " ")
+
+
+def corpus_view(path: Path) -> View:
+    """Tag statistics of annotated rows: a file or a folder of shards, in any format `prepare` reads.
+
+    Raises:
+        DataError: no rows there, a damaged one (named by file and line), or no annotation at all.
+    """
+    found = statistics(_checked_rows(path))
+    if not found.annotations:
+        raise DataError(f"{path}: no row carries an annotation; make them with `anchored annotate`")
+    head = ("key", "coverage", "entropy", "distinct", "most frequent values")
+    cells = [_key_cells(key, key_statistics) for key, key_statistics in found.keys.items()]
+    title = f"{path.name}: {found.annotations:,} annotations"
+    intro = "Coverage: share of annotations with the key. Entropy: of its values, in nats."
+    return View(
+        title=title,
+        terminal=[_statistics_table(title, intro, head, cells)],
+        html=f'<p class="intro">{intro}</p>{_table_html(head, cells, "tags-table")}',
+        data={"corpus": str(path), **found.data()},
+    )
+
+
+def _checked_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    for place, row in read_rows(SourceConfig(path=str(path))):
+        parse_row(row, place, lambda text: [text])
+        yield row
+
+
+def _key_cells(key: str, found: KeyStatistics) -> tuple[str, ...]:
+    top = ", ".join(f"{shorten(value, 40)} {count:,}" for value, count in found.top)
+    numbers = percent(found.coverage), number(found.entropy), f"{found.distinct:,}"
+    return (key, *numbers, top)
+
+
+def _statistics_table(
+    title: str, intro: str, head: Sequence[str], rows: Iterable[Sequence[str]]
+) -> Table:
+    table = Table(title=title, caption=intro, caption_style="dim")
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if 0 < place < 4 else "left", no_wrap=place < 4)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
