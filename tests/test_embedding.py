@@ -80,6 +80,13 @@ def test_vendi_counts_distinct_directions() -> None:
     assert vendi([[1.0, 2.0]] * 9, 0.5) == pytest.approx(1.0, abs=1e-9)
 
 
+def test_vendi_of_small_order_is_not_fed_by_rounding_errors() -> None:
+    rng = np.random.default_rng(5)
+    flat = rng.normal(size=(15, 3)) @ rng.normal(size=(3, 20))
+    assert vendi(flat, 0.0) == 3.0
+    assert vendi(flat, 0.5) == pytest.approx(brute_vendi(flat, 0.5), abs=1e-9)
+
+
 def test_bad_vectors_are_refused() -> None:
     with pytest.raises(DataError, match="row 1 is zero"):
         dissimilarity([[1.0, 0.0], [0.0, 0.0]])
