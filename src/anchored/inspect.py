@@ -453,7 +453,7 @@ def _plain(name: str) -> str:
 
 
 def corpus_view(path: Path) -> View:
-    """Tag statistics of annotated rows: a file or a folder of shards, in any format `prepare` reads.
+    """Tag statistics of annotated rows: a file or a folder, in any format `prepare` reads.
 
     Raises:
         DataError: no rows there, a damaged one (named by file and line), or no annotation at all.
