@@ -3,8 +3,9 @@
     document        bos  (open tags close)  chunk  (open tags close)  chunk ...  eos
     conversation    bos  system text  user text  assistant  (open tags close)  response  eos
 
-Annotation and text are encoded apart and their ids joined, in training and in sampling alike, so that no token
-straddles the two. Control tokens are put here by id; text is encoded with them disabled.
+Annotation and text are encoded apart and their ids joined, in training and in sampling alike, so
+that no token straddles the two. Control tokens are put here by id; text is encoded with them
+disabled.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import Literal
 
 from anchored.annotation import Annotation
@@ -40,18 +42,19 @@ class Objective:
     Args:
         name: as in the command line and configurations.
         annotated: do annotations stand before chunks and responses.
-        loss: the kinds that are trained. Role tokens and bos go with PROMPT, the two annotation tokens with TAG_KEY,
-            eos with TEXT.
-        format_share: share of examples in which the tag keys carry loss too (paper, section 3: 0.3 %).
-        replay_share: share of examples replaced by annotation replay: a prompt and an annotation sampled
-            before SFT, loss on the annotation alone (ours, not in the paper).
+        loss: the kinds that are trained. Role tokens go with PROMPT, the two annotation tokens
+            with TAG_KEY, eos with TEXT; bos is never learnt.
+        format_share: share of examples in which the tag keys carry loss too (paper, section 3:
+            0.3 %).
+        replay: are examples of annotation replay added: a prompt and an annotation sampled before
+            SFT, loss on the annotation alone (ours, not in the paper).
     """
 
     name: str
     annotated: bool
     loss: frozenset[Kind]
     format_share: float = 0.0
-    replay_share: float = 0.0
+    replay: bool = False
 
 
 _PLAN = frozenset({Kind.TAG_KEY, Kind.TAG_VALUE})
@@ -67,7 +70,7 @@ OBJECTIVES = {
             annotated=True,
             loss=frozenset({Kind.TEXT}),
             format_share=0.003,
-            replay_share=0.25,
+            replay=True,
         ),
         Objective("tagged", annotated=True, loss=_PLAN | {Kind.TEXT}),
         Objective("replay", annotated=True, loss=_PLAN),
@@ -77,10 +80,13 @@ OBJECTIVES = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of a document and what is said about it. `text` keeps the white space that follows it."""
+    """A stretch of a document and what is said about it.
+
+    `text` keeps the white space that follows it.
+    """
 
     text: str
-    annotation: Annotation = Annotation()
+    annotation: Annotation = field(default_factory=Annotation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,10 @@ class Segment:
 
 @dataclass
 class Example:
-    """Equal-length columns of a training sequence. `labels` are unshifted, `NO_LOSS` where nothing is learnt."""
+    """Equal-length columns of a training sequence.
+
+    `labels` are unshifted, `NO_LOSS` where nothing is learnt.
+    """
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -124,8 +133,10 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 
 
 def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list[str]:
-    """`text` at blank lines; a chunk shorter than `min_chars` joins the next, one above `max_chars` is cut at
-    sentence ends (or at `max_chars` where there is none). `"".join(split_chunks(text)) == text`, always.
+    """`text` cut at blank lines; `"".join(split_chunks(text)) == text`, always.
+
+    A chunk shorter than `min_chars` joins the next, one above `max_chars` is cut at sentence ends,
+    or at `max_chars` where there is none.
     """
     paragraphs = _cut(text, _BLANK)
     chunks: list[str] = []
@@ -143,7 +154,7 @@ def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list
 def _cut(text: str, boundary: re.Pattern[str]) -> list[str]:
     ends = [match.end() for match in boundary.finditer(text)]
     edges = [0, *ends, len(text)] if not ends or ends[-1] < len(text) else [0, *ends]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [text[a:b] for a, b in pairwise(edges) if a < b]
 
 
 def _split_long(chunk: str, max_chars: int) -> Iterator[str]:
@@ -173,7 +184,7 @@ def annotation_pieces(annotation: Annotation, objective: Objective) -> Iterator[
 
 
 def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece]:
-    """A document: an annotation before each chunk (where the objective is annotated), bos first and eos last."""
+    """A document: bos, each chunk behind its annotation if the objective is annotated, eos."""
     supervised = Kind.TEXT in objective.loss
     pieces = [Piece("bos", Kind.CONTROL, False)]
     for i, chunk in enumerate(chunks):
@@ -186,10 +197,11 @@ def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece
 
 
 def conversation_pieces(messages: Sequence[Message], objective: Objective) -> list[Piece]:
-    """A conversation whose last message is learnt if it is the assistant's; earlier turns are prompt and go without
-    their annotations, because clients send back what they saw.
+    """A conversation whose last message is learnt if it is the assistant's.
 
-    An assistant message with empty content ends after its annotation: a replay example, or a prefix to sample from.
+    Earlier turns are prompt and go without their annotations, because clients send back what they
+    saw. An assistant message with empty content ends after its annotation: a replay example, or a
+    prefix to sample from.
     """
     in_prompt = Kind.PROMPT in objective.loss
     pieces = [Piece("bos", Kind.CONTROL, False)]
@@ -215,14 +227,14 @@ def _response_pieces(message: Message, objective: Objective) -> Iterator[Piece]:
 
 
 def turns_to_learn(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """One prefix of the conversation for each assistant turn, ending with it: n turns give n examples."""
+    """One prefix of the conversation for each assistant turn, ending with it: n give n examples."""
     for i, message in enumerate(messages):
         if message.role == "assistant":
             yield messages[: i + 1]
 
 
 def format_variant(objective: Objective, seed: int, example_id: str) -> Objective:
-    """`objective` itself or, for a seeded `format_share` of the example ids, with the tag keys in the loss too."""
+    """`objective` itself or, for a seeded `format_share` of the ids, with loss on tag keys too."""
     if (
         objective.format_share
         and random.Random(f"{seed}:format:{example_id}").random() < objective.format_share
@@ -234,8 +246,8 @@ def format_variant(objective: Objective, seed: int, example_id: str) -> Objectiv
 def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: str) -> Annotation:
     """Key order of one annotation in one sequence.
 
-    Shuffled (the default) makes the model meet every subset of keys as a prefix, so that any of them can later be
-    pinned and the rest sampled given them. `canonical` keeps the order given.
+    Shuffled (the default) makes the model meet every subset of keys as a prefix, so that any of
+    them can later be pinned and the rest sampled given them. `canonical` keeps the order given.
     """
     if order == "canonical":
         return annotation
@@ -245,7 +257,7 @@ def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: s
 def encode_pieces(
     sequences: Sequence[Sequence[Piece]], tokenizer: AnchoredTokenizer
 ) -> list[list[Segment]]:
-    """Encodes many sequences with one call into the tokenizer; each distinct text is encoded once."""
+    """Encodes many sequences with one call into the tokenizer, each distinct text once."""
     texts = list(
         dict.fromkeys(p.text for pieces in sequences for p in pieces if p.kind is not Kind.CONTROL)
     )
@@ -275,7 +287,10 @@ def conversation_segments(
 
 
 def assemble(segments: Sequence[Segment]) -> Example:
-    """Segments joined into columns. The first token never has a label: nothing in its own sequence predicts it."""
+    """Segments joined into columns.
+
+    The first token never has a label: nothing in its own sequence predicts it.
+    """
     example = Example()
     for segment in segments:
         example.input_ids.extend(segment.ids)

@@ -1,4 +1,4 @@
-"""Tokenizers: train one or take any existing one; control tokens are ids that no text can produce."""
+"""Tokenizers, trained here or existing ones; control tokens are ids that no text can produce."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ PROBE = (
 
 @dataclass(frozen=True)
 class ControlIds:
-    """The ids only this package writes. `bos` equals `eos` where a tokenizer has no token of its own for it."""
+    """The ids only this package writes.
+
+    `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them.
+    """
 
     bos: int
     eos: int
@@ -55,7 +58,7 @@ class ControlIds:
 
 
 class AnchoredTokenizer:
-    """A `transformers` tokenizer, its control ids, and text encoding that can never yield one of them.
+    """A `transformers` tokenizer, its control ids, and encoding that never yields one from text.
 
     Args:
         hf: the tokenizer, with the control tokens added; use `train`, `adopt` or `load` to get one.
@@ -63,10 +66,12 @@ class AnchoredTokenizer:
 
     def __init__(self, hf: PreTrainedTokenizerFast) -> None:
         self.hf = hf
-        eos = hf.eos_token_id
-        ids = {name: hf.convert_tokens_to_ids(token) for name, token in CONTROL_TOKENS.items()}
-        bos = hf.bos_token_id if hf.bos_token_id is not None else eos
-        pad = hf.pad_token_id if hf.pad_token_id is not None else eos
+        eos: Any = hf.eos_token_id
+        ids: dict[str, Any] = {
+            name: hf.convert_tokens_to_ids(token) for name, token in CONTROL_TOKENS.items()
+        }
+        bos: Any = hf.bos_token_id if hf.bos_token_id is not None else eos
+        pad: Any = hf.pad_token_id if hf.pad_token_id is not None else eos
         self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids)
         self._plain = Tokenizer.from_str(hf.backend_tokenizer.to_str())
         self._plain.encode_special_tokens = True
@@ -75,7 +80,7 @@ class AnchoredTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> AnchoredTokenizer:
-        """A byte-level BPE of `vocab_size` entries, control tokens included, learnt from `texts`."""
+        """A byte-level BPE of `vocab_size` entries, control tokens included, from `texts`."""
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
         backend.decoder = decoders.ByteLevel()  # pyright: ignore
@@ -90,14 +95,17 @@ class AnchoredTokenizer:
 
     @classmethod
     def adopt(cls, hf: PreTrainedTokenizerFast) -> AnchoredTokenizer:
-        """Any fast tokenizer; the control tokens it lacks are added (resize the model's embeddings to match).
+        """Any fast tokenizer; the control tokens it lacks are added.
+
+        `train.models.load_model` grows a model's embedding to match.
 
         Raises:
             ConfigError: the tokenizer has no end-of-sequence token or no fast (Rust) backend.
         """
         if hf.eos_token_id is None or not hf.is_fast:
             raise ConfigError(
-                f"tokenizer {hf.name_or_path!r}: needs an eos_token and a fast backend (tokenizer.json)"
+                f"tokenizer {hf.name_or_path!r}: needs an eos_token and a fast backend "
+                "(tokenizer.json)"
             )
         hf.add_special_tokens(
             {"extra_special_tokens": list(CONTROL_TOKENS.values())},  # pyright: ignore
@@ -124,7 +132,7 @@ class AnchoredTokenizer:
         return len(self.hf)
 
     def probe(self) -> list[list[int]]:
-        """Ids of fixed multi-script strings: what is compared when a tokenizer is loaded beside data or a model."""
+        """Ids of fixed multi-script strings, compared when a tokenizer meets data or a model."""
         return self.encode_batch(PROBE)
 
     @property
@@ -168,11 +176,14 @@ class AnchoredTokenizer:
         return tokenizer
 
     def check(self, fingerprint: str, source: str) -> None:
-        """Raises:
-        TokenizerMismatch: this tokenizer's fingerprint is not `fingerprint`, which `source` was made with.
+        """Sees that this is the tokenizer that `source` was made with.
+
+        Raises:
+            TokenizerMismatch: its fingerprint is not `fingerprint`.
         """
         if fingerprint != self.fingerprint:
             raise TokenizerMismatch(
-                f"{source}: made with tokenizer {fingerprint}, but this one ({self.hf.name_or_path or 'in memory'}) is "
-                f"{self.fingerprint}: same text, other ids; use the tokenizer saved beside it or prepare the data again"
+                f"{source}: made with tokenizer {fingerprint}, but this one "
+                f"({self.hf.name_or_path or 'in memory'}) is {self.fingerprint}: same text, other "
+                "ids; use the tokenizer saved beside it or prepare the data again"
             )

@@ -1,4 +1,7 @@
-"""Rows of a prepared dataset to a training batch. Shapes: B rows, T longest row, N tokens with loss."""
+"""Rows of a prepared dataset to a training batch.
+
+Shapes: B rows, T tokens in the longest row, N tokens with loss.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ from anchored.segments import NO_LOSS, Kind
 class Collator:
     """Right-pads rows and marks the positions whose next token carries loss.
 
-    The vocabulary projection is done at those positions only (`logits_to_keep`), against `shift_labels`. There is
-    no attention mask: documents in a row are told apart by `position_ids` that start again at 0, which isolates them
-    only while the attention mask is None and the cache is off, and padding stands last, where causal attention
-    hides it.
+    The vocabulary projection is done at those positions only (`logits_to_keep`), against
+    `shift_labels`. There is no attention mask: documents in a row are told apart by `position_ids`
+    that start again at 0, which isolates them only while the attention mask is None and the cache
+    is off, and padding stands last, where causal attention hides it.
     """
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns `input_ids`, `position_ids`, `logits_to_keep` (B, T) and `labels`, `shift_labels`, `target_kinds` (N,);
-        `token_count` () is the number of tokens that are not padding.
+        """One batch.
+
+        Returns:
+            `input_ids`, `position_ids`, `logits_to_keep` (B, T); `labels`, `shift_labels`,
+            `target_kinds` (N,); `token_count` (), the tokens that are not padding.
         """
         lengths = [len(row["input_ids"]) for row in rows]
         shape = (len(rows), max(lengths))

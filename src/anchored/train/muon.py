@@ -1,8 +1,9 @@
-"""Muon for the hidden matrices and AdamW for the rest, as one optimizer the stock Trainer can drive.
+"""Muon for the hidden matrices and AdamW for the rest, as one optimizer for the stock Trainer.
 
-`torch.optim.Muon` orthogonalises in bfloat16 whatever the weights are, which on a CPU without bf16 units costs more
-than the model's own step; here it is done in the weights' precision, matrices of one shape stacked into one product.
-On the storyworld a 0.6M-parameter model learns to copy its tags in about half the tokens that AdamW needs.
+`torch.optim.Muon` orthogonalises in bfloat16 whatever the weights are, which on a CPU without bf16
+units costs more than the model's own step; here it is done in the weights' precision, matrices of
+one shape stacked into one product. On the storyworld a 0.6M-parameter model learns to copy its tags
+in about half the tokens that AdamW needs.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ _STEPS = 5
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Nearest semi-orthogonal matrices of `matrices` (K, M, N), roughly: five steps of a quintic Newton-Schulz.
+    """Nearest semi-orthogonal matrices of `matrices` (K, M, N), roughly.
 
-    Singular values end between about 0.7 and 1.2 (Jordan et al., Muon, 2024), which is all the update needs.
+    Five steps of a quintic Newton-Schulz iteration bring singular values to between about 0.7 and
+    1.2 (Jordan et al., Muon, 2024), which is all the update needs.
     """
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -37,8 +39,9 @@ class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, two kinds of parameter group, told apart by `group["muon"]`.
 
     Args:
-        matrices: 2-D weights that map hidden states to hidden states; updated by orthogonalised momentum, scaled
-            by 0.2 sqrt(max(M, N)) so that its root mean square is that of an AdamW update.
+        matrices: 2-D weights that map hidden states to hidden states; updated by orthogonalised
+            momentum, scaled by 0.2 sqrt(max(M, N)) so that its root mean square is that of an AdamW
+            update.
         others: embeddings, norms, biases and the output projection; updated by AdamW.
         muon_lr, lr: their learning rates.
     """
@@ -108,8 +111,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def muon_for(model: PreTrainedModel, arguments: TrainingArguments, muon_lr: float) -> MuonAdamW:
-    """Muon at `muon_lr` for every matrix between embedding and output projection, AdamW as `arguments` say for the rest."""
-    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    """Muon at `muon_lr` for every matrix between embedding and output projection.
+
+    AdamW has the rest, as `arguments` say.
+    """
+    embeddings: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    ends = {id(module.weight) for module in embeddings}
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim == 2 and id(p) not in ends]
     chosen = set(map(id, matrices))
