@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from anchored.config import Config
 from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# Below 190M the sizes are ours and named by parameters outside the embedding; from 190M on they count everything
-# with OLMo-2's 100k vocabulary. The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice.
+# Below 190M the sizes are ours and named by parameters outside the embedding; from 190M on they
+# count everything with OLMo-2's 100k vocabulary. The paper names only the totals 0.6B, 1B and 2.5B;
+# the shapes are our choice.
 PRESETS = {
     "0.5m": (96, 288, 4, 3),
     "1m": (128, 384, 5, 4),
@@ -30,7 +34,14 @@ PRESETS = {
 
 
 class ModelConfig(Config):
-    """What to train: exactly one of a `preset` by name, a `config` of any architecture, or `init` from a checkpoint."""
+    """What to train: exactly one of `preset`, `config` and `init`.
+
+    Args:
+        preset: an OLMo-2 model by its size, see `PRESETS`.
+        config: fields of any `transformers` configuration, `model_type` among them.
+        init: a checkpoint to continue from, a folder or hub id.
+        max_position_embeddings: of a preset.
+    """
 
     preset: str | None = None
     config: dict[str, Any] | None = None
@@ -47,8 +58,25 @@ class ModelConfig(Config):
         return self
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no notices of `transformers` for a while: a run shows its own progress."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
-    """The OLMo-2 configuration of a preset, every size set (the class's own defaults are no published model)."""
+    """The OLMo-2 configuration of a preset, every size set.
+
+    The class's own defaults are no published model.
+    """
     sizes = dict(zip(_FIELDS, PRESETS[preset.lower()], strict=True))
     small = sizes["hidden_size"] < 768
     return Olmo2Config(
@@ -63,7 +91,7 @@ def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
 
 
 def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) -> PreTrainedModel:
-    """A fresh model with weights drawn by `seed`, or a checkpoint whose embedding is grown for new control tokens.
+    """A fresh model with weights drawn by `seed`, or a checkpoint grown for new control tokens.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded or the architecture is unknown.
@@ -91,10 +119,12 @@ def load_model(source: str | Path, tokenizer: AnchoredTokenizer) -> PreTrainedMo
     Raises:
         ConfigError: nothing there that can be loaded.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model {str(source)!r}: {' '.join(str(error).split())[:200]}") from None
-    if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+    with quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(source))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"model {str(source)!r}: {reason}") from None
+    if model.get_input_embeddings().num_embeddings < len(tokenizer):  # pyright: ignore
         model.resize_token_embeddings(len(tokenizer))
     return model

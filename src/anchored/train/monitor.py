@@ -1,16 +1,24 @@
-"""What a run says about itself: loss by kind, speed and utilisation, one JSON object a line in `metrics.jsonl`."""
+"""What a run says about itself, one JSON object a line in `metrics.jsonl`.
+
+Loss by kind, speed and utilisation.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
+from torch import distributed
 from torch.nn import functional
 from transformers import PreTrainedModel, TrainerCallback
 
+from anchored.errors import AnchoredError
+from anchored.files import atomic_write
 from anchored.segments import NO_LOSS, Kind
 
 METRICS_NAME = "metrics.jsonl"
@@ -19,14 +27,14 @@ METRICS_NAME = "metrics.jsonl"
 class LossByKind:
     """Next-token cross-entropy over the kept positions, summed by kind on the way.
 
-    Set as `model.loss_function`; `transformers` calls it with what `Collator` emitted. The value is the one that the
-    stock loss has: the sum over tokens divided by `num_items_in_batch`, or their mean.
+    Set as `model.loss_function`; `transformers` calls it with what `Collator` emitted. The value is
+    the one that the stock loss has: the sum over tokens divided by `num_items_in_batch`, or their
+    mean.
     """
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(len(Kind), dtype=torch.float64)
-        self._counts = torch.zeros(len(Kind), dtype=torch.float64)
-        self._tokens = 0
+        # Sums by kind, counts by kind, all tokens: one tensor, so one wait for the device.
+        self._totals = torch.zeros(2 * len(Kind) + 1)
 
     def __call__(
         self,
@@ -47,33 +55,42 @@ class LossByKind:
             reduction="none",
         )
         if target_kinds is not None and torch.is_grad_enabled():
-            self._add(losses.detach(), target_kinds, int(token_count))
+            self._add(losses.detach(), target_kinds, token_count)
         return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
 
-    def _add(self, losses: torch.Tensor, kinds: torch.Tensor, tokens: int) -> None:
-        if self._sums.device != losses.device:
-            self._sums, self._counts = self._sums.to(losses.device), self._counts.to(losses.device)
-        self._sums.index_add_(0, kinds, losses.double())
-        self._counts.index_add_(0, kinds, torch.ones_like(losses, dtype=torch.float64))
-        self._tokens += tokens
+    def _add(self, losses: torch.Tensor, kinds: torch.Tensor, tokens: torch.Tensor | int) -> None:
+        exact = torch.float32 if losses.device.type == "mps" else torch.float64
+        totals = self._totals.to(losses.device, exact)
+        totals.index_add_(0, kinds, losses.to(exact))
+        totals.index_add_(0, kinds + len(Kind), torch.ones_like(losses, dtype=exact))
+        totals[-1] += tokens
+        self._totals = totals
+
+    def finite(self) -> bool:
+        """Is every loss since the last `take` a number."""
+        return bool(self._totals.isfinite().all())
 
     def take(self) -> tuple[dict[str, float], int, int]:
-        """Mean loss by kind name, supervised tokens and all tokens since the last call."""
-        sums, counts, tokens = self._sums.tolist(), self._counts.tolist(), self._tokens
-        self._sums.zero_()
-        self._counts.zero_()
-        self._tokens = 0
+        """Mean loss by kind name, supervised tokens and all tokens since the last call.
+
+        Over all processes, each of which has to call.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self._totals)
+        *totals, tokens = self._totals.tolist()
+        self._totals = torch.zeros_like(self._totals)
+        sums, counts = totals[: len(Kind)], totals[len(Kind) :]
         means = {kind.name.lower(): sums[kind] / counts[kind] for kind in Kind if counts[kind]}
-        return means, int(sum(counts)), tokens
+        return means, int(sum(counts)), int(tokens)
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of the best of five square matrix products: the peak that utilisation is stated against."""
+    """FLOP/s of the best of six square matrix products: the peak utilisation is stated against."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):
         start = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
@@ -81,11 +98,12 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 10
 
 
 def training_flops(model: PreTrainedModel, tokens: int, supervised: int) -> float:
-    """6 FLOPs a parameter and token outside the embedding, and 6 for each projection weight at supervised positions.
+    """6 FLOPs a token and parameter outside the embedding; the projection's at positions with loss.
 
     Attention scores are left out, so utilisation is stated a little low.
     """
-    head = model.get_output_embeddings().weight.numel()
+    projection: Any = model.get_output_embeddings()
+    head = projection.weight.numel()
     shared = head if model.config.tie_word_embeddings else 2 * head
     body = sum(p.numel() for p in model.parameters()) - shared
     return 6.0 * (body * tokens + head * supervised)
@@ -94,9 +112,10 @@ def training_flops(model: PreTrainedModel, tokens: int, supervised: int) -> floa
 class Monitor(TrainerCallback):
     """Writes `metrics.jsonl` at every logging step of the stock Trainer.
 
-    A line: step, epoch, loss, loss_by_kind (nats a token), supervised_share, tokens, tokens_per_second,
-    supervised_tokens_per_second, mfu (against the measured matmul peak), learning_rate, grad_norm. On a resumed run
-    the lines after the checkpoint are cut first, so a step is never there twice.
+    A line: step, epoch, loss, loss_by_kind (nats a token), supervised_share, tokens,
+    tokens_per_second, supervised_tokens_per_second, mfu (against the measured matmul peak),
+    learning_rate, grad_norm. On a resumed run the lines after the checkpoint are cut first, so a
+    step is never there twice.
     """
 
     def __init__(
@@ -111,20 +130,46 @@ class Monitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Starts the clock and drops lines that the resumed run will write again."""
+        if not state.is_world_process_zero:
+            return
         rows = read_metrics(self._path.parent)
         kept = [row for row in rows if row["step"] <= state.global_step]
         if len(kept) < len(rows):
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._tokens = kept[-1]["tokens"] if kept else 0
         self._since = time.perf_counter()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Appends one line; ignores the summary that Trainer logs at the end."""
-        if "loss" not in logs or not state.is_world_process_zero:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Logs the last step too, and ends a run that diverged before its weights are saved.
+
+        Raises:
+            AnchoredError: a loss since the last line is not finite.
+        """
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        if (control.should_log or control.should_save) and not self._losses.finite():
+            raise _diverged("loss", state.global_step, args)
+
+    def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Appends one line; ignores the summary that Trainer logs at the end.
+
+        Raises:
+            AnchoredError: the gradient is not finite.
+        """
+        if "loss" not in logs:
             return
+        by_kind, supervised, tokens = self._losses.take()
+        if not state.is_world_process_zero:
+            return
+        grad_norm = float(logs["grad_norm"]) if "grad_norm" in logs else None
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            if not args.fp16:
+                raise _diverged("gradient", state.global_step, args)
+            grad_norm = None  # a step that the loss scaler left out
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        by_kind, supervised, tokens = self._losses.take()
         self._tokens += tokens
         flops = training_flops(self._model, tokens, supervised)
         row = {
@@ -138,10 +183,40 @@ class Monitor(TrainerCallback):
             "supervised_tokens_per_second": supervised / seconds,
             "mfu": flops / seconds / self.peak,
             "learning_rate": logs["learning_rate"],
-            "grad_norm": float(logs["grad_norm"]) if "grad_norm" in logs else None,
+            "grad_norm": grad_norm,
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _diverged(what: str, step: int, args: Any) -> AnchoredError:
+    return AnchoredError(
+        f"{args.output_dir}: step {step}: the {what} is not finite; lower trainer.learning_rate "
+        f"(now {args.learning_rate}) or muon_learning_rate, or warm up longer, in another output"
+    )
+
+
+class ProgressBar(TrainerCallback):
+    """Steps done and the latest loss, on a bar that the caller opens and closes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("training", total=None)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Sets the length."""
+        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step on."""
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Shows the loss."""
+        if "loss" in logs:
+            self._progress.update(self._task, description=f"training, loss {logs['loss']:.3f}")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Annotation replay (ours, not in the paper): hold R(z|x) by rehearsing annotations sampled before SFT began.
+"""Annotation replay (ours, not in the paper): hold R(z|x) by rehearsing what it was before SFT.
 
-Masking takes the annotation out of the loss, but the weights that make R still move with the response's gradient.
-Rehearsing what the pretrained model itself would have planned for the SFT prompts keeps R where it was.
+Masking takes the annotation out of the loss, but the weights that make R still move with the
+response's gradient. Rehearsing what the pretrained model itself would have planned for the SFT
+prompts keeps R where it was.
 """
 
 from __future__ import annotations
@@ -31,23 +32,30 @@ REPLAY_NAME = "replay.jsonl"
 
 
 class ReplayConfig(Config):
-    """Args:
-    share: share of the training examples that are replay; None takes the objective's own (0.25).
-    max_annotation_tokens, batch_size: see `SampleConfig`.
+    """How annotations are sampled, and how many.
+
+    Args:
+        share: share of the training examples that are replay.
+        max_annotation_tokens, batch_size: see `SampleConfig`.
     """
 
-    share: float | None = Field(None, ge=0, lt=1)
-    max_annotation_tokens: int = Field(160, gt=0)
-    batch_size: int = Field(64, gt=0)
+    share: float = Field(default=0.25, ge=0, lt=1)
+    max_annotation_tokens: int = Field(default=160, gt=0)
+    batch_size: int = Field(default=64, gt=0)
 
 
 def write_replay(
-    config: ReplayConfig, model: str, data: PrepareConfig, share: float, out: Path, seed: int
+    config: ReplayConfig,
+    model: str,
+    data: PrepareConfig,
+    out: Path,
+    seed: int,
+    quiet: bool = False,
 ) -> SourceConfig:
-    """Samples annotations for SFT prompts from `model` into `out`/replay.jsonl, or finds them there.
+    """Samples annotations for SFT prompts from `model` into `out`/replay.jsonl, if not yet there.
 
     Returns:
-        The source to add to the SFT data: `share` of all examples, under the objective `replay`.
+        The source to add to the SFT data: `config.share` of all examples, under objective `replay`.
 
     Raises:
         DataError: the model writes no readable annotation: it was not pretrained with annotations.
@@ -55,10 +63,10 @@ def write_replay(
     path = out / REPLAY_NAME
     if not path.is_file():
         contexts = list(_contexts(data))
-        share = share if config.share is None else config.share
-        count = round(len(contexts) * share / (1 - share))
+        count = round(len(contexts) * config.share / (1 - config.share))
         rng = random.Random(f"{seed}:replay")
-        rows = _sample(config, model, data, [rng.choice(contexts) for _ in range(count)], seed)
+        chosen = [rng.choice(contexts) for _ in range(count)]
+        rows = _sample(config, model, data, chosen, seed, quiet)
         atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return SourceConfig(path=str(path), objective="replay")
 
@@ -80,6 +88,7 @@ def _sample(
     data: PrepareConfig,
     contexts: Sequence[tuple[Message, ...]],
     seed: int,
+    quiet: bool,
 ) -> list[dict[str, Any]]:
     tokenizer = AnchoredTokenizer.load(model)
     schema = load_schema(data.schema_name) if data.schema_name else None
@@ -89,7 +98,8 @@ def _sample(
     requests = [Request(messages, annotated=True, plan_only=True) for messages in contexts]
     loaded, rows = load_model(model, tokenizer), []
     starts = range(0, len(requests), 16 * config.batch_size)
-    for start in track(starts, "replay annotations", console=Console(stderr=True), transient=True):
+    console = Console(stderr=True, quiet=quiet)
+    for start in track(starts, "replay annotations", console=console, transient=True):
         part = requests[start : start + 16 * config.batch_size]
         settings = sampling.model_copy(update={"seed": seed + start})
         for request, result in zip(

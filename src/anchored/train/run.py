@@ -1,8 +1,12 @@
-"""Pretraining and SFT: a prepared dataset, a model and the stock `transformers.Trainer`, composed."""
+"""Pretraining and SFT: prepared data, a model and the stock `transformers.Trainer`, composed."""
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,18 @@ import torch
 from datasets import Dataset
 from pydantic import Field
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_callback import PrinterCallback
 
 from anchored.config import Config, versions
 from anchored.data.collate import Collator
@@ -20,14 +35,27 @@ from anchored.files import building, claim, write_json
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
-from anchored.train.monitor import LossByKind, Monitor, measure_matmul_peak, training_flops
+from anchored.train.models import ModelConfig, build_model, quiet_transformers
+from anchored.train.monitor import (
+    LossByKind,
+    Monitor,
+    ProgressBar,
+    measure_matmul_peak,
+    training_flops,
+)
 from anchored.train.muon import muon_for
 from anchored.train.replay import ReplayConfig, write_replay
 
 MODEL_FOLDER = "model"
 RECORD = "anchored.json"
 _OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")
+_DEFAULTS = {
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 
 
 class TrainConfig(Config):
@@ -37,9 +65,10 @@ class TrainConfig(Config):
         out: folder of the run: config.yaml, metrics.jsonl, checkpoint-*, model/.
         data: a folder made by `anchored prepare`, or what to prepare (it goes to `out`/data).
         model: what to start from.
-        seed: weights, data order and, with inline data, preparation.
+        seed: weights and data order.
         muon_learning_rate: trains the hidden matrices by Muon at this rate, the rest by AdamW at
-            `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded weights.
+            `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded
+            weights.
         trainer: goes to `transformers.TrainingArguments` as it is.
     """
 
@@ -47,7 +76,7 @@ class TrainConfig(Config):
     data: Path | PrepareConfig
     model: ModelConfig
     seed: int = 0
-    muon_learning_rate: float | None = Field(None, gt=0)
+    muon_learning_rate: float | None = Field(default=None, gt=0)
     trainer: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -68,52 +97,53 @@ class SFTConfig(TrainConfig):
     replay: ReplayConfig = ReplayConfig()
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Prepares the data if need be, trains, and returns the folder of the final model. Resumes where it stopped.
+def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
+    """Prepares the data if need be, trains or resumes, and returns the folder of the final model.
 
     Raises:
-        ConfigError, DataError, TokenizerMismatch: see `train`.
+        ConfigError: `config.trainer` is refused, or `config.out` holds another run.
+        AnchoredError: see `train`.
     """
     arguments = training_arguments(config)
-    claim(config.out, config)
-    if isinstance(config.data, PrepareConfig):
-        return train(config, _prepared(config, config.data), arguments)
-    return train(config, config.data, arguments)
+    with arguments.main_process_first(local=False):
+        claim(config.out, config)
+        data = config.data
+        folder = _prepared(config, data, quiet) if isinstance(data, PrepareConfig) else data
+    return train(config, folder, arguments, quiet)
 
 
-def sft(config: SFTConfig) -> Path:
-    """Like `pretrain`, on conversations under `config.objective`; replay annotations are sampled from `model.init` first.
+def sft(config: SFTConfig, quiet: bool = False) -> Path:
+    """Like `pretrain`, on conversations under `config.objective`.
+
+    For `anchored-replay`, annotations are sampled from `model.init` first.
 
     Raises:
-        ConfigError: `model.init` is missing or the objective is unknown.
+        ConfigError: `model.init` is missing or the objective is unknown; see `pretrain` too.
+        AnchoredError: see `train`.
     """
-    if config.model.init is None:
+    init = config.model.init
+    if init is None:
         raise ConfigError(
             "model.init: missing; SFT starts from a pretrained model folder or hub id"
         )
     if config.objective not in OBJECTIVES:
         raise ConfigError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
     arguments = training_arguments(config)
-    claim(config.out, config)
-    data = config.data.model_copy(
-        update={
-            "objective": config.objective,
-            "tokenizer": config.data.tokenizer or config.model.init,
-        }
-    )
-    share = OBJECTIVES[config.objective].replay_share
-    if share:
-        replay = write_replay(
-            config.replay, config.model.init, data, share, config.out, config.seed
-        )
-        data = data.model_copy(update={"sources": (*data.sources, replay)})
-    return train(config, _prepared(config, data), arguments)
+    tokenizer = config.data.tokenizer or init
+    data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
+    with arguments.main_process_first(local=False):
+        claim(config.out, config)
+        if OBJECTIVES[config.objective].replay:
+            replay = write_replay(config.replay, init, data, config.out, config.seed, quiet)
+            data = data.model_copy(update={"sources": (*data.sources, replay)})
+        folder = _prepared(config, data, quiet)
+    return train(config, folder, arguments, quiet)
 
 
-def _prepared(config: TrainConfig, data: PrepareConfig) -> Path:
+def _prepared(config: TrainConfig, data: PrepareConfig, quiet: bool) -> Path:
     folder = config.out / "data"
     if not folder.exists():
-        prepare(data.model_copy(update={"out": folder}))
+        prepare(data.model_copy(update={"out": folder}), Console(stderr=True, quiet=quiet))
     return folder
 
 
@@ -121,17 +151,17 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     """`config.trainer` over our defaults.
 
     Raises:
-        ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not the user's to set.
+        ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not
+            the user's to set.
     """
-    for field in _OURS:
-        if field in config.trainer:
-            raise ConfigError(f"trainer.{field}: set by the run itself (out, seed); leave it out")
-    defaults = {
-        "logging_steps": 10,
-        "save_total_limit": 2,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-    }
+    known = [field.name for field in fields(TrainingArguments) if field.init]
+    for name in config.trainer:
+        if name in _OURS:
+            raise ConfigError(f"trainer.{name}: set by the run itself (out, seed); leave it out")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
+            raise ConfigError(f"trainer.{name}: unknown field; {hint}")
     try:
         return TrainingArguments(
             output_dir=str(config.out),
@@ -139,32 +169,41 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             seed=config.seed,
             data_seed=config.seed,
             label_names=["labels"],
-            **{**defaults, **config.trainer},
+            **{**_DEFAULTS, **config.trainer},
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
 
 
-def train(config: TrainConfig, data: Path, arguments: TrainingArguments) -> Path:
-    """Trains on a prepared dataset; returns the folder of the final model, at once if it is there already.
+def train(
+    config: TrainConfig, data: Path, arguments: TrainingArguments, quiet: bool = False
+) -> Path:
+    """Trains on a prepared dataset; returns the folder of the final model, at once if it is there.
+
+    Goes on from the newest whole checkpoint in `config.out`.
 
     Raises:
         DataError: no supervised token, or the dataset is not the one its manifest describes.
-        TokenizerMismatch: the model was trained with another tokenizer than the dataset was encoded with.
+        TokenizerMismatch: the model has another tokenizer than the dataset was encoded with.
+        AnchoredError: the loss or the gradient is no longer finite.
+        OSError: the disk is full.
     """
     final = config.out / MODEL_FOLDER
     if final.exists():
         return final
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
-    dataset, manifest = load_prepared(data)
-    if config.model.init is not None and (Path(config.model.init) / RECORD).is_file():
-        tokenizer.check(read_record(Path(config.model.init))["tokenizer"], config.model.init)
+    dataset, manifest = load_prepared(data, tokenizer)
+    if config.model.init is not None:
+        tokenizer.check(AnchoredTokenizer.load(config.model.init).fingerprint, config.model.init)
     model = build_model(config.model, tokenizer, config.seed)
-    trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
-    if trainer.is_world_process_zero():
-        announce(trainer, dataset, tokenizer, manifest)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(config.out))
-    if trainer.is_world_process_zero():
+    quiet = quiet or arguments.process_index > 0
+    with quiet_transformers(), _failed_writes_are_os_errors():
+        trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+        if not quiet:
+            announce(trainer, dataset, tokenizer, manifest)
+        with _progress(quiet or not arguments.disable_tqdm) as progress:
+            trainer.add_callback(ProgressBar(progress))
+            trainer.train(resume_from_checkpoint=newest_checkpoint(config.out))
         _save(trainer, final, config, tokenizer, manifest)
     return final
 
@@ -180,9 +219,11 @@ def compose(
     losses = LossByKind()
     model.loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
-    peak = measure_matmul_peak(arguments.device, dtype)
-    callbacks: list[TrainerCallback] = [Monitor(Path(arguments.output_dir), model, losses, peak)]
-    return Trainer(
+    peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
+    callbacks: list[TrainerCallback] = [
+        Monitor(Path(str(arguments.output_dir)), model, losses, peak)
+    ]
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=dataset.with_format("numpy"),  # pyright: ignore[reportArgumentType]
@@ -190,42 +231,38 @@ def compose(
         callbacks=callbacks,
         optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def announce(
     trainer: Trainer, dataset: Dataset, tokenizer: AnchoredTokenizer, manifest: dict[str, Any]
 ) -> None:
     """Shows the first row with its mask, and what the run will cost at the least."""
-    console = Console(stderr=True)
-    row = dataset[0]
-    console.print(
-        segment_view(row["input_ids"], row["labels"], row["kinds"], row["seq_lengths"], tokenizer)
-    )
-    arguments, tokens, supervised = (
-        trainer.args,
-        manifest["tokens"]["kept"],
-        manifest["tokens"]["supervised"],
-    )
-    batch = (
-        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    )
-    epochs = (
-        arguments.max_steps * batch / len(dataset)
-        if arguments.max_steps > 0
-        else arguments.num_train_epochs
-    )
+    console, row, arguments = Console(stderr=True), dataset[0], trainer.args
+    ids, labels, kinds = row["input_ids"], row["labels"], row["kinds"]
+    console.print(segment_view(ids, labels, kinds, row["seq_lengths"], tokenizer))
+    tokens, supervised = manifest["tokens"]["kept"], manifest["tokens"]["supervised"]
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    epochs = arguments.num_train_epochs
+    if arguments.max_steps > 0:
+        epochs = arguments.max_steps * rows / len(dataset)
     model: Any = trainer.model
     flops = epochs * training_flops(model, tokens, supervised)
     monitor = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Monitor))
     console.print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {epochs:.2f} epochs of {tokens:,} tokens "
-        f"({supervised:,} with loss): {flops:.2e} FLOPs, {flops / monitor.peak / arguments.world_size:,.0f} s at this "
-        "machine's matmul peak; expect two to five times that"
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {epochs:.2f} epochs of "
+        f"{tokens:,} tokens ({supervised:,} with loss): {flops:.2e} FLOPs, "
+        f"{flops / monitor.peak:,.0f} s at this machine's matmul peak; expect two to five times "
+        "that"
     )
 
 
 def newest_checkpoint(out: Path) -> str | None:
-    """The latest checkpoint that was written whole (`trainer_state.json` is what Trainer writes last), or None."""
+    """The latest checkpoint that was written whole, or None.
+
+    `trainer_state.json` is what Trainer writes last.
+    """
     whole = []
     for folder in out.glob("checkpoint-*"):
         try:
@@ -236,6 +273,30 @@ def newest_checkpoint(out: Path) -> str | None:
     return max(whole)[1] if whole else None
 
 
+def _progress(hidden: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+
+
+@contextmanager
+def _failed_writes_are_os_errors() -> Iterator[None]:
+    """A full disk reaches us as an error of safetensors or of torch's zip writer."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"cannot write weights: {error}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise OSError(f"cannot write checkpoint: {str(error).splitlines()[0]}") from error
+
+
 def _save(
     trainer: Trainer,
     final: Path,
@@ -243,8 +304,20 @@ def _save(
     tokenizer: AnchoredTokenizer,
     manifest: dict[str, Any],
 ) -> None:
+    main = trainer.is_world_process_zero()
+    with building(final) if main else nullcontext(final) as folder:
+        trainer.save_model(str(folder))  # sharded weights are gathered from all processes
+        if main:
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
+            tokenizer.save(folder)
+            write_json(folder / RECORD, _record(config, tokenizer, manifest))
+
+
+def _record(
+    config: TrainConfig, tokenizer: AnchoredTokenizer, manifest: dict[str, Any]
+) -> dict[str, Any]:
     objective = manifest["objective"]
-    record = {
+    return {
         "objective": objective,
         "annotated": OBJECTIVES[objective].annotated,
         "schema": manifest["schema"],
@@ -252,14 +325,12 @@ def _save(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    with building(final) as folder:
-        trainer.save_model(str(folder))
-        tokenizer.save(folder)
-        write_json(folder / RECORD, record)
 
 
 def read_record(model: Path) -> dict[str, Any]:
-    """What `anchored.json` beside a model says: objective, annotated, schema, tokenizer, config, versions.
+    """What `anchored.json` beside a model says.
+
+    Objective, annotated, schema, tokenizer, config and versions.
 
     Raises:
         DataError: the folder has no such file, because it was not trained by this package.
