@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -55,7 +56,7 @@ TREATMENTS = {
 class PretrainSettings(Config):
     """Pretraining of both bases: the same tokens, annotations included."""
 
-    tokens: int = 1_600_000
+    tokens: int = 1_900_000
     batch_size: int = 4
     learning_rate: float = 1e-2
     muon_learning_rate: float = 2e-2
@@ -67,6 +68,7 @@ class SFTSettings(Config):
     examples: int = 2000
     epochs: float
     learning_rate: float
+    muon_learning_rate: float
     batch_size: int = 16
 
 
@@ -93,14 +95,14 @@ class DemoConfig(Config):
     size: Literal["small", "full"] = "small"
     preset: str = "0.5m"
     vocab_size: int = 1536
-    max_length: int = 256
+    max_length: int = 192
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     regime: Regime = "broad"
     strength: Strength = "light"
     narrow_mass: float = Field(0.85, ge=0, le=1)
     pretrain: PretrainSettings = PretrainSettings()
-    light: SFTSettings = SFTSettings(epochs=1, learning_rate=1e-3)
-    hard: SFTSettings = SFTSettings(epochs=3, learning_rate=2e-3)
+    light: SFTSettings = SFTSettings(epochs=2, learning_rate=4e-3, muon_learning_rate=4e-3)
+    hard: SFTSettings = SFTSettings(epochs=4, learning_rate=1e-2, muon_learning_rate=1e-2)
     replay: ReplayConfig = ReplayConfig()
     samples_per_prompt: int = Field(22, ge=2)
     max_response_tokens: int = 192
@@ -290,6 +292,7 @@ def fine_tune(config: DemoConfig, name: str, base: Path, out: Path, seed: int) -
             objective=name.replace("_", "-"),
             replay=config.replay,
             seed=seed,
+            muon_learning_rate=settings.muon_learning_rate,
             trainer=_trainer(steps, settings.learning_rate, settings.batch_size),
         ),
         quiet=True,
@@ -392,7 +395,7 @@ def execute(stages: list[Stage], workers: int, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console, transient=True) as progress,
-        ProcessPoolExecutor(workers, context, initializer=_single_threaded) as pool,
+        ProcessPoolExecutor(workers, context, initializer=_become_worker) as pool,
     ):
         overall = progress.add_task("all stages", total=len(stages))
         bars: dict[str, TaskID] = {}
@@ -412,8 +415,12 @@ def execute(stages: list[Stage], workers: int, console: Console) -> None:
                 progress.advance(overall)
 
 
-def _single_threaded() -> None:
+def _become_worker() -> None:
+    """One thread for the work, and one that ends the process with its parent, even a killed one."""
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _show(
