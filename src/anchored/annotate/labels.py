@@ -24,6 +24,7 @@ class Phrases:
     """A lexicon for look-up by token: single words and phrases, each with its label."""
 
     def __init__(self, labels: Mapping[str, set[str]]) -> None:
+        self.labels = tuple(labels)
         self.words: dict[str, str] = {}
         self.phrases: dict[str, list[tuple[tuple[str, ...], str]]] = {}
         for label, forms in labels.items():

@@ -138,7 +138,7 @@ class OfflineAnnotator:
         )
 
     def annotate_batch(self, texts: Sequence[str]) -> list[Annotation]:
-        """One annotation a text, in the schema's order; keys that nothing speaks for are left out."""
+        """One annotation a text, in the schema's order, less the keys that nothing speaks for."""
         read = [_Reading(Words.of(text), self._casing, self.calibration) for text in texts]
         picked = self._pick([reading.content_words for reading in read])
         return [
@@ -148,8 +148,6 @@ class OfflineAnnotator:
 
     def _pick(self, texts: Sequence[Sequence[str]]) -> dict[str, list[str | None]]:
         """For each zero-shot key the label of each text."""
-        if not self._described:
-            return {}
         scores = self._zero_shot.split(self._zero_shot.scores(texts))
         return {
             key: self._zero_shot.pick(key, found - self._means[key], self.calibration.floors[key])
@@ -278,4 +276,5 @@ def _calibrate(schema: Schema, sample: Sequence[Words]) -> Calibration:
 
 def _rarity(sample: Sequence[Words]) -> dict[str, float]:
     met = Counter(label for words in sample for label in rules.action_counts(words))
-    return {label: round(math.log(1 + len(sample) / n), 6) for label, n in sorted(met.items())}
+    known = labels.actions().labels
+    return {label: round(math.log(1 + len(sample) / max(1, met[label])), 6) for label in known}

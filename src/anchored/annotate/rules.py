@@ -54,7 +54,7 @@ class Words:
         lower = [token.lower() for token in tokens]
         words = cls(text, tokens, lower)
         titles = labels.word_set("titles")
-        words.starts = [before in _OPENS_SENTENCE for before in ["\n", *tokens[:-1]]]
+        words.starts = [before in _OPENS_SENTENCE for before in ["\n", *tokens][: len(tokens)]]
         for i in [
             i
             for i, token in enumerate(tokens[:-1])
@@ -99,7 +99,7 @@ def spans(words: Words) -> list[Span]:
         if start < end or not _capitalised(words.tokens[start]):
             continue
         run, end = _run(words, start)
-        span = _trimmed(Span(start, tuple(run), not words.starts[start]))
+        span = _trimmed(words, start, run)
         if span:
             found.append(span)
     return found
@@ -130,21 +130,17 @@ def _capitalised(token: str) -> bool:
     return token[:1].isupper() and len(token) > 1 and not token.isupper()
 
 
-def _trimmed(span: Span) -> Span | None:
-    """Without articles and the like at its ends; a capital behind one is always evidence."""
-    words, start, certain = list(span.words), span.start, span.certain
+def _trimmed(words: Words, start: int, run: list[str]) -> Span | None:
+    """The span without articles and the like at its ends."""
     never = labels.word_set("not_names")
-    while words and words[0].lower() in never:
-        words, start, certain = words[1:], start + 1, True
-    while words and words[-1].lower() in never:
-        words.pop()
-    if (
-        not words
-        or len(words) > 4
-        or (len(words) == 1 and words[0].lower().rstrip(".") in labels.word_set("titles"))
-    ):
+    while run and run[0].lower() in never:
+        run, start = run[1:], start + 1
+    while run and run[-1].lower() in never:
+        run.pop()
+    alone = run[0].lower().rstrip(".") if len(run) == 1 else ""
+    if not run or len(run) > 4 or alone in labels.word_set("titles"):
         return None
-    return Span(start, tuple(words), certain)
+    return Span(start, tuple(run), not words.starts[start])
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +206,7 @@ def _merged(counts: Counter[str]) -> dict[str, int]:
         parts = set(name.split()) - {"of"}
         same = next((other for other in merged if parts & set(other.split())), None)
         merged[same or name] = merged.get(same or name, 0) + counts[name]
-    return merged
+    return {name: merged[name] for name in counts if name in merged}
 
 
 def _is_place(words: Words, span: Span) -> bool:
@@ -226,8 +222,10 @@ def _place_trust(words: Words, span: Span) -> int:
     name = " ".join(lower)
     ambiguous = name in labels.word_set("ambiguous_places")
     population = labels.gazetteer().get(name, 0)
-    if population and (before in _IN or (not ambiguous and _known_place(population, before))):
+    if population and (before in _IN or (not ambiguous and before in _LOCATIVE)):
         return 3
+    if population >= _LARGE_CITY and not ambiguous:
+        return 1
     if len(lower) > 1 and (
         lower[-1] in labels.word_set("place_heads") or lower[0] in ("mount", "lake", "cape", "fort")
     ):
@@ -239,10 +237,6 @@ def _place_trust(words: Words, span: Span) -> int:
     ):
         return 3
     return 2 if before == "in" and len(name) > 3 and not _followed_by_owner(words, span) else 0
-
-
-def _known_place(population: int, before: str) -> bool:
-    return population >= _LARGE_CITY or before in _LOCATIVE
 
 
 def _followed_by_owner(words: Words, span: Span) -> bool:
@@ -274,9 +268,9 @@ _YEAR = re.compile(
 )
 _CENTURY = re.compile(r"\b(\d{1,2})(?:st|nd|rd|th)[ -]century\b", re.IGNORECASE)
 _SEASON = re.compile(
-    r"\b(?:in|of|the|this|that|last|next|early|late) (spring|fall)\b(?! (?:of|in|from))"
+    r"\b(?:[Ii]n(?: the)?|[Tt]his|last|next|early|late) (spring|fall)\b(?! (?:of|in|from))"
 )
-_MONTH = re.compile(r"\b(?:in|of|on|by|since|early|late|\d+) (May|March)\b")
+_MONTH = re.compile(r"\b(?:[Ii]n|of|[Oo]n|[Bb]y|[Ss]ince|early|late|\d+) (May|March)\b")
 
 
 def time(words: Words) -> str | None:
@@ -307,7 +301,7 @@ def action_counts(words: Words) -> Counter[str]:
 
 def action(counts: Counter[str], rarity: Mapping[str, float]) -> str | None:
     """The most characteristic action: its count times how rare it is in the corpus (tf-idf)."""
-    return max(counts, key=lambda label: counts[label] * rarity.get(label, 1.0), default=None)
+    return max(counts, key=lambda label: counts[label] * rarity[label], default=None)
 
 
 _NEGATION_REACH = 3
@@ -384,9 +378,11 @@ def style(words: Words) -> str:
         return "list"
     if len(lines) >= 4 and sum(map(len, lines)) < 60 * len(lines):
         return "verse"
-    if sum(map(len, _QUOTED.findall(words.text))) > 0.4 * len(words.text):
+    quoted = _QUOTED.findall(words.text)
+    if sum(map(len, quoted)) > 0.4 * len(words.text):
         return "dialogue"
-    return _voice(Counter(_TOKEN.findall(_QUOTED.sub(" ", words.text).lower())))
+    told = _TOKEN.findall(_QUOTED.sub(" ", words.text).lower()) if quoted else words.lower
+    return _voice(Counter(told))
 
 
 def _voice(counts: Counter[str]) -> str:

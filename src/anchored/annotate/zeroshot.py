@@ -59,8 +59,10 @@ class ZeroShot:
 
     def split(self, scores: Floats) -> dict[str, Floats]:
         """The columns of `scores`, by key."""
-        edges = np.cumsum([len(labels) for labels in self.labels.values()])[:-1]
-        return dict(zip(self.labels, np.split(scores, edges, axis=1), strict=True))
+        edges = np.cumsum([0, *(len(labels) for labels in self.labels.values())])
+        return {
+            key: scores[:, a:b] for key, a, b in zip(self.labels, edges, edges[1:], strict=False)
+        }
 
     def pick(self, key: str, centred: Floats, floor: float) -> list[str | None]:
         """The best label of each row, or None where its lead over the second is below `floor`."""

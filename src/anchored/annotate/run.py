@@ -1,0 +1,386 @@
+"""`anchored annotate`: a corpus to numbered shards of annotated rows, resumable at any point.
+
+Each shard holds a fixed number of rows and is written under a temporary name, then renamed; a shard
+that is there is finished. So a run that was killed and started again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_exit
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, field_validator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from anchored.annotate.offline import Calibration, OfflineAnnotator
+from anchored.annotation import Annotation, Schema
+from anchored.config import Config, versions
+from anchored.data.readers import (
+    Document,
+    Item,
+    Row,
+    SourceConfig,
+    load_schema,
+    parse_row,
+    read_rows,
+)
+from anchored.errors import DataError
+from anchored.files import atomic_write, claim, read_jsonl, write_json
+from anchored.segments import split_chunks
+from anchored.tag_statistics import statistics
+
+MANIFEST = "manifest.json"
+CALIBRATION = "calibration.json"
+_PLAN = "plan.json"
+_PROBE = 500
+_BATCH = 512
+T = TypeVar("T")
+
+
+class AnnotateConfig(Config):
+    """What `anchored annotate` reads.
+
+    `source` is a path or a source, or a list of them; see `SourceConfig`. Rows keep all their
+    fields; a document's `text` becomes `chunks`, and annotations that are there already stay.
+    """
+
+    source: tuple[SourceConfig, ...] = Field(min_length=1)
+    out: Path
+    annotator: Literal["offline"] = "offline"
+    schema_name: str = Field("general", description="built-in name or YAML file")
+    calibration: Path | None = Field(
+        None,
+        description="calibration.json of an earlier run: annotate SFT data as its corpus was",
+    )
+    sample_chunks: int = Field(20_000, ge=1, description="chunks to calibrate on")
+    min_chunk_chars: int = Field(200, ge=1)
+    max_chunk_chars: int = Field(1500, ge=1)
+    rows_per_shard: int = Field(500, ge=1)
+    skip_bad_rows: bool = Field(False, description="count rows that would be an error, and go on")
+    workers: int | None = Field(None, ge=1, description="processes; None: one a core")
+    seed: int = 0
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _as_sources(cls, source: Any) -> Any:
+        many = source if isinstance(source, list | tuple) else [source]
+        return [{"path": str(one)} if isinstance(one, str | Path) else one for one in many]
+
+
+@dataclass
+class _Scan:
+    """What one pass over the source found; `sample` is an even draw from all chunks."""
+
+    size: int
+    rng: random.Random
+    rows: int = 0
+    skipped: int = 0
+    chunks: int = 0
+    chars: int = 0
+    sample: list[str] = field(default_factory=list)
+
+    def add(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.chunks += 1
+            self.chars += len(text)
+            if len(self.sample) < self.size:
+                self.sample.append(text)
+            elif (place := self.rng.randrange(self.chunks)) < self.size:
+                self.sample[place] = text
+
+
+def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Annotates, or goes on where an earlier run of the same configuration stopped.
+
+    Args:
+        config: the run.
+        console: where the estimate, the progress and the account go; by default stderr.
+
+    Returns:
+        The manifest, as it lies in `config.out`.
+
+    Raises:
+        ConfigError: `out` belongs to something else, or the schema cannot be read offline.
+        DataError: a source or a row is at fault, or the source changed since the run began.
+    """
+    console = console or Console(stderr=True)
+    schema = load_schema(config.schema_name)
+    # The number of workers changes nothing in the output: a run may be resumed with another.
+    settings = config.model_copy(update={"workers": None})
+    if config.out.exists():
+        claim(config.out, settings)
+    scan, plan = _scan(config, console)
+    claim(config.out, settings)
+    _keep_plan(config.out, plan)
+    annotator = _annotator(config, schema, scan.sample)
+    todo = _Shards(config, plan["shards"])
+    _estimate(annotator, scan, todo, console)
+    _write_shards(config, annotator, todo, plan["rows"], console)
+    manifest = _manifest(config, annotator, plan)
+    write_json(config.out / MANIFEST, manifest)
+    _account(manifest, console)
+    return manifest
+
+
+def _items(config: AnnotateConfig) -> Iterator[tuple[Row, Item | None]]:
+    """Rows with what they parse to; None for a bad row that is to be passed over."""
+    split = partial(
+        split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
+    )
+    for source in config.source:
+        for place, row in read_rows(source):
+            try:
+                yield row, parse_row(row, place, split)
+            except DataError:
+                if not config.skip_bad_rows:
+                    raise
+                yield row, None
+
+
+def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, Any]]:
+    scan, digest = _Scan(config.sample_chunks, random.Random(config.seed)), hashlib.sha256()
+    with console.status("reading the source"):
+        for row, item in _items(config):
+            if item is None:
+                scan.skipped += 1
+                continue
+            scan.rows += 1
+            digest.update(json.dumps(row, default=str).encode())
+            scan.add(_chunk_texts(item))
+    if not scan.rows:
+        raise DataError(f"{config.source[0].path}: no row to annotate")
+    plan = {
+        "source_sha256": digest.hexdigest(),
+        "rows": scan.rows,
+        "skipped_rows": scan.skipped,
+        "chunks": scan.chunks,
+        "characters": scan.chars,
+        "shards": -(-scan.rows // config.rows_per_shard),
+    }
+    return scan, plan
+
+
+def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
+    path = out / _PLAN
+    if path.is_file() and json.loads(path.read_bytes()) != plan:
+        raise DataError(f"{out}: the source has changed since this run began; use another folder")
+    write_json(path, plan)
+
+
+def _annotator(config: AnnotateConfig, schema: Schema, sample: Sequence[str]) -> OfflineAnnotator:
+    """With the calibration of this run, of the run that is named, or fitted to the sample."""
+    saved = config.out / CALIBRATION
+    if saved.is_file():
+        return OfflineAnnotator.load(schema, saved)
+    if config.calibration is not None:
+        annotator = OfflineAnnotator.load(schema, config.calibration)
+    else:
+        annotator = OfflineAnnotator.fit(schema, sample)
+    annotator.save(saved)
+    return annotator
+
+
+class _Shards:
+    """The numbered files of a run, and which are still to be written."""
+
+    def __init__(self, config: AnnotateConfig, count: int) -> None:
+        self.out, self.size, self.count = config.out, config.rows_per_shard, count
+        for stale in config.out.glob(".shard-*.partial"):
+            stale.unlink()
+        self.missing = [n for n in range(count) if not self.path(n).is_file()]
+
+    def path(self, number: int) -> Path:
+        return self.out / f"shard-{number:05d}.jsonl"
+
+
+def _estimate(annotator: OfflineAnnotator, scan: _Scan, todo: _Shards, console: Console) -> None:
+    """Says how much there is to do and, from a timed probe, how long it will take."""
+    share = len(todo.missing) / todo.count
+    probe = scan.sample[:_PROBE]
+    annotator.annotate_batch(probe)  # loads the gazetteer and the like
+    begin = time.perf_counter()
+    annotator.annotate_batch(probe)
+    per_char = (time.perf_counter() - begin) / sum(map(len, probe))
+    seconds = share * scan.chars * per_char
+    console.print(
+        f"{scan.rows:,} rows, {scan.chunks:,} chunks, {scan.chars:,} characters; "
+        f"{len(todo.missing)} of {todo.count} shards to write, about {seconds:,.0f} s on one core",
+        highlight=False,
+    )
+    if annotator.unread:
+        console.print(f"not read offline: {', '.join(annotator.unread)}", highlight=False)
+
+
+def _write_shards(
+    config: AnnotateConfig,
+    annotator: OfflineAnnotator,
+    todo: _Shards,
+    rows: int,
+    console: Console,
+) -> None:
+    workers = min(config.workers or os.cpu_count() or 1, len(todo.missing))
+    columns = (
+        TextColumn("annotating"),
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} rows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("annotate", total=rows)
+        for done in _finished(config, annotator, todo, workers):
+            progress.advance(task, done)
+
+
+def _finished(
+    config: AnnotateConfig, annotator: OfflineAnnotator, todo: _Shards, workers: int
+) -> Iterator[int]:
+    """Rows done, shard by shard as they are finished."""
+    missing = set(todo.missing)
+    kept = ((row, item) for row, item in _items(config) if item is not None)
+    shards = enumerate(_batched(kept, todo.size))
+    if workers <= 1:
+        for number, shard in shards:
+            if number in missing:
+                _write_shard(annotator, todo.path(number), shard)
+            yield len(shard)
+        return
+    arguments = (annotator.schema, annotator.calibration)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+        running: set[Future[int]] = set()
+        for number, shard in shards:
+            if number not in missing:
+                yield len(shard)
+                continue
+            running.add(pool.submit(_work, todo.path(number), shard))
+            if len(running) > 2 * workers:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield sum(future.result() for future in done)
+        yield sum(future.result() for future in running)
+
+
+_worker: OfflineAnnotator | None = None
+
+
+def _start_worker(schema: Schema, calibration: Calibration) -> None:
+    global _worker
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker = OfflineAnnotator(schema, calibration)
+
+
+def _die_with_parent() -> None:
+    """A killed parent would leave its workers waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_exit([parent.sentinel])
+    os._exit(1)
+
+
+def _work(path: Path, shard: Sequence[tuple[Row, Item]]) -> int:
+    assert _worker is not None
+    _write_shard(_worker, path, shard)
+    return len(shard)
+
+
+def _write_shard(
+    annotator: OfflineAnnotator, path: Path, shard: Sequence[tuple[Row, Item]]
+) -> None:
+    texts = list(dict.fromkeys(text for _, item in shard for text in _texts(item)))
+    found: dict[str, Annotation] = {}
+    for batch in _batched(texts, _BATCH):
+        found |= zip(batch, annotator.annotate_batch(batch), strict=True)
+    rows = (annotated_row(row, item, found) for row, item in shard)
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    left = iter(items)
+    while batch := tuple(islice(left, size)):
+        yield batch
+
+
+def _chunk_texts(item: Item) -> Iterator[str]:
+    """The texts that stand behind an annotation of their own."""
+    if isinstance(item, Document):
+        yield from (chunk.text for chunk in item.chunks)
+    else:
+        turns = (turn for turn in item.messages if turn.role == "assistant")
+        yield from (turn.content for turn in turns if turn.content)
+
+
+def _texts(item: Item) -> Iterator[str]:
+    """All that is annotated: a document that answers a prompt also as a whole."""
+    yield from _chunk_texts(item)
+    if isinstance(item, Document) and item.prompt is not None:
+        yield item.text
+
+
+def annotated_row(row: Row, item: Item, found: dict[str, Annotation]) -> dict[str, Any]:
+    """The row with annotations in their stored form; those it came with are kept.
+
+    Args:
+        row: as it was read.
+        item: what it parsed to.
+        found: annotation by text, for all of the item's texts.
+    """
+    kept = {"id": item.id, **row}
+    if isinstance(item, Document):
+        kept.pop("text", None)
+        kept["chunks"] = [
+            {"text": chunk.text, "annotation": (chunk.annotation or found[chunk.text]).rows()}
+            for chunk in item.chunks
+        ]
+        whole = item.annotation or (found[item.text] if item.prompt is not None else None)
+        return kept if whole is None else kept | {"annotation": whole.rows()}
+    if "messages" in row:
+        return kept | {"messages": [_annotated_turn(turn, found) for turn in row["messages"]]}
+    given, text = item.messages[-1].annotation, item.messages[-1].content
+    return kept | {"annotation": (found[text] if given is None else given).rows()}
+
+
+def _annotated_turn(turn: Row, found: dict[str, Annotation]) -> dict[str, Any]:
+    if turn["role"] != "assistant" or turn.get("annotation") is not None:
+        return dict(turn)
+    return {**turn, "annotation": found[turn["content"]].rows()}
+
+
+def _manifest(
+    config: AnnotateConfig, annotator: OfflineAnnotator, plan: dict[str, Any]
+) -> dict[str, Any]:
+    shards = sorted(config.out.glob("shard-*.jsonl"))
+    tags = statistics(row for shard in shards for _, row in read_jsonl(shard))
+    return {
+        "annotator": annotator.name,
+        "schema": annotator.schema.model_dump(mode="json"),
+        "unread_keys": list(annotator.unread),
+        "calibration": CALIBRATION,
+        **plan,
+        "tags": tags.data(),
+        "versions": versions(),
+    }
+
+
+def _account(manifest: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table("key", "coverage", "entropy (nats)", "values", "most frequent")
+    for key, found in manifest["tags"]["keys"].items():
+        top = ", ".join(value for value, _ in found["top"][:5])
+        shares = (f"{found['coverage']:.0%}", f"{found['entropy']:.2f}", f"{found['distinct']:,}")
+        table.add_row(key, *shares, top)
+    console.print(table)
