@@ -73,7 +73,7 @@ class PrepareConfig(Config):
     )
     key_order: KeyOrder = "shuffled"
     prompted_share: float = Field(
-        0.15,
+        default=0.15,
         ge=0,
         le=1,
         description="share of documents with a prompt that pretraining sees behind it",
@@ -81,7 +81,7 @@ class PrepareConfig(Config):
     max_length: int = Field(default=1024, ge=16, description="tokens in a row")
     packing: bool = True
     token_budget: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="tokens kept, annotations included: these replace text, not add to it",
     )
@@ -91,7 +91,7 @@ class PrepareConfig(Config):
     min_chunk_chars: int = Field(default=200, ge=1)
     max_chunk_chars: int = Field(default=1500, ge=1)
     format_share: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="instead of the objective's own (0.3 % where it masks the plan)",

@@ -60,7 +60,7 @@ class SourceConfig(Config):
     skip: int = Field(default=0, ge=0, description="rows left out at the start")
     limit: int | None = Field(default=None, ge=1, description="rows read at most")
     where: dict[str, str | list[str]] = Field(
-        {}, description="keep rows whose field is (one of) this"
+        default={}, description="keep rows whose field is (one of) this"
     )
     separator: str | None = Field(
         default=None, description="in text files, what stands between documents"

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from anchored.annotation import Annotation
+from anchored.config import load_config
+from anchored.data.prepare import PrepareConfig
+from anchored.data.readers import (
+    Conversation,
+    Document,
+    SourceConfig,
+    load_schema,
+    parse_row,
+    read_rows,
+)
+from anchored.errors import ConfigError, DataError
+from anchored.segments import Chunk, Message
+
+
+def rows_of(path, **options):
+    return [row for _, row in read_rows(SourceConfig(path=str(path), **options))]
+
+
+def whole(text: str) -> list[str]:
+    return [text]
+
+
+def parse(row):
+    return parse_row(row, "rows.jsonl: line 7", whole)
+
+
+TAGS = [{"key": "topic", "value": "sea"}]
+PLAN = Annotation.of({"topic": "sea"})
+
+
+@pytest.mark.parametrize(
+    ("row", "item"),
+    [
+        ({"id": "a", "text": "One."}, Document("a", (Chunk("One."),))),
+        ({"text": "One."}, Document("rows.jsonl: line 7", (Chunk("One."),))),
+        (
+            {"id": 3, "chunks": [{"text": "One.", "annotation": TAGS}, {"text": "Two."}]},
+            Document("3", (Chunk("One.", PLAN), Chunk("Two."))),
+        ),
+        (
+            {"id": "a", "text": "One.", "prompt": "Tell.", "annotation": TAGS},
+            Document("a", (Chunk("One."),), "Tell.", PLAN),
+        ),
+        (
+            {"id": "a", "prompt": "Hi.", "response": "Ho.", "annotation": TAGS},
+            Conversation("a", (Message("user", "Hi."), Message("assistant", "Ho.", PLAN))),
+        ),
+        (
+            {"id": "a", "prompt": "Hi.", "annotation": TAGS},
+            Conversation("a", (Message("user", "Hi."), Message("assistant", "", PLAN))),
+        ),
+        (
+            {"id": "a", "instruction": "Add.", "input": "1 2", "output": "3"},
+            Conversation("a", (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))),
+        ),
+        (
+            {"id": "a", "instruction": "Add.", "input": "", "output": "3", "text": None},
+            Conversation("a", (Message("user", "Add."), Message("assistant", "3"))),
+        ),
+        (
+            {
+                "id": "a",
+                "messages": [
+                    {"role": "system", "content": ""},
+                    {"role": "user", "content": "Hi."},
+                    {"role": "assistant", "content": "Ho.", "annotation": TAGS},
+                    {"role": "user", "content": "Bye."},
+                ],
+            },
+            Conversation(
+                "a",
+                (
+                    Message("system", ""),
+                    Message("user", "Hi."),
+                    Message("assistant", "Ho.", PLAN),
+                ),
+            ),
+        ),
+        (
+            {
+                "id": "a",
+                "annotation": TAGS,
+                "messages": [
+                    {"role": "user", "content": "Hi."},
+                    {"role": "assistant", "content": "Ho."},
+                ],
+            },
+            Conversation("a", (Message("user", "Hi."), Message("assistant", "Ho.", PLAN))),
+        ),
+        (
+            {"id": "a", "annotation": TAGS, "messages": [{"role": "user", "content": "Hi."}]},
+            Conversation("a", (Message("user", "Hi."), Message("assistant", "", PLAN))),
+        ),
+    ],
+)
+def test_every_row_format_becomes_exactly_this(row, item):
+    assert parse(row) == item
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": " \n"}, "text: ' \\n' is empty; remove the row, or set skip_bad_rows: true"),
+        ({"text": 5}, "text: '5' is int, not text; write a string"),
+        ({"chunks": []}, "chunks: [] is empty; remove the row, or set skip_bad_rows: true"),
+        ({"chunks": "x"}, "chunks: 'x' is not a list of objects"),
+        ({"chunks": [{"annotation": []}]}, "chunks: {'annotation': []} has no text"),
+        (
+            {"title": "x"},
+            "has the fields title; a row needs text, chunks, messages, prompt + response or "
+            "instruction + output",
+        ),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "messages: role 'bot' is not one of "
+         "system, user, assistant"),
+        ({"messages": [{"role": "user"}]}, "messages: {'role': 'user'} has no content"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages: no assistant turn to learn; "
+         "remove the row, or set skip_bad_rows: true"),
+        ({"prompt": "x", "response": ""}, "response: '' is empty; remove the row, or set "
+         "skip_bad_rows: true"),
+        ({"text": "x", "annotation": [{"key": "a"}]}, "annotation: {'key': 'a'} is not "
+         "{'key': text, 'value': text}"),
+        ({"text": "x", "annotation": [{"key": "A b", "value": "c"}]}, "tag key 'A b': use 1-32 of "
+         "a-z, 0-9 and _, starting with a letter"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_named_with_its_place_field_and_value(row, message):
+    with pytest.raises(DataError) as error:
+        parse(row)
+    assert str(error.value) == f"rows.jsonl: line 7: {message}"
+
+
+def test_the_annotation_of_a_whole_document_takes_the_most_frequent_value_of_each_key():
+    tags = [("place", "sea"), ("time", "dawn")], [("place", "wood")], [("place", "wood")]
+    item = Document("a", tuple(Chunk("x", Annotation.of(pairs)) for pairs in tags))
+    assert item.whole_annotation == Annotation.of({"place": "wood", "time": "dawn"})
+    assert Document("a", item.chunks, annotation=PLAN).whole_annotation == PLAN
+
+
+def test_the_text_of_a_document_joins_chunks_as_its_sequence_does():
+    assert Document("a", (Chunk("One."), Chunk("Two.\n"), Chunk("Three."))).text == (
+        "One.\n\nTwo.\nThree."
+    )
+
+
+ROWS = [{"id": str(i), "text": f"Text {i}.\rStill {i}."} for i in range(3)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def test_the_same_rows_come_from_jsonl_json_xz_gz_parquet_and_a_saved_dataset(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(LINES))
+    (tmp_path / "a.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.json", "a.parquet", "saved"):
+        assert rows_of(tmp_path / name) == ROWS
+
+
+def test_a_folder_is_read_in_sorted_order_and_json_files_in_it_are_left_alone(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.txt").write_text("B", encoding="utf-8")
+    (folder / "a.jsonl").write_text('{"text": "A"}\n', encoding="utf-8")
+    (folder / "deep" / "c.txt.xz").write_bytes(lzma.compress(b"C"))
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    assert rows_of(folder) == [{"text": "A"}, {"text": "B"}, {"text": "C"}]
+
+
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n***\n"])
+def test_a_text_file_is_split_at_its_separator_and_blank_pieces_are_no_documents(
+    tmp_path, separator
+):
+    path = tmp_path / "a.txt"
+    text = separator.join(["One.\n\nMore.", "Two.", "\n", "Three.", ""])
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert rows_of(path, separator=separator) == [
+        {"text": "One.\n\nMore."},
+        {"text": "Two."},
+        {"text": "Three."},
+    ]
+    assert rows_of(path) == [{"text": text}]
+
+
+def test_where_skip_and_limit_apply_in_this_order(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"n": n, "kind": "ab"[n % 2]}) + "\n" for n in range(9)))
+    rows = rows_of(path, where={"kind": "a"}, skip=1, limit=2)
+    assert [row["n"] for row in rows] == [2, 4]
+    assert len(rows_of(path, where={"kind": ["a", "b"]})) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl: line 2: not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: line 1: not UTF-8 at byte 10"),
+        ("a.txt", b"fine\nbad \xe9\n", "a.txt: line 2: not UTF-8 at byte 4"),
+        ("a.txt.xz", b"no xz", "a.txt.xz: damaged or cut short"),
+        ("a.csv", b"x", "a.csv: not a .jsonl or .json file"),
+        ("a.jsonl", None, "a.jsonl: no such file or folder; a hub dataset is written hf://owner/"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_its_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        rows_of(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path}/{message}")
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no file of a kind that can be read"):
+        rows_of(tmp_path)
+
+
+def test_storyworld_sources_give_the_rows_of_the_storyworld():
+    world = load_schema("storyworld://small")
+    source = SourceConfig(path="storyworld://small?seed=3", limit=20)
+    rows = [row for _, row in read_rows(source, prompted_share=0.5)]
+    again = itertools.islice(read_rows(SourceConfig(path="storyworld://small?seed=3"), 0.5), 20)
+    assert rows == [row for _, row in again]
+    assert world.name == "storyworld"
+    assert len(rows_of("storyworld://small/sft?seed=1&count=7&narrow_mass=1.0&cover=false")) == 7
+
+
+@pytest.mark.parametrize("path", ["storyworld://huge", "storyworld://small?colour=red"])
+def test_a_wrong_storyworld_address_is_a_config_error(path):
+    with pytest.raises(ConfigError, match=path.replace("?", r"\?")):
+        rows_of(path, limit=1)
+
+
+def test_an_endless_source_needs_a_limit_or_a_budget(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("sources: [{path: 'storyworld://small'}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="never ends: give it a limit, or a token_budget"):
+        load_config(PrepareConfig, path)
+    assert load_config(PrepareConfig, path, ["token_budget=1000"]).token_budget == 1000
+    assert load_config(PrepareConfig, path, ["sources.0.limit=10"]).sources[0].limit == 10
+
+
+def test_an_unknown_objective_is_a_config_error_that_lists_the_known_ones(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("sources: [{path: a.jsonl}]\nobjective: sft\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"objective: 'sft': use one of plain, annotated, stand"):
+        load_config(PrepareConfig, path)
+
+
+def test_real_files_are_read_as_they_lie(shared_data: Path):
+    stories = rows_of(shared_data / "stories" / "tinystories.txt.xz", separator="<|endoftext|>")
+    assert len(stories) > 1500
+    assert len(rows_of(shared_data / "instructions" / "alpaca.json.xz", limit=5)) == 5
+    (row,) = rows_of(shared_data / "stories" / "stories.jsonl.xz", limit=1)
+    assert isinstance(parse(row), Document)
