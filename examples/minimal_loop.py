@@ -1,0 +1,157 @@
+"""Training on prepared data in one page of plain PyTorch: the readable twin of `anchored pretrain`.
+
+    anchored prepare config.yaml                        # -> a folder with data, masks and tokenizer
+    python examples/minimal_loop.py FOLDER --preset 0.5m --steps 200 --out runs/minimal
+
+Same data, order, masks, optimizer and schedule as the stock `transformers.Trainer` that `anchored
+pretrain` and `anchored sft` use; a test holds the two equal. What the Trainer adds is left out:
+checkpoints, mixed precision, several devices.
+
+Shapes: B rows, T tokens in the longest row, H hidden, N tokens with loss, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy
+
+from anchored.data.prepare import load_prepared
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import ModelConfig, build_model
+
+Row = Mapping[str, Any]
+NO_LOSS = -100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What Trainer calls `max_steps`, `per_device_train_batch_size` ..., with its defaults."""
+
+    steps: int
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 5e-5
+    warmup: int = 0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+def updates(dataset: Dataset, settings: Settings) -> Iterator[list[list[Row]]]:
+    """The rows of each optimizer step in micro-batches, in a new random order every epoch.
+
+    The last step of an epoch takes what is left.
+    """
+    size, per_update = settings.batch_size, settings.batch_size * settings.accumulation
+    for epoch in count():
+        generator = torch.Generator().manual_seed(settings.seed + epoch)
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        for start in range(0, len(order), per_update):
+            chosen = order[start : start + per_update]
+            parts = (chosen[i : i + size] for i in range(0, len(chosen), size))
+            yield [[dataset[i] for i in part] for part in parts]
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
+    """`input_ids`, `position_ids` and `targets`, each (B, T), padded on the right.
+
+    Positions start again at 0 for each document in a row, which is what keeps attention inside it.
+    The target of a position is the next token where that carries loss.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    position_ids = torch.zeros((len(rows), width), dtype=torch.long)
+    targets = torch.full((len(rows), width), NO_LOSS)
+    for b, row in enumerate(rows):
+        length = len(row["input_ids"])
+        input_ids[b, :length] = torch.as_tensor(row["input_ids"])
+        targets[b, : length - 1] = torch.as_tensor(row["labels"])[1:]
+        *documents, last = map(int, row["seq_lengths"])
+        lengths = [*documents, last + width - length]
+        position_ids[b] = torch.cat([torch.arange(n) for n in lengths])
+    return {"input_ids": input_ids, "position_ids": position_ids, "targets": targets}
+
+
+def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy summed over the positions with loss; no other is projected to the vocabulary.
+
+    The attention mask stays None and the cache off: with either, documents in a row would leak.
+    """
+    hidden_BTH = model.base_model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).last_hidden_state
+    keep_BT = batch["targets"] != NO_LOSS
+    logits_NV = model.get_output_embeddings()(hidden_BTH[keep_BT])
+    return cross_entropy(logits_NV.float(), batch["targets"][keep_BT], reduction="sum")
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Linear from 0 over `warmup` steps, then linear to 0 at the end."""
+    if step < settings.warmup:
+        return settings.learning_rate * step / settings.warmup
+    left = (settings.steps - step) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * left
+
+
+def train(model: Any, dataset: Dataset, pad_id: int, settings: Settings) -> Iterator[float]:
+    """One optimizer step an item: the loss in nats a token before it."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    batches = updates(dataset.with_format("numpy"), settings)
+    model.train()
+    for step in range(settings.steps):
+        micro_batches = [collate(rows, pad_id) for rows in next(batches)]
+        # Divided by the tokens of the whole update, not of each micro-batch: otherwise a token
+        # would weigh more where its micro-batch has few.
+        tokens = sum(int((batch["targets"] != NO_LOSS).sum()) for batch in micro_batches)
+        total = 0.0
+        for batch in micro_batches:
+            loss = summed_loss(model, batch) / tokens
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield total
+
+
+def main() -> None:
+    """Trains a preset from scratch, or goes on from a checkpoint."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder written by `anchored prepare`")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--preset", help="such as 0.5m")
+    start.add_argument("--init", help="a model folder")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+
+    dataset, _ = load_prepared(options.data)
+    tokenizer = AnchoredTokenizer.load(options.data / "tokenizer")
+    start_from = ModelConfig(preset=options.preset, init=options.init)
+    model = build_model(start_from, tokenizer, options.seed)
+    settings = Settings(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    for step, loss in enumerate(train(model, dataset, tokenizer.control.pad, settings), 1):
+        print(f"step {step}: loss {loss:.4f}")
+    model.save_pretrained(options.out)
+    tokenizer.save(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Prepared data through TRL's SFTTrainer: masks and annotations come with the `labels` column.
+
+    anchored prepare config.yaml            # with `packing: false`, objective: anchored
+    python examples/trl_sft.py FOLDER MODEL --out runs/trl
+
+TRL does what it does elsewhere (PEFT, DPO afterwards, trackers); nothing here knows about masks.
+A test holds losses and weights equal to those of `anchored sft`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from anchored.data.prepare import load_prepared
+from anchored.errors import DataError
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import load_model
+
+
+def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any) -> SFTTrainer:
+    """A stock SFTTrainer on a prepared dataset.
+
+    Args:
+        model: from `load_model`, so that its embedding has the control tokens.
+        data: folder written by `anchored prepare`.
+        out: folder of the run.
+        arguments: more fields of `trl.SFTConfig`.
+
+    Raises:
+        DataError: rows hold several sequences, which TRL's padded batches would not tell apart.
+    """
+    dataset, manifest = load_prepared(data)
+    if manifest["config"]["packing"]:
+        raise DataError(f"{data}: packed; prepare it with `packing: false` for TRL")
+    tokenizer = AnchoredTokenizer.load(data / "tokenizer")
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(output_dir=str(out), max_length=None, **arguments),  # rows fit already
+        train_dataset=dataset.select_columns(["input_ids", "labels"]),
+        processing_class=tokenizer.hf,
+    )
+
+
+def main() -> None:
+    """One epoch at TRL's defaults."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder written by `anchored prepare`")
+    parser.add_argument("model", help="folder or hub id of the pretrained model")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+
+    tokenizer = AnchoredTokenizer.load(options.data / "tokenizer")
+    model = load_model(options.model, tokenizer)
+    trainer = sft_trainer(model, options.data, options.out, num_train_epochs=1)
+    trainer.train()
+    trainer.save_model(str(options.out / "model"))
+    tokenizer.save(options.out / "model")
+
+
+if __name__ == "__main__":
+    main()

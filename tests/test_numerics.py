@@ -1,0 +1,260 @@
+"""Training computes what it claims: packing, masked projection, accumulation, and its twins."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch.testing import assert_close
+from transformers import PreTrainedModel, Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from anchored.data.collate import Collator
+from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.segments import NO_LOSS
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import ModelConfig, build_model
+from anchored.train.monitor import LossByKind, read_metrics
+from anchored.train.run import PretrainConfig, compose, training_arguments
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = {
+    "model_type": "olmo2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+Prepared = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Storyworld rows, prepared; each combination of options once."""
+    root = tmp_path_factory.mktemp("numerics")
+    sources = {
+        "annotated": {"path": "storyworld://small?seed=0", "limit": 24},
+        "anchored": {"path": "storyworld://small/sft?seed=0&count=24"},
+    }
+
+    def make(objective: str, packing: bool) -> Path:
+        out = root / f"{objective}-{packing}"
+        if not out.exists():
+            tokenizer = root / "tokenizer"
+            config = {
+                "out": out,
+                "sources": [sources[objective]],
+                "tokenizer": str(tokenizer) if tokenizer.exists() else {"vocab_size": 800},
+                "objective": objective,
+                "max_length": 384,
+                "packing": packing,
+            }
+            prepare(PrepareConfig.model_validate(config), Console(quiet=True))
+            if not tokenizer.exists():
+                AnchoredTokenizer.load(out / "tokenizer").save(tokenizer)
+        return out
+
+    return make
+
+
+def tiny_model(data: Path, seed: int = 0) -> PreTrainedModel:
+    return build_model(ModelConfig(config=TINY), AnchoredTokenizer.load(data / "tokenizer"), seed)
+
+
+def batch_of(data: Path, *indices: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    dataset, _ = load_prepared(data)
+    rows: list[Any] = [dataset.with_format("numpy")[i] for i in indices]
+    return Collator(AnchoredTokenizer.load(data / "tokenizer").control.pad)(rows), rows
+
+
+def parts(row: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The sequences of a packed row, each a row of its own."""
+    ends = np.cumsum(row["seq_lengths"])
+    for end, length in zip(ends, row["seq_lengths"], strict=True):
+        columns = {name: row[name][end - length : end] for name in ("input_ids", "labels", "kinds")}
+        columns["labels"] = np.concatenate(([NO_LOSS], columns["labels"][1:]))
+        yield {**columns, "seq_lengths": np.array([length])}
+
+
+def grads(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@torch.no_grad()
+def test_packed_rows_give_the_logits_and_loss_of_their_sequences_alone(prepared: Prepared):
+    data = prepared("annotated", packing=True)
+    model = tiny_model(data).eval()
+    dataset, _ = load_prepared(data)
+    packed = [i for i, row in enumerate(dataset["seq_lengths"]) if len(row) > 1]
+    batch, rows = batch_of(data, *packed[:3])
+    assert len(rows) == 3 and len({len(row["input_ids"]) for row in rows}) > 1
+    logits = model(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).logits
+    packed_loss = model(**batch, use_cache=False, num_items_in_batch=1).loss
+    alone_loss = torch.zeros(())
+    for b, row in enumerate(rows):
+        start = 0
+        for part in parts(row):
+            ids = torch.from_numpy(part["input_ids"]).long()[None]
+            labels = torch.from_numpy(part["labels"]).long()[None]
+            alone = model(input_ids=ids, use_cache=False, labels=labels, num_items_in_batch=1)
+            end = start + ids.shape[1]
+            assert_close(logits[b, start:end], alone.logits[0], atol=1e-5, rtol=0)
+            alone_loss += alone.loss
+            start = end
+    assert_close(packed_loss, alone_loss, atol=0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["annotated", "anchored"])
+def test_masked_projection_gives_the_loss_and_gradients_of_the_full_one(
+    prepared: Prepared, objective: str
+):
+    data = prepared(objective, packing=False)
+    model = tiny_model(data)
+    batch, rows = batch_of(data, 0, 1, 2)
+    masked = model(**batch, use_cache=False)
+    masked.loss.backward()
+    masked_grads = grads(model)
+
+    labels = torch.full(batch["input_ids"].shape, NO_LOSS)
+    for b, row in enumerate(rows):
+        labels[b, : len(row["labels"])] = torch.from_numpy(row["labels"])
+    full = model(input_ids=batch["input_ids"], labels=labels, use_cache=False)
+    full.loss.backward()
+
+    supervised = int((labels != NO_LOSS).sum())
+    assert masked.logits.shape[0] == supervised < labels.numel() == full.logits[..., 0].numel()
+    assert_close(masked.loss, full.loss, atol=1e-5, rtol=0)
+    assert_close(masked_grads, grads(model), atol=1e-5, rtol=0)
+
+
+def test_loss_by_kind_is_the_stock_loss():
+    torch.manual_seed(0)
+    logits = torch.randn(40, 11, requires_grad=True)
+    labels = torch.randint(0, 11, (40,))
+    kinds = torch.randint(0, 5, (40,))
+    for items in (None, 64, torch.tensor(64)):
+        losses = LossByKind()
+        ours = losses(logits, labels, 11, labels, items, kinds, torch.tensor(100))
+        stock: Any = ForCausalLMLoss(logits, labels, 11, items, shift_labels=labels)  # pyright: ignore
+        assert_close(ours, stock, atol=1e-6, rtol=0)
+        assert_close(
+            torch.autograd.grad(ours, logits), torch.autograd.grad(stock, logits), atol=1e-6, rtol=0
+        )
+    by_kind, supervised, tokens = losses.take()
+    assert (supervised, tokens) == (40, 100)
+    expected = torch.nn.functional.cross_entropy(logits[kinds == 3], labels[kinds == 3])
+    assert by_kind["tag_value"] == pytest.approx(expected.item(), abs=1e-5)
+    assert losses.take() == ({}, 0, 0)
+
+
+def run(
+    data: Path, out: Path, model: PreTrainedModel | None = None, **trainer: Any
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of the first steps and final weights through the stock Trainer."""
+    settings = {"learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "use_cpu": True}
+    config = PretrainConfig(
+        out=out, data=data, model=ModelConfig(config=TINY), trainer={**settings, **trainer}
+    )
+    dataset, _ = load_prepared(data)
+    tokenizer = AnchoredTokenizer.load(data / "tokenizer")
+    model = model or tiny_model(data)
+    done = compose(model, dataset, tokenizer, training_arguments(config))
+    done.train()
+    return [row["loss"] for row in read_metrics(out)], weights_of(done)
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    model: Any = trainer.model
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_accumulating_eight_rows_equals_one_batch_of_eight_under_uneven_masks(
+    prepared: Prepared, tmp_path: Path
+):
+    data = prepared("anchored", packing=False)
+    dataset, _ = load_prepared(data)
+    shares = {sum(label != NO_LOSS for label in labels) for labels in dataset["labels"]}
+    assert len(shares) > 5, "the masks are even"
+    one = {"per_device_train_batch_size": 8, "max_steps": 4}
+    eight = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 4}
+    losses, weights = run(data, tmp_path / "one", **one)
+    accumulated_losses, accumulated_weights = run(data, tmp_path / "eight", **eight)
+    assert accumulated_losses == pytest.approx(losses, abs=1e-5)
+    assert_close(accumulated_weights, weights, atol=1e-5, rtol=0)
+
+
+def example(name: str) -> Any:
+    """A module of `examples/`."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+def test_the_minimal_loop_equals_the_trainer(prepared: Prepared, tmp_path: Path):
+    """Seven steps of an epoch of six, so that the second epoch's order counts too."""
+    data = prepared("annotated", packing=True)
+    dataset, _ = load_prepared(data)
+    rows = len(dataset)
+    steps = -(-rows // 4) + 2
+    losses, weights = run(
+        data,
+        tmp_path,
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        warmup_steps=2,
+    )
+    loop, model = example("minimal_loop"), tiny_model(data)
+    settings = loop.Settings(
+        steps=steps, batch_size=2, accumulation=2, learning_rate=1e-3, warmup=2, seed=0
+    )
+    pad = AnchoredTokenizer.load(data / "tokenizer").control.pad
+    assert list(loop.train(model, dataset, pad, settings)) == pytest.approx(losses, abs=1e-5)
+    assert_close(dict(model.state_dict()), weights, atol=1e-5, rtol=0)
+
+
+def test_trl_sft_trainer_equals_the_trainer_on_the_same_data(prepared: Prepared, tmp_path: Path):
+    pytest.importorskip("trl")
+    data = prepared("anchored", packing=False)
+    settings: dict[str, Any] = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "seed": 0,
+        "data_seed": 0,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "bf16": False,
+        "report_to": "none",
+        "adam_beta2": 0.999,
+        "lr_scheduler_type": "linear",
+    }
+    losses, weights = run(data, tmp_path / "ours", max_steps=4, per_device_train_batch_size=4)
+    trainer = example("trl_sft").sft_trainer(tiny_model(data), data, tmp_path / "trl", **settings)
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert theirs == pytest.approx(losses, abs=1e-5)
+    assert_close(weights_of(trainer), weights, atol=1e-5, rtol=0)
+
+
+def test_trl_refuses_packed_rows(prepared: Prepared, tmp_path: Path):
+    pytest.importorskip("trl")
+    data = prepared("annotated", packing=True)
+    with pytest.raises(Exception, match="prepare it with `packing: false`"):
+        example("trl_sft").sft_trainer(tiny_model(data), data, tmp_path)
