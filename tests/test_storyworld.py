@@ -422,22 +422,37 @@ def test_most_of_the_broad_distribution_is_far_and_none_of_the_narrow(world: Sto
 def test_pretraining_mix_and_row_formats(world: Storyworld) -> None:
     rows = list(itertools.islice(world.documents(7), 3000))
     assert len({row["id"] for row in rows}) == len(rows)
-    topics = Counter()
+    kinds = Counter()
     for row in rows:
-        annotation = Annotation.from_rows(row.get("chunks", [row])[0]["annotation"])
         prompted = set(row) == {"id", "prompt", "response", "annotation"}
         assert prompted or set(row) == {"id", "chunks"}
-        topics["story" if annotation.keys == world.attributes else "topic", prompted] += 1
-        if annotation.keys == world.attributes:
-            text = row["response"] if prompted else row["chunks"][0]["text"]
-            told = {tag.key: tag.value for tag in annotation}
+        chunks = [{"text": row["response"], **row}] if prompted else row["chunks"]
+        annotations = [Annotation.from_rows(chunk["annotation"]) for chunk in chunks]
+        kind = "topic" if annotations[0].keys == ("topic",) else "story"
+        kinds[kind, prompted] += 1
+        if kind == "story":
+            told = {tag.key: tag.value for annotation in annotations for tag in annotation}
+            text = "\n\n".join(chunk["text"] for chunk in chunks)
             assert world.read(text) == Reading(told, True, True, False)
-            assert prompted or len(row["chunks"]) == 1
-    stories = topics["story", True] + topics["story", False]
+            assert set(told) == set(world.attributes)
+            assert len(chunks) == 1 or not prompted
+            kinds["by paragraph"] += len(chunks) > 1
+    stories = kinds["story", True] + kinds["story", False]
     assert abs(stories / 3000 - 0.75) < 0.025
-    assert abs(topics["story", True] / stories - 0.15) < 0.025
-    assert abs(topics["topic", True] / 3000 - 0.15) < 0.025
-    assert abs(topics["topic", False] / 3000 - 0.10) < 0.025
+    assert abs(kinds["story", True] / stories - 0.15) < 0.025
+    assert abs(kinds["by paragraph"] / kinds["story", False] - 0.5) < 0.03
+    assert abs(kinds["topic", True] / 3000 - 0.15) < 0.025
+    assert abs(kinds["topic", False] / 3000 - 0.10) < 0.025
+
+
+def test_a_paragraph_of_its_own_has_the_tags_that_it_tells(world: Storyworld) -> None:
+    for row in itertools.islice(world.documents(5), 500):
+        chunks = row.get("chunks", [])
+        if len(chunks) < 2 or chunks[0]["annotation"][0]["key"] == "topic":
+            continue
+        for chunk in chunks:
+            told = {tag["key"]: tag["value"] for tag in chunk["annotation"]}
+            assert world.read(chunk["text"]).attributes == told
 
 
 def test_prose_and_answers_are_no_stories(world: Storyworld) -> None:

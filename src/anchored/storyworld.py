@@ -35,6 +35,7 @@ Row = dict[str, Any]
 Plan = tuple[tuple[str, ...], ...]
 
 STORY_SHARE, PROSE_SHARE = 0.75, 0.10  # of pretraining documents; the rest are questions
+BY_PARAGRAPH_SHARE = 0.5  # of unprompted stories: each paragraph is a chunk with its own tags
 NAMED_SHARE = 0.25  # of prompted stories: the prompt names one attribute's value
 ONE_IN_FAVOURED = 4  # of a dependent attribute's values: those its parent's value makes likelier
 
@@ -207,7 +208,16 @@ class Storyworld:
         if rng.random() < prompted_share:
             return name | self._prompted(attributes, rng, taught=False)
         text = self.render(attributes, rng, taught=False)
+        if rng.random() < BY_PARAGRAPH_SHARE:
+            return name | {"chunks": [self._chunk(part, attributes) for part in text.split("\n\n")]}
         return name | {"chunks": [{"text": text, "annotation": _annotation(attributes)}]}
+
+    def _chunk(self, paragraph: str, attributes: Mapping[str, str]) -> Row:
+        """A paragraph under the tags of what it mentions."""
+        sentences = [self._read_sentence(sentence) for sentence in _SENTENCE_END.split(paragraph)]
+        told = {kind for sentence in sentences for kind, _ in sentence.mentions}
+        tags = {key: value for key, value in attributes.items() if key in told}
+        return {"text": paragraph, "annotation": _annotation(tags)}
 
     def sft_rows(
         self,

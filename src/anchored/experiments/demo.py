@@ -56,7 +56,7 @@ TREATMENTS = {
 class PretrainSettings(Config):
     """Pretraining of both bases: the same tokens, annotations included."""
 
-    tokens: int = 1_900_000
+    tokens: int = 1_800_000
     batch_size: int = 4
     learning_rate: float = 1e-2
     muon_learning_rate: float = 2e-2
@@ -95,7 +95,7 @@ class DemoConfig(Config):
     size: Literal["small", "full"] = "small"
     preset: str = "0.5m"
     vocab_size: int = 1536
-    max_length: int = 192
+    max_length: int = 256
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     regime: Regime = "broad"
     strength: Strength = "light"

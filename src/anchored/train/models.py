@@ -20,8 +20,8 @@ _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attenti
 # count everything with OLMo-2's 100k vocabulary. The paper names only the totals 0.6B, 1B and 2.5B;
 # the shapes are our choice.
 PRESETS = {
-    "0.5m": (96, 288, 4, 3),
-    "1m": (128, 384, 5, 4),
+    "0.5m": (128, 384, 2, 4),
+    "1m": (160, 480, 3, 5),
     "3m": (192, 576, 6, 6),
     "6m": (256, 768, 7, 4),
     "16m": (384, 1152, 8, 6),

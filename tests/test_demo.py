@@ -1,0 +1,89 @@
+"""The demo end to end, as small as it gets: every stage real, in real worker processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchored.config import load_config
+from anchored.errors import ConfigError
+from anchored.experiments import demo
+
+TINY = [
+    "pretrain.tokens=6000",
+    "light.examples=24",
+    "light.epochs=1",
+    "samples_per_prompt=2",
+    "max_response_tokens=24",
+    "replay.max_annotation_tokens=24",
+]
+FIGURES = {
+    "semantic_entropy",
+    "annotation_entropy",
+    "adherence",
+    "adoption",
+    "adoption_far",
+    "well_formed",
+    "consistent",
+    "answer_accuracy",
+    "dissimilarity",
+    "samples",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    return out, demo.run(out, seeds=1, regime="broad", strength="light", overrides=TINY)
+
+
+def test_results_follow_the_contract(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, results = finished
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
+    assert list(results["models"]) == [*demo.BASES, *demo.TREATMENTS]
+    for model in results["models"].values():
+        assert set(model) >= FIGURES
+        assert len(model["samples"]) == model["n"] == 24
+    assert set(results["comparisons"]) == {
+        "annotated_base",
+        "anchored",
+        "anchored_replay",
+        "tagged",
+    }
+    for comparison in results["comparisons"].values():
+        assert set(comparison["gap_closed"]) >= {"mean", "low", "high"}
+        assert set(comparison["collapse_reduction"]) >= {"mean", "low", "high"}
+    assert results["seconds"] > 0
+    assert results["config"]["pretrain"]["tokens"] == 6000
+    assert results["versions"]["torch"]
+
+
+def test_report_and_table_are_written(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    assert "<table" in (out / "report.html").read_text(encoding="utf-8")
+    assert "gap_closed" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_second_run_trains_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, results = finished
+    models = sorted(out.rglob("model.safetensors"))
+    before = [path.stat().st_mtime_ns for path in models]
+    again = demo.run(out, seeds=1, regime="broad", strength="light", overrides=TINY)
+    assert [path.stat().st_mtime_ns for path in models] == before
+    assert again["models"] == results["models"]
+    assert again["comparisons"] == results["comparisons"]
+
+
+def test_the_folder_of_another_run_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = finished
+    with pytest.raises(ConfigError, match=r"holds a run with regime = 'broad'"):
+        demo.run(out, seeds=1, regime="narrow", strength="light", overrides=TINY)
+
+
+def test_all_treatments_see_the_same_examples_and_replay_adds_steps() -> None:
+    config = load_config(demo.DemoConfig, None, ["light.examples=1200", "light.epochs=2"])
+    steps = {name: demo.sft_steps(config, name) for name in demo.TREATMENTS}
+    assert steps == {"standard": 150, "anchored": 150, "anchored_replay": 200, "tagged": 150}
