@@ -64,6 +64,8 @@ def files(out: Path) -> Iterator[tuple[str, bytes]]:
         text = path.read_bytes()
         if path.name == "config.yaml":
             text = json.dumps(yaml.safe_load(text) | {"out": None}).encode()
+        if path.name == "manifest.json":  # a commit between two runs changes the code's version
+            text = json.dumps(json.loads(text) | {"versions": None}).encode()
         yield path.name, text
 
 
