@@ -1,24 +1,25 @@
 """Sampling with `transformers`: the annotation first, then the response given it, in one pass.
 
-The opening token is put by the sampler, never left to the model. Annotation and response have their own temperature,
-top-p and min-p; temperature comes first, then min-p, then top-p. Annotations are cut away by token id.
-Shapes: B sequences, T tokens so far, V vocabulary.
+The opening token is put by the sampler, never left to the model. Annotation and response have their
+own temperature, top-p and min-p. Annotations are cut away by token id, never by text search.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from pydantic import Field
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
 from anchored.annotation import Annotation, Schema, parse_annotation
 from anchored.config import Config
 from anchored.errors import DataError
+from anchored.sample.decode import Row, Rules, decode
+from anchored.sample.keys import KeyConstraint
+from anchored.sample.sampling import Sampling
 from anchored.segments import (
     OBJECTIVES,
     Message,
@@ -28,30 +29,33 @@ from anchored.segments import (
 )
 from anchored.tokenizer import AnchoredTokenizer
 
-
-class Sampling(Config):
-    """How one part is sampled. Temperature 0 takes the most likely token."""
-
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, lt=1)
+__all__ = ["Request", "Sample", "SampleConfig", "Sampling", "dump", "sample"]
 
 
 class SampleConfig(Config):
-    """Args:
-    annotation, response: sampling of the two parts; both at temperature 1 by default, as in the paper.
-    max_annotation_tokens: a longer annotation is malformed.
-    max_response_tokens: a longer response is cut and `finished` is False.
-    retries: how often a malformed annotation is sampled anew before it is given up.
-    batch_size: sequences generated together; part of what a seed reproduces.
+    """How samples are taken.
+
+    Args:
+        annotation, response: sampling of the two parts; both at temperature 1 by default, as in
+            the paper.
+        max_annotation_tokens: an annotation that has not closed by then is malformed.
+        max_response_tokens: a response that has not ended by then is cut, `finished` is False. A
+            prefill is not counted.
+        retries: how often a malformed annotation is sampled anew before it is given up.
+        constrain_keys: only keys of the schema can be sampled, and those that take one value only
+            once. Always so where the schema has keys that are not anchored: these are left out of
+            the plan, because SFT is to change them.
+        batch_size: sequences decoded together; samples do not depend on it.
+        seed: a sample depends on this, its place among the requests and the attempt.
     """
 
     annotation: Sampling = Sampling()
     response: Sampling = Sampling()
-    max_annotation_tokens: int = Field(160, gt=0)
-    max_response_tokens: int = Field(256, gt=0)
-    retries: int = Field(3, ge=0)
-    batch_size: int = Field(64, gt=0)
+    max_annotation_tokens: int = Field(default=160, gt=0)
+    max_response_tokens: int = Field(default=256, gt=0)
+    retries: int = Field(default=3, ge=0)
+    constrain_keys: bool = False
+    batch_size: int = Field(default=128, gt=0)
     seed: int = 0
 
 
@@ -66,20 +70,33 @@ class Request:
         prefill: text that the response starts with, put after the annotation.
         complete: `pinned` is the whole annotation; nothing is added to it.
         plan_only: stop after the annotation.
+        prefix: ids to start from in place of `messages`, for models with another chat format.
     """
 
     messages: tuple[Message, ...] = ()
     annotated: bool = False
-    pinned: Annotation = Annotation()
+    pinned: Annotation = Annotation()  # noqa: RUF009 (frozen)
     prefill: str = ""
     complete: bool = False
     plan_only: bool = False
+    prefix: tuple[int, ...] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Does the model write an annotation, or the rest of one."""
+        return self.annotated and not self.complete
 
 
 @dataclass
 class Sample:
-    """What came out. `annotation` is None where none was asked for or none could be read; `response` includes the
-    prefill and never holds an annotation; `attempts` counts samplings, `malformed` says the last one failed too.
+    """What came out.
+
+    Args:
+        response: with the prefill, never with an annotation.
+        annotation: None where none was asked for or none could be read.
+        finished: the end token came within the limit.
+        malformed: the annotation of the last attempt could not be read or breaks the schema.
+        attempts: how often this request was sampled.
     """
 
     response: str
@@ -87,81 +104,6 @@ class Sample:
     finished: bool = True
     malformed: bool = False
     attempts: int = 1
-
-
-@dataclass
-class _Sequence:
-    request: Request
-    prefix: list[int]
-    prefill: list[int] = field(default_factory=list)
-
-
-class _TwoPhases(LogitsProcessor):
-    """Applies each part's sampling, forces the prefill between them, and lets no other control token through."""
-
-    def __init__(
-        self, sequences: Sequence[_Sequence], config: SampleConfig, tokenizer: AnchoredTokenizer
-    ) -> None:
-        self._config = config
-        self._control = tokenizer.control
-        self._in_annotation = torch.tensor([_open(s.request) for s in sequences])
-        self._annotation_left = torch.full((len(sequences),), config.max_annotation_tokens)
-        self._to_force = [_forced(s, tokenizer.control.eos) for s in sequences]
-        self._forcing = any(self._to_force)
-        self._fresh = True
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """`input_ids` (B, T), `scores` (B, V) -> (B, V)."""
-        device, control = scores.device, self._control
-        inside = self._in_annotation.to(device)
-        if not self._fresh:
-            inside &= input_ids[:, -1] != control.close
-            inside &= input_ids[:, -1] != control.eos
-        self._fresh, self._in_annotation = False, inside
-        scores = scores.clone()
-        eos, close = scores[:, control.eos].clone(), scores[:, control.close].clone()
-        scores[:, list(set(vars(control).values()))] = -torch.inf
-        scores[:, control.close] = close.masked_fill(~inside, -torch.inf)
-        scores[:, control.eos] = eos.masked_fill(inside, -torch.inf)
-        for rows, sampling in ((inside, self._config.annotation), (~inside, self._config.response)):
-            if rows.any():
-                scores[rows] = truncate(scores[rows], sampling)
-        self._end_overlong(scores, inside)
-        if self._forcing:
-            self._force(scores, inside)
-        return scores  # pyright: ignore[reportReturnType]
-
-    def _end_overlong(self, scores: torch.Tensor, inside: torch.Tensor) -> None:
-        self._annotation_left = self._annotation_left.to(inside.device) - inside.long()
-        overlong = inside & (self._annotation_left < 0)
-        scores[overlong] = -torch.inf
-        scores[overlong, self._control.eos] = 0.0
-
-    def _force(self, scores: torch.Tensor, inside: torch.Tensor) -> None:
-        for b, ids in enumerate(self._to_force):
-            if ids and not inside[b]:
-                scores[b] = -torch.inf
-                scores[b, ids.pop(0)] = 0.0
-
-
-def _forced(sequence: _Sequence, eos: int) -> list[int]:
-    return [eos] if sequence.request.plan_only else list(sequence.prefill)
-
-
-def truncate(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Temperature, then min-p, then top-p, on logits (B, V); what is cut off becomes -inf."""
-    if sampling.temperature == 0:
-        return scores.masked_fill(scores < scores.amax(-1, keepdim=True), -torch.inf)
-    scores = scores / sampling.temperature
-    if sampling.min_p > 0:
-        probabilities = scores.softmax(-1)
-        floor = sampling.min_p * probabilities.amax(-1, keepdim=True)
-        scores = scores.masked_fill(probabilities < floor, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, indices = scores.softmax(-1).sort(-1, descending=True)
-        cut = ordered.cumsum(-1) - ordered >= sampling.top_p
-        scores = scores.masked_fill(cut.scatter(-1, indices, cut), -torch.inf)
-    return scores
 
 
 def sample(
@@ -172,31 +114,34 @@ def sample(
     schema: Schema | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Sample]:
-    """One sample a request, in order. With a `schema`, an annotation that breaks it is malformed too.
+    """One sample a request, in order. With a `schema`, an annotation that breaks it is malformed.
 
     `progress` is called with the number of sequences that became final since its last call.
+
+    Raises:
+        DataError: the model's logits are not numbers.
     """
-    torch.manual_seed(config.seed)
     model.eval()
-    sequences = _encode(requests, tokenizer)
-    samples: list[Sample | None] = [None] * len(requests)
-    pending = sorted(range(len(requests)), key=lambda i: len(sequences[i].prefix))
+    rules = _rules(model, tokenizer, requests, config, schema)
+    prefixes = _prefixes(requests, tokenizer)
+    forced = _forced(requests, tokenizer)
+    samples: dict[int, Sample] = {}
+    pending = sorted(range(len(requests)), key=lambda i: len(prefixes[i]))
     for attempt in range(1, config.retries + 2):
         failed = []
         for batch in _batches(pending, config.batch_size):
-            outputs = _generate(model, tokenizer, [sequences[i] for i in batch], config)
+            rows = [
+                _row(requests[i], prefixes[i], forced[i], f"{config.seed}:{i}:{attempt}")
+                for i in batch
+            ]
+            outputs = decode(model, rows, rules)
             for i, ids in zip(batch, outputs, strict=True):
-                result = _read(sequences[i], ids, tokenizer, schema)
-                samples[i] = replace(result, attempts=attempt)
-                if result.malformed:
-                    failed.append(i)
-            progress(
-                len(batch)
-                if attempt > config.retries
-                else len(batch) - len(set(batch) & set(failed))
-            )
+                samples[i] = replace(_read(requests[i], ids, tokenizer, schema), attempts=attempt)
+            again = [i for i in batch if samples[i].malformed and attempt <= config.retries]
+            failed += again
+            progress(len(batch) - len(again))
         pending = failed
-    return [s for s in samples if s is not None]
+    return [samples[i] for i in range(len(requests))]
 
 
 def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -204,76 +149,89 @@ def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield indices[start : start + size]
 
 
-def _open(request: Request) -> bool:
-    return request.annotated and not request.complete
+def _row(request: Request, prefix: Sequence[int], forced: Sequence[int], seed: str) -> Row:
+    return Row(prefix, seed, request.open, frozenset(request.pinned.keys), forced)
 
 
-def _encode(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[_Sequence]:
-    """Prefixes as ids: the conversation, the role token, the opening token, pinned tags, and the prefill apart."""
-    anchored = OBJECTIVES["anchored"]
+def _rules(
+    model: PreTrainedModel,
+    tokenizer: AnchoredTokenizer,
+    requests: Sequence[Request],
+    config: SampleConfig,
+    schema: Schema | None,
+) -> Rules:
+    width, device = model.config.get_text_config().vocab_size, model.device
+    barred = torch.zeros(width, dtype=torch.bool, device=device)
+    barred[list(vars(tokenizer.control).values())] = True
+    barred[len(tokenizer) :] = True
+    names = _sampled_keys(schema, config)
+    opens = [request for request in requests if request.open]
+    texts: list[str] = []
+    if opens and (names is not None or any(request.pinned for request in opens)):
+        texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    breaks = torch.zeros(width, dtype=torch.bool, device=device)
+    breaks[[i for i, text in enumerate(texts) if text.startswith("\n")]] = True
+    return Rules(
+        control=tokenizer.control,
+        annotation=config.annotation,
+        response=config.response,
+        annotation_limit=config.max_annotation_tokens,
+        response_limit=config.max_response_tokens,
+        barred=barred,
+        breaks=breaks if texts else None,
+        keys=KeyConstraint(schema, names, tokenizer, texts, width, device)
+        if schema and names is not None and texts
+        else None,
+    )
+
+
+def _sampled_keys(schema: Schema | None, config: SampleConfig) -> tuple[str, ...] | None:
+    """The keys that the model may choose from; None leaves them free."""
+    if schema is None:
+        return None
+    leaves_out = schema.anchored_names != schema.names
+    return schema.anchored_names if leaves_out or config.constrain_keys else None
+
+
+def _prefixes(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[list[int]]:
+    """The conversation, the role token, the opening token and pinned tags, as ids."""
     drafts = []
     for request in requests:
-        pieces = conversation_pieces(
-            (*request.messages, Message("assistant", "")), OBJECTIVES["standard"]
-        )
-        if not request.messages:
+        turns = (*request.messages, Message("assistant", ""))
+        pieces = conversation_pieces(turns, OBJECTIVES["standard"])
+        if request.prefix is not None:
+            pieces = []
+        elif not request.messages:
             pieces = pieces[:1]
         if request.annotated:
-            tags = list(annotation_pieces(request.pinned, anchored))
+            tags = list(annotation_pieces(request.pinned, OBJECTIVES["anchored"]))
             pieces = [*pieces, *(tags if request.complete else tags[:-1])]
         drafts.append(pieces)
-    prefills = tokenizer.encode_batch([request.prefill for request in requests])
     return [
-        _Sequence(request, [i for segment in segments for i in segment.ids], prefill)
-        for request, segments, prefill in zip(
-            requests, encode_pieces(drafts, tokenizer), prefills, strict=True
-        )
+        [*(request.prefix or ()), *(i for segment in segments for i in segment.ids)]
+        for request, segments in zip(requests, encode_pieces(drafts, tokenizer), strict=True)
     ]
 
 
-@torch.inference_mode()
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: AnchoredTokenizer,
-    sequences: Sequence[_Sequence],
-    config: SampleConfig,
-) -> list[list[int]]:
-    """New ids of each sequence up to and without eos; left-padded as `generate` wants it."""
-    control = tokenizer.control
-    width = max(len(s.prefix) for s in sequences)
-    input_ids = torch.tensor(
-        [[control.pad] * (width - len(s.prefix)) + s.prefix for s in sequences]
-    )
-    mask = torch.tensor([[0] * (width - len(s.prefix)) + [1] * len(s.prefix) for s in sequences])
-    longest = config.max_response_tokens + max(len(s.prefill) for s in sequences)
-    longest += config.max_annotation_tokens + 1 if any(_open(s.request) for s in sequences) else 0
-    generated: Any = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=longest,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=control.eos,
-        pad_token_id=control.pad,
-        logits_processor=LogitsProcessorList([_TwoPhases(sequences, config, tokenizer)]),
-    )
-    return [row[width:] for row in generated.tolist()]
+def _forced(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[list[int]]:
+    """What each response starts with; with eos at once, it is a plan only."""
+    prefills = tokenizer.encode_batch([request.prefill for request in requests])
+    return [
+        [tokenizer.control.eos] if request.plan_only else prefill
+        for request, prefill in zip(requests, prefills, strict=True)
+    ]
 
 
 def _read(
-    sequence: _Sequence, ids: list[int], tokenizer: AnchoredTokenizer, schema: Schema | None
+    request: Request, ids: list[int], tokenizer: AnchoredTokenizer, schema: Schema | None
 ) -> Sample:
     """Splits new ids at the closing token and at eos."""
     control = tokenizer.control
     finished = control.eos in ids
     ids = ids[: ids.index(control.eos)] if finished else ids
-    request = sequence.request
-    if not request.annotated:
-        return Sample(tokenizer.decode(ids), finished=finished)
-    if request.complete:
-        return Sample(tokenizer.decode(ids), request.pinned, finished)
+    if not request.open:
+        annotation = request.pinned if request.annotated else None
+        return Sample(tokenizer.decode(ids), annotation, finished)
     if control.close not in ids:
         return Sample("", finished=False, malformed=True)
     end = ids.index(control.close)

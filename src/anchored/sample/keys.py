@@ -1,0 +1,125 @@
+r"""Which keys may come next inside an annotation; values stay free.
+
+Keys are encoded as pieces of their own ("topic:", later "\nplace:"), values hold no line break. So
+a token with a line break in it begins a key, and from there on a trie over the allowed keys' ids
+says what may follow.
+Shapes: B sequences, V vocabulary, N trie nodes, C most children of a node, K keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from anchored.annotation import Schema
+from anchored.tokenizer import AnchoredTokenizer
+
+START, VALUE = 0, 1
+
+
+@dataclass
+class _Node:
+    """`children`: id -> place in the list of nodes. `keys`: those a child leads to, and ends."""
+
+    children: dict[int, int] = field(default_factory=dict)
+    reaches: dict[int, set[int]] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
+
+
+class KeyConstraint:
+    """Allows, at the places where a key stands, only `names`, and those that take one value once.
+
+    Args:
+        names: keys of `schema` that may be sampled.
+        texts: what each id decodes to.
+        vocab_size: V, the width of the model's logits.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        names: Collection[str],
+        tokenizer: AnchoredTokenizer,
+        texts: Sequence[str],
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        self._names = [key.name for key in schema.keys if key.name in names]
+        self._many = [key.many for key in schema.keys if key.name in names]
+        breaks = {i for i, text in enumerate(texts) if "\n" in text}
+        nodes = self._trie(tokenizer, breaks)
+        self._tabulate(nodes, vocab_size, device)
+        self._base[START, tokenizer.control.close] = True
+        self._base[VALUE] = True
+        self._base[VALUE, sorted(breaks)] = False
+
+    def _trie(self, tokenizer: AnchoredTokenizer, breaks: Collection[int]) -> list[_Node]:
+        nodes = [_Node(), _Node()]
+        for key, name in enumerate(self._names):
+            _insert(nodes, START, tokenizer.encode(f"{name}:"), key)
+            later = tokenizer.encode(f"\n{name}:")
+            # Some tokenizers put a token of their own before the line break.
+            first = next(place for place, i in enumerate(later) if i in breaks)
+            _insert(nodes, VALUE, later[first:], key)
+        return nodes
+
+    def _tabulate(self, nodes: Sequence[_Node], vocab_size: int, device: torch.device) -> None:
+        widest = max(1, *(len(node.children) for node in nodes))
+        keys = len(self._names)
+        shape = (len(nodes), widest)
+        child_ids = torch.full(shape, vocab_size)  # a column that is cut off again
+        child_nodes = torch.full(shape, VALUE)
+        reaches = torch.zeros(*shape, keys, dtype=torch.bool)
+        uses = torch.zeros(*shape, keys, dtype=torch.bool)
+        for n, node in enumerate(nodes):
+            for c, (token, child) in enumerate(node.children.items()):
+                child_ids[n, c], child_nodes[n, c] = token, child
+                reaches[n, c, list(node.reaches[token])] = True
+                if token in node.ends and not self._many[node.ends[token]]:
+                    uses[n, c, node.ends[token]] = True
+        self._child_ids, self._child_nodes = child_ids.to(device), child_nodes.to(device)
+        self._reaches, self._uses = reaches.to(device), uses.to(device)
+        self._base = torch.zeros(len(nodes), vocab_size + 1, dtype=torch.bool, device=device)
+
+    def begin(self, pinned: Sequence[Collection[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nodes (B,) and keys left (B, K) of annotations that begin with tags of these keys."""
+        nodes = [VALUE if keys else START for keys in pinned]
+        left = [
+            [many or name not in keys for name, many in zip(self._names, self._many, strict=True)]
+            for keys in pinned
+        ]
+        device = self._base.device
+        return (
+            torch.tensor(nodes, device=device),
+            torch.tensor(left, dtype=torch.bool, device=device),
+        )
+
+    def permitted(self, nodes: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        """What may come next: nodes (B,), keys left (B, K) -> (B, V)."""
+        open_children = (self._reaches[nodes] & left[:, None, :]).any(-1)
+        return self._base[nodes].scatter_(1, self._child_ids[nodes], open_children)[:, :-1]
+
+    def advance(
+        self, nodes: torch.Tensor, left: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nodes (B,) and keys left (B, K) after `ids` (B,)."""
+        hits = self._child_ids[nodes] == ids[:, None]
+        found, child = hits.any(-1), hits.to(torch.int8).argmax(-1)
+        left = left & ~(self._uses[nodes, child] & found[:, None])
+        return torch.where(found, self._child_nodes[nodes, child], VALUE), left
+
+
+def _insert(nodes: list[_Node], root: int, ids: Sequence[int], key: int) -> None:
+    """Adds a key's ids below `root`; its last id leads to the value."""
+    node = nodes[root]
+    for token in ids[:-1]:
+        node.reaches.setdefault(token, set()).add(key)
+        if token not in node.children:
+            node.children[token] = len(nodes)
+            nodes.append(_Node())
+        node = nodes[node.children[token]]
+    node.reaches.setdefault(ids[-1], set()).add(key)
+    node.children[ids[-1]] = VALUE
+    node.ends[ids[-1]] = key
