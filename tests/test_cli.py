@@ -224,9 +224,9 @@ def test_training_prints_where_the_model_is(stage, tmp_path, capsys, name):
 
 
 def test_sample_turns_flags_into_two_samplings(monkeypatch):
-    engine = pytest.importorskip("anchored.sample.engine")
+    stage = pytest.importorskip("anchored.sample.run")
     run = Called()
-    monkeypatch.setattr(engine, "run", run, raising=False)
+    monkeypatch.setattr(stage, "run", run)
     flags = ["--temperature", "0.7", "--annotation-min-p", "0.1", "--max-new-tokens", "9"]
     pins = ["--pin", "mood=a=b", "--pin", "mood=c", "--prompt", "x", "--prompt", "y"]
     assert cli.main(["sample", "m", "-n", "4", *flags, *pins, "--no-annotation"]) == 0

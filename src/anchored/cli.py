@@ -272,7 +272,8 @@ def _sample(commands: Any) -> None:
 
 def _run_sample(options: argparse.Namespace) -> None:
     from anchored.config import validated
-    from anchored.sample.engine import SampleConfig, run
+    from anchored.sample.engine import SampleConfig
+    from anchored.sample.run import run
 
     def given(**fields: Any) -> dict[str, Any]:
         return {name: value for name, value in fields.items() if value is not None}
