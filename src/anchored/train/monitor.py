@@ -134,7 +134,7 @@ class Monitor(TrainerCallback):
             return
         rows = read_metrics(self._path.parent)
         kept = [row for row in rows if row["step"] <= state.global_step]
-        if len(kept) < len(rows):
+        if self._path.is_file():  # rewritten even if no row goes: the last may be cut short
             atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._tokens = kept[-1]["tokens"] if kept else 0
         self._since = time.perf_counter()

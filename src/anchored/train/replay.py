@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
@@ -35,7 +36,7 @@ class ReplayConfig(Config):
     """How annotations are sampled, and how many.
 
     Args:
-        share: share of the training examples that are replay.
+        share: share of the training examples that are replay; 0 is the paper's method.
         max_annotation_tokens, batch_size: see `SampleConfig`.
     """
 
@@ -80,6 +81,8 @@ def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
             if isinstance(item, Conversation):
                 for turns in turns_to_learn(item.messages):
                     yield tuple(turns[:-1])
+            elif item.prompt is not None:
+                yield (Message("user", item.prompt),)
 
 
 def _sample(
@@ -96,7 +99,9 @@ def _sample(
         max_annotation_tokens=config.max_annotation_tokens, batch_size=config.batch_size, seed=seed
     )
     requests = [Request(messages, annotated=True, plan_only=True) for messages in contexts]
-    loaded, rows = load_model(model, tokenizer), []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: Any = load_model(model, tokenizer)
+    loaded, rows = loaded.to(device), []
     starts = range(0, len(requests), 16 * config.batch_size)
     console = Console(stderr=True, quiet=quiet)
     for start in track(starts, "replay annotations", console=console, transient=True):

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from anchored.config import Config, versions
@@ -133,7 +133,7 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
     with arguments.main_process_first(local=False):
         claim(config.out, config)
-        if OBJECTIVES[config.objective].replay:
+        if OBJECTIVES[config.objective].replay and config.replay.share:
             replay = write_replay(config.replay, init, data, config.out, config.seed, quiet)
             data = data.model_copy(update={"sources": (*data.sources, replay)})
         folder = _prepared(config, data, quiet)
@@ -154,14 +154,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not
             the user's to set.
     """
-    known = [field.name for field in fields(TrainingArguments) if field.init]
-    for name in config.trainer:
-        if name in _OURS:
-            raise ConfigError(f"trainer.{name}: set by the run itself (out, seed); leave it out")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
-            raise ConfigError(f"trainer.{name}: unknown field; {hint}")
+    for name, value in config.trainer.items():
+        _check_trainer_field(name, value)
     try:
         return TrainingArguments(
             output_dir=str(config.out),
@@ -173,6 +167,19 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_trainer_field(name: str, value: Any) -> None:
+    known = {field.name: field.type for field in fields(TrainingArguments) if field.init}
+    if name in _OURS:
+        raise ConfigError(f"trainer.{name}: set by the run itself (out, seed); leave it out")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
+        raise ConfigError(f"trainer.{name}: unknown field; {hint}")
+    kind = known[name]
+    if kind in (bool, int, float) and not isinstance(value, bool | int | float):
+        raise ConfigError(f"trainer.{name}: {value!r} is not of type {kind.__name__}")
 
 
 def train(
@@ -195,15 +202,19 @@ def train(
     dataset, manifest = load_prepared(data, tokenizer)
     if config.model.init is not None:
         tokenizer.check(AnchoredTokenizer.load(config.model.init).fingerprint, config.model.init)
-    model = build_model(config.model, tokenizer, config.seed)
+    checkpoint = newest_checkpoint(config.out)
+    done = checkpoint is not None and _at_its_end(checkpoint)
+    source = ModelConfig(init=checkpoint) if done else config.model
+    model = build_model(source, tokenizer, config.seed)
     quiet = quiet or arguments.process_index > 0
     with quiet_transformers(), _failed_writes_are_os_errors():
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
         if not quiet:
             announce(trainer, dataset, tokenizer, manifest)
-        with _progress(quiet or not arguments.disable_tqdm) as progress:
-            trainer.add_callback(ProgressBar(progress))
-            trainer.train(resume_from_checkpoint=newest_checkpoint(config.out))
+        if not done:  # Trainer would take one more step
+            with _progress(quiet or not arguments.disable_tqdm) as progress:
+                trainer.add_callback(ProgressBar(progress))
+                trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
 
@@ -266,11 +277,19 @@ def newest_checkpoint(out: Path) -> str | None:
     whole = []
     for folder in out.glob("checkpoint-*"):
         try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            whole.append((_trainer_state(folder)["global_step"], str(folder)))
         except (OSError, ValueError):
             continue
-        whole.append((state["global_step"], str(folder)))
     return max(whole)[1] if whole else None
+
+
+def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
+    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+
+
+def _at_its_end(checkpoint: str) -> bool:
+    state = _trainer_state(checkpoint)
+    return state["global_step"] >= state["max_steps"]
 
 
 def _progress(hidden: bool) -> Progress:
