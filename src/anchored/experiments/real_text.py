@@ -1,0 +1,298 @@
+"""The demo's comparison on real text: stories, books and prose, annotated by the offline annotator.
+
+    python -m anchored.experiments.real_text configs/stories/experiment.yaml --out runs/stories
+
+It runs the stages of the command line (annotate, prepare, pretrain, sft, sample) on the
+configurations in `stages`, with their paths moved to the output folder. A stage that is done is
+found again. Then all models are measured alike; `results.json` has the demo's shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+from rich.console import Console
+
+from anchored.annotate.run import MANIFEST, AnnotateConfig
+from anchored.annotate.run import run as annotate
+from anchored.config import Config, load_config, versions
+from anchored.data.prepare import PrepareConfig, prepare
+from anchored.data.readers import load_schema
+from anchored.experiments.demo import BASES, TREATMENTS, Stage, execute
+from anchored.experiments.real_text_measure import Row, measure
+from anchored.experiments.tales import CorpusConfig, build_corpus
+from anchored.files import atomic_write, claim, read_jsonl, write_json
+from anchored.report.html import write_report
+from anchored.report.tables import markdown_table, rich_table
+from anchored.sample.engine import Request, SampleConfig, sample
+from anchored.segments import Message
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import load_model
+from anchored.train.run import PretrainConfig, SFTConfig, pretrain, read_record, sft
+
+OPENING = "Once upon a time"
+PRETRAINED = {**BASES, "reference": "reference"}
+FOR_ADOPTION = 1000  # added to the seed of the base's samples that adoption is learnt from
+C = TypeVar("C", bound=Config)
+
+
+class RealTextConfig(Config):
+    """The experiment.
+
+    Args:
+        stages: folder of the stages' configurations.
+        overrides: for each of these files, by its name without `.yaml`, fields to replace.
+        corpus: what is cut out of the data.
+        seeds: of SFT and sampling, one run each.
+        pretrain_each_seed: bases of its own for each seed; False starts all seeds from one pair.
+        prompts: open prompts that no stage trains on. `Once upon a time` is asked of SFT models
+            as it stands, and is what base models' documents begin with.
+        samples_per_prompt: for each model and seed.
+        max_response_tokens: longer responses are cut.
+        workers: stages that run at once, one thread each.
+    """
+
+    stages: Path = Path("configs/stories")
+    overrides: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    corpus: CorpusConfig = CorpusConfig()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    pretrain_each_seed: bool = False
+    prompts: tuple[str, ...] = Field(min_length=1)
+    samples_per_prompt: int = Field(32, ge=2)
+    max_response_tokens: int = 200
+    workers: int = Field(2, ge=1)
+
+
+def run(config: RealTextConfig, out: Path) -> dict[str, Any]:
+    """Runs the experiment, or goes on with it; results.json, report.html and table.md go to `out`.
+
+    Raises:
+        ConfigError: a stage's configuration is wrong, or `out` holds another run.
+        DataError: the data is not where `ANCHORED_DATA` says.
+    """
+    started, console = time.monotonic(), Console(stderr=True)
+    claim(out, config)
+    execute(plan(config, out), config.workers, console)
+    results = collect(config, out)
+    path = out / "results.json"
+    before = json.loads(path.read_bytes())["seconds"] if path.is_file() else 0.0
+    results["seconds"] = round(before + time.monotonic() - started, 1)
+    write_json(path, results)
+    write_report(results, out / "report.html")
+    atomic_write(out / "table.md", markdown_table(results))
+    Console().print(rich_table(results))
+    return results
+
+
+def data_folder() -> Path:
+    """The shared data: `ANCHORED_DATA`, by default `../shared/data`."""
+    return Path(os.environ.get("ANCHORED_DATA", "../shared/data"))
+
+
+def plan(config: RealTextConfig, out: Path) -> list[Stage]:
+    """All stages, in an order in which they could run one by one."""
+    corpus = out / "corpus"
+    stages = [
+        Stage("corpus", build_corpus, (config.corpus, data_folder(), corpus), corpus),
+        _stage("annotate documents", _annotate, (config, out, "documents"), ("corpus",)),
+        _stage("annotate sft", _annotate, (config, out, "sft"), ("annotate documents",)),
+        _stage("prepare annotated", _prepare, (config, out, "annotated"), ("annotate sft",)),
+        _stage("prepare plain", _prepare, (config, out, "plain"), ("prepare annotated",)),
+        _stage("prepare reference", _prepare, (config, out, "reference"), ("prepare annotated",)),
+    ]
+    base_seeds = config.seeds if config.pretrain_each_seed else config.seeds[:1]
+    for seed in base_seeds:
+        stages += [_pretraining(config, out, name, seed) for name in BASES]
+    for seed in config.seeds:
+        stages += [_fine_tuning(config, out, name, seed) for name in TREATMENTS]
+    stages.append(_pretraining(config, out, "reference", config.seeds[0]))
+    for seed in config.seeds:
+        stages += [_sampling(config, out, name, seed) for name in (*BASES, *TREATMENTS)]
+        stages.append(_sampling(config, out, "base", seed, FOR_ADOPTION))
+    return stages
+
+
+def _stage(name: str, work: Any, arguments: tuple[Any, ...], needs: tuple[str, ...]) -> Stage:
+    return Stage(name, work, arguments, arguments[1], needs)
+
+
+def _pretraining(config: RealTextConfig, out: Path, name: str, seed: int) -> Stage:
+    return Stage(
+        name=f"pretrain {name} {seed}",
+        work=_pretrain,
+        arguments=(config, out, name, seed),
+        folder=_folder(config, out, name, seed),
+        needs=(f"prepare {PRETRAINED[name]}",),
+    )
+
+
+def _fine_tuning(config: RealTextConfig, out: Path, name: str, seed: int) -> Stage:
+    base = f"pretrain {TREATMENTS[name]} {_base_seed(config, seed)}"
+    folder = _folder(config, out, name, seed)
+    return Stage(f"SFT {name} {seed}", _fine_tune, (config, out, name, seed), folder, (base,))
+
+
+def _sampling(config: RealTextConfig, out: Path, name: str, seed: int, shift: int = 0) -> Stage:
+    trained = (
+        f"pretrain {name} {_base_seed(config, seed)}" if name in BASES else f"SFT {name} {seed}"
+    )
+    return Stage(
+        name=f"sample {name} {seed + shift}",
+        work=_sample,
+        arguments=(config, out, name, seed, shift),
+        folder=out / "samples",
+        needs=(trained,),
+    )
+
+
+def _base_seed(config: RealTextConfig, seed: int) -> int:
+    return seed if config.pretrain_each_seed else config.seeds[0]
+
+
+def _folder(config: RealTextConfig, out: Path, name: str, seed: int) -> Path:
+    at = _base_seed(config, seed) if name in PRETRAINED else seed
+    return out / "models" / f"seed-{at}" / name
+
+
+def _samples(out: Path, name: str, seed: int) -> Path:
+    return out / "samples" / f"{name}-{seed}.jsonl"
+
+
+def _load(config: RealTextConfig, cls: type[C], name: str, **fields: Any) -> C:
+    """A stage's configuration with the experiment's overrides and then `fields`."""
+    given = [f"{field.replace('__', '.')}={json.dumps(v)}" for field, v in fields.items()]
+    path = config.stages / f"{name}.yaml"
+    return load_config(cls, path, [*config.overrides.get(name, ()), *given])
+
+
+def _annotate(config: RealTextConfig, out: Path, what: str) -> None:
+    folder = out / "annotated" / what
+    fields = {"source": [str(out / "corpus" / f"{what}.jsonl")], "out": str(folder), "workers": 1}
+    if what == "sft":
+        fields["calibration"] = str(out / "annotated" / "documents" / "calibration.json")
+    if not (folder / MANIFEST).is_file():
+        name = "annotate" if what == "documents" else "annotate-sft"
+        annotate(_load(config, AnnotateConfig, name, **fields), Console(quiet=True))
+
+
+def _prepare(config: RealTextConfig, out: Path, what: str) -> None:
+    folder = out / "prepared" / what
+    if folder.exists():
+        return
+    fields: dict[str, Any] = {"out": str(folder)}
+    fields["sources"] = [{"path": str(out / "annotated" / "documents")}]
+    if what == "reference":
+        fields["sources"].append({"path": str(out / "annotated" / "sft"), "weight": 0.2})
+    if what != "annotated":
+        fields["tokenizer"] = str(out / "prepared" / "annotated" / "tokenizer")
+    prepare(_load(config, PrepareConfig, f"prepare-{what}", **fields), Console(quiet=True))
+
+
+def _pretrain(config: RealTextConfig, out: Path, name: str, seed: int) -> None:
+    kind = PRETRAINED[name]
+    fields = {
+        "out": str(_folder(config, out, name, seed)),
+        "data": str(out / "prepared" / kind),
+        "seed": seed,
+    }
+    pretrain(_load(config, PretrainConfig, f"pretrain-{kind}", **fields), quiet=True)
+
+
+def _fine_tune(config: RealTextConfig, out: Path, name: str, seed: int) -> None:
+    fields = {
+        "out": str(_folder(config, out, name, seed)),
+        "data__sources": [{"path": str(out / "annotated" / "sft")}],
+        "model__init": str(_folder(config, out, TREATMENTS[name], seed) / "model"),
+        "objective": name.replace("_", "-"),
+        "seed": seed,
+    }
+    sft(_load(config, SFTConfig, "sft", **fields), quiet=True)
+
+
+def _sample(config: RealTextConfig, out: Path, name: str, seed: int, shift: int) -> None:
+    path = _samples(out, name, seed + shift)
+    if path.is_file():
+        return
+    folder = _folder(config, out, name, seed) / "model"
+    tokenizer = AnchoredTokenizer.load(folder)
+    annotated = read_record(folder)["annotated"]
+    prompts = [p for p in (OPENING, *config.prompts) for _ in range(config.samples_per_prompt)]
+    settings = SampleConfig(max_response_tokens=config.max_response_tokens, seed=seed + shift)
+    schema = _load(config, AnnotateConfig, "annotate").schema_name
+    samples = sample(
+        load_model(folder, tokenizer),
+        tokenizer,
+        [_request(prompt, name in BASES, annotated) for prompt in prompts],
+        settings,
+        load_schema(schema),
+    )
+    rows = [
+        {
+            "seed": seed,
+            "prompt": prompt,
+            "annotation": None if one.annotation is None else one.annotation.rows(),
+            "response": one.response,
+            "attempts": one.attempts,
+            "malformed": one.malformed,
+            "finished": one.finished,
+        }
+        for prompt, one in zip(prompts, samples, strict=True)
+    ]
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _request(prompt: str, is_base: bool, annotated: bool) -> Request:
+    if is_base and prompt == OPENING:
+        return Request(annotated=annotated, prefill=OPENING)
+    return Request((Message("user", prompt),), annotated=annotated)
+
+
+def collect(config: RealTextConfig, out: Path) -> dict[str, Any]:
+    """`results.json` but for its `seconds`, from the raw samples."""
+    rows = {
+        name: [_rows(_samples(out, name, seed)) for seed in config.seeds]
+        for name in (*BASES, *TREATMENTS)
+    }
+    base = [row for s in config.seeds for row in _rows(_samples(out, "base", s + FOR_ADOPTION))]
+    return {
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "seconds": 0.0,
+        "seeds": list(config.seeds),
+        **measure(
+            rows,
+            base_continuations=[row["response"] for row in base],
+            taught=[row["response"] for row in _rows(out / "corpus" / "held_out.jsonl")],
+            corpus=[
+                row["text"] for row in _rows(out / "corpus" / "documents.jsonl") if "prompt" in row
+            ],
+            schema=load_schema(_load(config, AnnotateConfig, "annotate").schema_name),
+            calibration=out / "annotated" / "documents" / "calibration.json",
+            reference=_folder(config, out, "reference", config.seeds[0]) / "model",
+        ),
+    }
+
+
+def _rows(path: Path) -> list[Row]:
+    return [row for _, row in read_jsonl(path)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs the experiment."""
+    parser = argparse.ArgumentParser(description="the demo's comparison on real text")
+    parser.add_argument("config", type=Path, help="YAML file of a RealTextConfig")
+    parser.add_argument("--out", type=Path, default=Path("runs/stories"))
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
+    options = parser.parse_args(arguments)
+    run(load_config(RealTextConfig, options.config, options.overrides), options.out)
+
+
+if __name__ == "__main__":
+    main()
