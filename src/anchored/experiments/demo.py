@@ -68,7 +68,6 @@ class SFTSettings(Config):
     examples: int = 2000
     epochs: float
     learning_rate: float
-    muon_learning_rate: float
     batch_size: int = 16
 
 
@@ -101,8 +100,8 @@ class DemoConfig(Config):
     strength: Strength = "light"
     narrow_mass: float = Field(0.85, ge=0, le=1)
     pretrain: PretrainSettings = PretrainSettings()
-    light: SFTSettings = SFTSettings(epochs=2, learning_rate=4e-3, muon_learning_rate=4e-3)
-    hard: SFTSettings = SFTSettings(epochs=4, learning_rate=1e-2, muon_learning_rate=1e-2)
+    light: SFTSettings = SFTSettings(epochs=2, learning_rate=5e-3)
+    hard: SFTSettings = SFTSettings(epochs=4, learning_rate=5e-3)
     replay: ReplayConfig = ReplayConfig()
     samples_per_prompt: int = Field(22, ge=2)
     max_response_tokens: int = 192
@@ -292,7 +291,6 @@ def fine_tune(config: DemoConfig, name: str, base: Path, out: Path, seed: int) -
             objective=name.replace("_", "-"),
             replay=config.replay,
             seed=seed,
-            muon_learning_rate=settings.muon_learning_rate,
             trainer=_trainer(steps, settings.learning_rate, settings.batch_size),
         ),
         quiet=True,
@@ -339,6 +337,7 @@ def _ask(
         response=Sampling(temperature=temperature),
         max_response_tokens=config.max_response_tokens,
         batch_size=96,
+        constrain_keys=True,
         seed=seed,
     )
     samples = sample(
