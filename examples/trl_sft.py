@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from anchored.data.prepare import load_prepared
 from anchored.errors import DataError

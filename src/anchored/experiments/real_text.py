@@ -186,10 +186,10 @@ def _prepare(config: RealTextConfig, out: Path, what: str) -> None:
     folder = out / "prepared" / what
     if folder.exists():
         return
-    fields: dict[str, Any] = {"out": str(folder)}
-    fields["sources"] = [{"path": str(out / "annotated" / "documents")}]
+    sources: list[dict[str, Any]] = [{"path": str(out / "annotated" / "documents")}]
+    fields: dict[str, Any] = {"out": str(folder), "sources": sources}
     if what == "reference":
-        fields["sources"].append({"path": str(out / "annotated" / "sft"), "weight": 0.2})
+        sources.append({"path": str(out / "annotated" / "sft"), "weight": 0.2})
     if what != "annotated":
         fields["tokenizer"] = str(out / "prepared" / "annotated" / "tokenizer")
     prepare(_load(config, PrepareConfig, f"prepare-{what}", **fields), Console(quiet=True))
