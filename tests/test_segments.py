@@ -261,7 +261,12 @@ text = st.lists(
 def test_chunks_partition_the_text_and_are_short_enough(text: str, low: int, high: int):
     chunks = split_chunks(text, low, high)
     assert "".join(chunks) == text
-    assert all(0 < len(chunk) <= high for chunk in chunks)
+    assert all(0 < len(chunk.strip()) <= high for chunk in chunks) or not text.strip()
+
+
+def test_white_space_is_no_chunk_of_its_own():
+    assert split_chunks("One. " + " " * 30 + "Two.", 1, 12) == ["One. " + " " * 30, "Two."]
+    assert split_chunks(" " * 30 + "Two.", 1, 12) == [" " * 30 + "Two."]
 
 
 def test_chunks_are_cut_at_blank_lines_and_short_ones_join_the_next():

@@ -136,7 +136,8 @@ def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list
     """`text` cut at blank lines; `"".join(split_chunks(text)) == text`, always.
 
     A chunk shorter than `min_chars` joins the next, one above `max_chars` is cut at sentence ends,
-    or at `max_chars` where there is none.
+    or at `max_chars` where there is none. No chunk is blank unless the text is: white space goes
+    with what it follows, even beyond `max_chars`.
     """
     paragraphs = _cut(text, _BLANK)
     chunks: list[str] = []
@@ -148,7 +149,13 @@ def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list
     if len(chunks) > 1 and len(chunks[-1].strip()) < min_chars:
         last = chunks.pop()
         chunks[-1] += last
-    return [part for chunk in chunks for part in _split_long(chunk, max_chars)]
+    parts: list[str] = []
+    for part in (part for chunk in chunks for part in _split_long(chunk, max_chars)):
+        if parts and not (part.strip() and parts[-1].strip()):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return parts
 
 
 def _cut(text: str, boundary: re.Pattern[str]) -> list[str]:

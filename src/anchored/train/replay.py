@@ -40,7 +40,7 @@ class ReplayConfig(Config):
         max_annotation_tokens, batch_size: see `SampleConfig`.
     """
 
-    share: float = Field(default=0.25, ge=0, lt=1)
+    share: float = Field(default=0.25, gt=0, lt=1)
     max_annotation_tokens: int = Field(default=160, gt=0)
     batch_size: int = Field(default=64, gt=0)
 
@@ -64,7 +64,7 @@ def write_replay(
     path = out / REPLAY_NAME
     if not path.is_file():
         contexts = list(_contexts(data))
-        count = round(len(contexts) * config.share / (1 - config.share))
+        count = max(1, round(len(contexts) * config.share / (1 - config.share)))
         rng = random.Random(f"{seed}:replay")
         chosen = [rng.choice(contexts) for _ in range(count)]
         rows = _sample(config, model, data, chosen, seed, quiet)
