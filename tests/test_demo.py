@@ -13,12 +13,12 @@ from anchored.errors import ConfigError
 from anchored.experiments import demo
 
 TINY = [
-    "pretrain.tokens=6000",
+    "pretrain.tokens=150000",
     "light.examples=24",
     "light.epochs=1",
     "samples_per_prompt=2",
     "max_response_tokens=24",
-    "replay.max_annotation_tokens=24",
+    "replay.max_annotation_tokens=64",
 ]
 FIGURES = {
     "semantic_entropy",
@@ -57,7 +57,7 @@ def test_results_follow_the_contract(finished: tuple[Path, dict[str, Any]]) -> N
         assert set(comparison["gap_closed"]) >= {"mean", "low", "high"}
         assert set(comparison["collapse_reduction"]) >= {"mean", "low", "high"}
     assert results["seconds"] > 0
-    assert results["config"]["pretrain"]["tokens"] == 6000
+    assert results["config"]["pretrain"]["tokens"] == 150_000
     assert results["versions"]["torch"]
 
 

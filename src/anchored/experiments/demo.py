@@ -63,12 +63,18 @@ class PretrainSettings(Config):
 
 
 class SFTSettings(Config):
-    """SFT of all four treatments: the same examples, the same optimizer."""
+    """Light SFT of all four treatments: the same examples, the same optimizer."""
 
     examples: int = 2000
-    epochs: float
-    learning_rate: float
+    epochs: float = 2
+    learning_rate: float = 5e-3
     batch_size: int = 16
+
+
+class HardSFT(SFTSettings):
+    """Hard SFT: twice as long."""
+
+    epochs: float = 4
 
 
 class DemoConfig(Config):
@@ -100,8 +106,8 @@ class DemoConfig(Config):
     strength: Strength = "light"
     narrow_mass: float = Field(0.85, ge=0, le=1)
     pretrain: PretrainSettings = PretrainSettings()
-    light: SFTSettings = SFTSettings(epochs=2, learning_rate=5e-3)
-    hard: SFTSettings = SFTSettings(epochs=4, learning_rate=5e-3)
+    light: SFTSettings = SFTSettings()
+    hard: HardSFT = HardSFT()
     replay: ReplayConfig = ReplayConfig()
     samples_per_prompt: int = Field(22, ge=2)
     max_response_tokens: int = 192

@@ -95,6 +95,7 @@ def _model(
     annotations = [story.annotation for story in pooled if story.annotation is not None]
     return {
         **{name: _mean([seed[name] for seed in by_seed]) for name in by_seed[0] if name != "seed"},
+        "n": by_seed[0]["n"],
         "annotation_drift": annotation_drift(before, annotations, world.attributes)
         if annotations
         else None,
@@ -157,20 +158,14 @@ def _by_prompt(stories: Sequence[Story], items: Sequence[Any] | np.ndarray) -> l
 
 
 def _intervals(world: Storyworld, seeds: Sequence[Sequence[Story]]) -> dict[str, dict[str, float]]:
-    flags = ("adopted", "well_formed", "consistent")
-    names = {"adopted": "adoption"}
-    runs = {
-        names.get(flag, flag): [
-            _by_prompt(stories, [float(getattr(s.reading, flag)) for s in stories])
-            for stories in seeds
-        ]
-        for flag in flags
-    }
-    found = {name: interval(values, mean_of) for name, values in runs.items()}
-    found["semantic_entropy"] = interval(
-        _attributes(seeds), entropy_of(world.attributes, corrected=False)
-    )
-    return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
+    names = {"adopted": "adoption", "well_formed": "well_formed", "consistent": "consistent"}
+    entropy = interval(_attributes(seeds), entropy_of(world.attributes, corrected=False))
+    found = {"semantic_entropy": {"low": entropy.low, "high": entropy.high}}
+    for flag, name in names.items():
+        flags = [_by_prompt(s, [float(getattr(t.reading, flag)) for t in s]) for s in seeds]
+        share = interval(flags, mean_of)
+        found[name] = {"low": max(share.low, 0.0), "high": min(share.high, 1.0)}
+    return found
 
 
 def _attributes(seeds: Sequence[Sequence[Story]]) -> list[list[list[dict[str, str]]]]:

@@ -40,7 +40,7 @@ class ReplayConfig(Config):
         max_annotation_tokens, batch_size: see `SampleConfig`.
     """
 
-    share: float = Field(default=0.25, gt=0, lt=1)
+    share: float = Field(default=0.25, ge=0, lt=1)
     max_annotation_tokens: int = Field(default=160, gt=0)
     batch_size: int = Field(default=64, gt=0)
 
