@@ -206,7 +206,7 @@ def test_a_saved_calibration_reads_text_as_before(annotator: OfflineAnnotator, t
     assert again.annotate_batch(SAMPLE) == annotator.annotate_batch(SAMPLE)
 
 
-def test_zero_shot_keys_are_left_out_where_the_lead_is_small(annotator: OfflineAnnotator):
+def test_zero_shot_keys_are_left_out_where_nothing_speaks_for_a_label(annotator: OfflineAnnotator):
     found = annotator.annotate_batch(["Qwzx vbnm.", ""])
     assert [annotation.only(["topic", "domain"]).tags for annotation in found] == [(), ()]
 

@@ -128,7 +128,7 @@ class Example:
     kinds: list[int] = field(default_factory=list)
 
 
-_BLANK = re.compile(r"(?:[ \t]*\r?\n){2,}\s*")
+_BLANK = re.compile(r"\n[ \t]*\r?\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 
 

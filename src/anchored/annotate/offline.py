@@ -150,7 +150,16 @@ class OfflineAnnotator:
         """For each zero-shot key the label of each text."""
         scores = self._zero_shot.split(self._zero_shot.scores(texts))
         return {
-            key: self._zero_shot.pick(key, found - self._means[key], self.calibration.floors[key])
+            key: [
+                label if evidence else None
+                for label, evidence in zip(
+                    self._zero_shot.pick(
+                        key, found - self._means[key], self.calibration.floors[key]
+                    ),
+                    found.any(axis=1),
+                    strict=True,
+                )
+            ]
             for key, found in scores.items()
         }
 
