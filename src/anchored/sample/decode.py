@@ -232,8 +232,9 @@ class _RoomyLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keeps the sequences at `beam_idx`."""
-        self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
-        self._storage = self.keys, self.values
+        if self.is_initialized:  # a layer that shares another's keys never is
+            self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
+            self._storage = self.keys, self.values
 
 
 def _roomier(states: torch.Tensor, length: int) -> torch.Tensor:
