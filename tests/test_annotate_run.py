@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,23 +138,35 @@ def test_one_process_or_two_write_the_same(tmp_path: Path):
     assert list(files(tmp_path / "1")) == list(files(tmp_path / "2"))
 
 
+DIE_IN_THE_THIRD_SHARD = """
+import os, signal, sys
+from anchored.annotate import run as module
+
+whole = module.atomic_write
+
+def write_or_die(path, text):
+    if path.name == "shard-00002.jsonl":
+        path.with_name(f".{path.name}.{os.getpid()}.partial").write_text(text[: len(text) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(path, text)
+
+module.atomic_write = write_or_die
+module.run(module.AnnotateConfig.model_validate_json(sys.argv[1]))
+"""
+
+
 def test_killed_and_resumed_equals_a_straight_run(tmp_path: Path):
-    source = write(tmp_path / "in.jsonl", documents(400))
+    source = write(tmp_path / "in.jsonl", documents())
     run(config(source, tmp_path / "straight"), QUIET)
-    killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "anchored", "annotate", str(source), "--out", str(killed)]
-    command += ["rows_per_shard=4", "workers=2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("shard-*")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 0 < len(list(killed.glob("shard-*"))) < 100
-    assert not (killed / module.MANIFEST).exists()
-    (killed / ".shard-00099.jsonl.1.partial").write_text("half a row")
-    run(config(source, killed, workers=2), QUIET)
-    assert list(files(killed)) == list(files(tmp_path / "straight"))
+    settings = config(source, tmp_path / "killed")
+    command = [sys.executable, "-c", DIE_IN_THE_THIRD_SHARD, settings.model_dump_json()]
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    names = {path.name for path in settings.out.iterdir() if "shard-" in path.name}
+    assert {"shard-00000.jsonl", "shard-00001.jsonl"} < names
+    assert [name.endswith(".partial") for name in sorted(names)] == [True, False, False]
+    assert not (settings.out / module.MANIFEST).exists()
+    run(settings, QUIET)
+    assert list(files(settings.out)) == list(files(tmp_path / "straight"))
 
 
 def test_a_finished_run_writes_no_shard_again(tmp_path: Path):
