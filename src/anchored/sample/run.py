@@ -76,18 +76,10 @@ def run(
         raise ConfigError(f"--out {out}: is a folder; name a file")
     source = load(model)
     pinned = pinned_tags(source, pins, annotated)
-    requests = [
-        _request(source, prompt, pinned, prefill, annotated)
-        for prompt in prompts or [None]
-        for _ in range(n)
-    ]
+    asked = [prompt for prompt in prompts or [None] for _ in range(n)]
+    requests = [_request(source, prompt, pinned, prefill, annotated) for prompt in asked]
     samples = _with_progress(source, requests, config)
-    rows = [
-        _as_row(prompt, result)
-        for prompt, result in zip(
-            (prompt for prompt in prompts or [None] for _ in range(n)), samples, strict=True
-        )
-    ]
+    rows = [_as_row(prompt, result) for prompt, result in zip(asked, samples, strict=True)]
     if out is not None:
         atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if as_json:
