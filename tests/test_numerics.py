@@ -187,8 +187,12 @@ def test_accumulating_eight_rows_equals_one_batch_of_eight_under_uneven_masks(
     dataset, _ = load_prepared(data)
     shares = {sum(label != NO_LOSS for label in labels) for labels in dataset["labels"]}
     assert len(shares) > 5, "the masks are even"
-    one = {"per_device_train_batch_size": 8, "max_steps": 4}
-    eight = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 4}
+    one: dict[str, Any] = {"per_device_train_batch_size": 8, "max_steps": 4}
+    eight: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "max_steps": 4,
+    }
     losses, weights = run(data, tmp_path / "one", **one)
     accumulated_losses, accumulated_weights = run(data, tmp_path / "eight", **eight)
     assert accumulated_losses == pytest.approx(losses, abs=1e-5)

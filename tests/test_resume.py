@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from anchored.config import load_config, to_yaml
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
@@ -130,7 +131,7 @@ def assert_same_run(resumed: Path, straight: Path) -> None:
 
 
 def test_killed_inside_epoch_2_within_a_checkpoint_and_resumed_equals_the_straight_run(
-    data: Path, straight: Path, tmp_path: Path
+    data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The newest checkpoint has weights and optimizer but no more: it is passed over."""
     run, (step, end) = config(data, tmp_path / "run"), steps(data)
@@ -140,7 +141,16 @@ def test_killed_inside_epoch_2_within_a_checkpoint_and_resumed_equals_the_straig
     assert metrics(run.out)[-1]["step"] == step
     with (run.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 1')  # a line cut short
+    batches: list[Any] = []
+    training_step = Trainer.training_step
+
+    def counted(*arguments: Any) -> Any:
+        batches.append(arguments)
+        return training_step(*arguments)
+
+    monkeypatch.setattr(Trainer, "training_step", counted)
     pretrain(run, quiet=True)
+    assert len(batches) == 2 * (end - (step - 2)), "not resumed but run from the start"
     assert_same_run(run.out, straight)
     assert [row["step"] for row in metrics(run.out)] == list(range(1, end + 1))
 

@@ -243,11 +243,15 @@ def foreign_model(folder: Path) -> Path:
     return folder
 
 
+def embedding(model: Any) -> torch.Tensor:
+    return model.get_input_embeddings().weight
+
+
 def test_sft_of_a_model_that_was_not_trained_by_us_grows_its_embedding(rows: Path, tmp_path: Path):
     foreign = foreign_model(tmp_path / "foreign")
-    before = AutoModelForCausalLM.from_pretrained(foreign).get_input_embeddings().weight
+    before = embedding(AutoModelForCausalLM.from_pretrained(foreign))
     model = sft(sft_config(rows, foreign, tmp_path / "run"), quiet=True)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     tokenizer = AnchoredTokenizer.load(model)
     assert loaded.config.vocab_size == len(tokenizer) == len(before) + 5
     assert loaded.get_output_embeddings().weight.shape == (len(tokenizer), 32)
@@ -260,11 +264,10 @@ def test_sft_of_a_model_that_was_not_trained_by_us_grows_its_embedding(rows: Pat
 
 def test_growing_an_embedding_keeps_the_old_rows(tmp_path: Path):
     foreign = foreign_model(tmp_path / "foreign")
-    before = AutoModelForCausalLM.from_pretrained(foreign).get_input_embeddings().weight
-    tokenizer = AnchoredTokenizer.load(foreign)
-    grown: Any = load_model(foreign, tokenizer).get_input_embeddings()
-    assert len(grown.weight) == len(before) + 5
-    assert_close(grown.weight[: len(before)], before, atol=0, rtol=0)
+    before = embedding(AutoModelForCausalLM.from_pretrained(foreign))
+    grown = embedding(load_model(foreign, AnchoredTokenizer.load(foreign)))
+    assert len(grown) == len(before) + 5
+    assert_close(grown[: len(before)], before, atol=0, rtol=0)
 
 
 def test_a_model_folder_that_is_not_ours_has_no_record(tmp_path: Path):
@@ -349,7 +352,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_half_model(
     file_limit(30_000)
     with pytest.raises(OSError, match="File too large"):
         pretrain(run, quiet=True)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    file_limit(resource.RLIM_INFINITY)
     left = {path.name for path in run.out.iterdir()} - {"checkpoint-3"}
     assert left == {"config.yaml", "metrics.jsonl"}
     assert (pretrain(run, quiet=True) / "model.safetensors").is_file()
@@ -385,8 +388,7 @@ def test_a_run_shows_its_account_its_first_row_and_its_cost(
 def test_a_fresh_model_depends_on_its_seed_alone(data: Path):
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     one, same, other = (
-        build_model(ModelConfig(config=MODEL), tokenizer, seed).get_input_embeddings().weight  # pyright: ignore
-        for seed in (0, 0, 1)
+        embedding(build_model(ModelConfig(config=MODEL), tokenizer, seed)) for seed in (0, 0, 1)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -399,8 +401,7 @@ def test_small_presets_have_their_size_outside_the_embedding(
     model = build_model(
         ModelConfig(preset=preset), AnchoredTokenizer.load(data / "tokenizer"), seed=0
     )
-    embedding: Any = model.get_input_embeddings()
-    size = sum(p.numel() for p in model.parameters()) - embedding.weight.numel()
+    size = sum(p.numel() for p in model.parameters()) - embedding(model).numel()
     assert size / 1e6 == pytest.approx(millions, rel=0.2)
 
 
