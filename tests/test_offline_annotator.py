@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from anchored.annotate import labels, rules
 from anchored.annotate.offline import Calibration, OfflineAnnotator, described_keys
 from anchored.annotate.rules import Casing, Words
-from anchored.annotate.zeroshot import leads
+from anchored.annotate.zeroshot import ZeroShot, leads
 from anchored.annotation import Key, Schema
 from anchored.errors import ConfigError, DataError
 from anchored.files import read_jsonl
@@ -219,6 +219,13 @@ def test_sentiment_terciles_of_the_sample_are_equally_frequent():
         ("neutral",): 10,
         ("negative",): 10,
     }
+
+
+def test_words_that_no_description_holds_speak_for_the_label_they_are_near_to():
+    described = {"topic": {"war": "war, army", "food": "food, meal"}}
+    scores = ZeroShot(described, {}, 10).scores([["infantry", "troops"], ["soup", "pasta"]])
+    assert (scores.argmax(1) == [0, 1]).all()
+    assert (scores.max(1) > 4 * scores.min(1)).all()
 
 
 def test_leads_are_the_best_score_less_the_second():

@@ -156,7 +156,7 @@ class OfflineAnnotator:
                     self._zero_shot.pick(
                         key, found - self._means[key], self.calibration.floors[key]
                     ),
-                    found.any(axis=1),
+                    map(np.any, found),
                     strict=True,
                 )
             ]

@@ -91,6 +91,7 @@ class _Scan:
     skipped: int = 0
     chunks: int = 0
     chars: int = 0
+    chars_to_read: int = 0
     sample: list[str] = field(default_factory=list)
 
     def add(self, texts: Iterable[str]) -> None:
@@ -161,6 +162,7 @@ def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, An
             scan.rows += 1
             digest.update(json.dumps(row, default=str).encode())
             scan.add(_chunk_texts(item))
+            scan.chars_to_read += sum(map(len, _texts(item)))
     if not scan.rows:
         raise DataError(f"{config.source[0].path}: no row to annotate")
     plan = {
@@ -215,7 +217,7 @@ def _estimate(annotator: OfflineAnnotator, scan: _Scan, todo: _Shards, console: 
     begin = time.perf_counter()
     annotator.annotate_batch(probe)
     per_char = (time.perf_counter() - begin) / sum(map(len, probe))
-    seconds = share * scan.chars * per_char
+    seconds = share * scan.chars_to_read * per_char
     console.print(
         f"{scan.rows:,} rows, {scan.chunks:,} chunks, {scan.chars:,} characters; "
         f"{len(todo.missing)} of {todo.count} shards to write, about {seconds:,.0f} s on one core",
