@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -57,7 +58,8 @@ def main() -> None:
 
     tokenizer = AnchoredTokenizer.load(options.data / "tokenizer")
     model = load_model(options.model, tokenizer)
-    trainer = sft_trainer(model, options.data, options.out, num_train_epochs=1)
+    use_cpu = not torch.accelerator.is_available()  # without it TRL's bf16 default is refused
+    trainer = sft_trainer(model, options.data, options.out, num_train_epochs=1, use_cpu=use_cpu)
     trainer.train()
     trainer.save_model(str(options.out / "model"))
     tokenizer.save(options.out / "model")

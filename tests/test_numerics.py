@@ -19,7 +19,7 @@ from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
+from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import LossByKind, read_metrics
 from anchored.train.run import PretrainConfig, compose, training_arguments
 
@@ -262,3 +262,21 @@ def test_trl_refuses_packed_rows(prepared: Prepared, tmp_path: Path):
     data = prepared("annotated", packing=True)
     with pytest.raises(Exception, match="prepare it with `packing: false`"):
         example("trl_sft").sft_trainer(tiny_model(data), data, tmp_path)
+
+
+def test_both_examples_run_as_their_docstrings_say(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("trl")
+    data = prepared("anchored", packing=False)
+    base, out = tmp_path / "base", tmp_path / "trl"
+    options = ["--preset", "0.5m", "--steps", "2", "--batch-size", "2", "--out", str(base)]
+    monkeypatch.setattr(sys, "argv", ["minimal_loop.py", str(data), *options])
+    example("minimal_loop").main()
+    monkeypatch.setattr(sys, "argv", ["trl_sft.py", str(data), str(base), "--out", str(out)])
+    example("trl_sft").main()
+    tokenizer = AnchoredTokenizer.load(out / "model")
+    model: Any = load_model(out / "model", tokenizer)
+    assert model.config.vocab_size == len(tokenizer)
+    before: Any = load_model(base, tokenizer)
+    assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
