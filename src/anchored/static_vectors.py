@@ -14,8 +14,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock
 import numpy as np
+from filelock import FileLock
 from model2vec import StaticModel
 
 DIMENSIONS = 256
