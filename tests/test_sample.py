@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from anchored.annotation import Annotation, Key, Schema
 from anchored.errors import DataError
 from anchored.sample import decode as decode_module
-from anchored.sample.engine import Request, Sample, SampleConfig, Sampling, dump, sample
+from anchored.sample.engine import Request, Sample, SampleConfig, Sampling, sample
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import olmo2_config
@@ -556,7 +555,7 @@ def test_same_seed_same_samples_another_seed_others(tiny, tokenizer):
     torch.manual_seed(5)
     again = sample(tiny, tokenizer, MIXED, SampleConfig(**SHORT))
     other = sample(tiny, tokenizer, MIXED, SampleConfig(**SHORT, seed=1))
-    assert dump(first) == dump(again) != dump(other)
+    assert first == again != other
     assert len({result.response for result in first}) >= 4
 
 
@@ -661,10 +660,14 @@ def test_no_requests_no_samples(tiny, tokenizer):
     assert sample(tiny, tokenizer, []) == []
 
 
-def test_dump_stores_annotations_as_rows(tokenizer):
-    text = dump(
-        [Sample("Räin", Annotation.of({"topic": "sea"})), replace(Sample(""), finished=False)]
-    )
-    assert '"annotation": [\n      {\n        "key": "topic",\n        "value": "sea"' in text
-    assert '"Räin"' in text
-    assert '"annotation": null' in text
+def test_a_row_stores_the_annotation_as_key_and_value():
+    found = Sample("Räin", Annotation.of({"topic": "sea"}), attempts=2).as_row("Tell.")
+    assert found == {
+        "prompt": "Tell.",
+        "annotation": [{"key": "topic", "value": "sea"}],
+        "response": "Räin",
+        "attempts": 2,
+        "malformed": False,
+        "finished": True,
+    }
+    assert Sample("").as_row(None)["annotation"] is None

@@ -34,6 +34,7 @@ from anchored.report.html import write_report
 from anchored.report.tables import markdown_table, rich_table
 from anchored.sample.engine import Request, SampleConfig, Sampling, sample
 from anchored.segments import Message
+from anchored.static_vectors import load_static_model
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import ModelConfig, load_model
@@ -172,7 +173,9 @@ def plan(config: DemoConfig, out: Path) -> list[Stage]:
     bases = config.bases or out / "bases"
     tokenizer = Stage("tokenizer", learn_tokenizer, (config, bases), bases / "tokenizer")
     seeds = [_seed_stages(config, bases, out, seed) for seed in config.seeds]
-    return [tokenizer, *(stage for column in zip(*seeds, strict=True) for stage in column)]
+    # Distilled once a machine, while there is no tokenizer yet and a process has nothing to do.
+    vectors = Stage("static vectors", distil, (), bases)
+    return [tokenizer, vectors, *(stage for column in zip(*seeds, strict=True) for stage in column)]
 
 
 def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[Stage]:
@@ -241,6 +244,11 @@ def learn_tokenizer(config: DemoConfig, bases: Path) -> None:
             texts += [row.get("prompt", ""), str(annotation), part["text"]]
     with building(folder) as partial:
         AnchoredTokenizer.train(texts, config.vocab_size).save(partial)
+
+
+def distil() -> None:
+    """Fills the cache of static vectors that dissimilarity is measured with."""
+    load_static_model()
 
 
 def _world(config: DemoConfig) -> str:
@@ -350,16 +358,7 @@ def _ask(
         load_model(model, tokenizer), tokenizer, requests, sampling, Storyworld(config.size).schema
     )
     return [
-        {
-            "seed": seed,
-            "kind": kind,
-            "prompt": prompt,
-            "annotation": None if one.annotation is None else one.annotation.rows(),
-            "response": one.response,
-            "attempts": one.attempts,
-            "malformed": one.malformed,
-            "finished": one.finished,
-        }
+        {"seed": seed, "kind": kind, **one.as_row(prompt)}
         for prompt, one in zip(prompts, samples, strict=True)
     ]
 
@@ -397,6 +396,7 @@ def execute(stages: list[Stage], workers: int, console: Console) -> None:
     waiting, done = list(stages), set[str]()
     running: dict[Future[Any], Stage] = {}
     context = multiprocessing.get_context("spawn")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # in the workers: libraries' bars
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console, transient=True) as progress,

@@ -234,16 +234,7 @@ def _sample(config: RealTextConfig, out: Path, name: str, seed: int, shift: int)
         load_schema(schema),
     )
     rows = [
-        {
-            "seed": seed,
-            "prompt": prompt,
-            "annotation": None if one.annotation is None else one.annotation.rows(),
-            "response": one.response,
-            "attempts": one.attempts,
-            "malformed": one.malformed,
-            "finished": one.finished,
-        }
-        for prompt, one in zip(prompts, samples, strict=True)
+        {"seed": seed, **one.as_row(prompt)} for prompt, one in zip(prompts, samples, strict=True)
     ]
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 

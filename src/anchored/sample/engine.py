@@ -6,9 +6,9 @@ own temperature, top-p and min-p. Annotations are cut away by token id, never by
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -29,7 +29,7 @@ from anchored.segments import (
 )
 from anchored.tokenizer import AnchoredTokenizer
 
-__all__ = ["Request", "Sample", "SampleConfig", "Sampling", "dump", "sample"]
+__all__ = ["Request", "Sample", "SampleConfig", "Sampling", "sample"]
 
 
 class SampleConfig(Config):
@@ -104,6 +104,17 @@ class Sample:
     finished: bool = True
     malformed: bool = False
     attempts: int = 1
+
+    def as_row(self, prompt: str | None) -> dict[str, Any]:
+        """The stored form: one line of a file of samples."""
+        return {
+            "prompt": prompt,
+            "annotation": None if self.annotation is None else self.annotation.rows(),
+            "response": self.response,
+            "attempts": self.attempts,
+            "malformed": self.malformed,
+            "finished": self.finished,
+        }
 
 
 def sample(
@@ -243,12 +254,3 @@ def _read(
     except DataError:
         return Sample(response, finished=finished, malformed=True)
     return Sample(response, annotation, finished)
-
-
-def dump(samples: Sequence[Sample]) -> str:
-    """Samples as JSON, annotations in their stored form."""
-    rows = [
-        {**asdict(s), "annotation": s.annotation.rows() if s.annotation is not None else None}
-        for s in samples
-    ]
-    return json.dumps(rows, ensure_ascii=False, indent=2)

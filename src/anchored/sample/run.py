@@ -79,7 +79,7 @@ def run(
     asked = [prompt for prompt in prompts or [None] for _ in range(n)]
     requests = [_request(source, prompt, pinned, prefill, annotated) for prompt in asked]
     samples = _with_progress(source, requests, config)
-    rows = [_as_row(prompt, result) for prompt, result in zip(asked, samples, strict=True)]
+    rows = [result.as_row(prompt) for prompt, result in zip(asked, samples, strict=True)]
     if out is not None:
         atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if as_json:
@@ -191,18 +191,6 @@ def _with_progress(
             source.schema,
             lambda done: bar.advance(task, done),
         )
-
-
-def _as_row(prompt: str | None, result: Sample) -> dict[str, Any]:
-    annotation = result.annotation
-    return {
-        "prompt": prompt,
-        "annotation": None if annotation is None else annotation.rows(),
-        "response": result.response,
-        "attempts": result.attempts,
-        "malformed": result.malformed,
-        "finished": result.finished,
-    }
 
 
 def _show(rows: Sequence[dict[str, Any]], console: Console) -> None:
