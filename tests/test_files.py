@@ -117,6 +117,17 @@ def test_claim_tells_an_absent_field_from_a_changed_one(tmp_path):
         claim(tmp_path, Run())
 
 
+def test_a_claimed_folder_may_be_named_by_another_path(tmp_path: Path):
+    class Placed(Config):
+        out: Path
+        seed: int = 0
+
+    claim(tmp_path, Placed(out=tmp_path))
+    claim(tmp_path, Placed(out=Path("elsewhere")))
+    with pytest.raises(ConfigError, match="seed = 0, this one has 1"):
+        claim(tmp_path, Placed(out=tmp_path, seed=1))
+
+
 def test_claim_refuses_folders_of_something_else(tmp_path):
     (tmp_path / "photo.jpg").write_text("x")
     with pytest.raises(ConfigError, match=r"holds files but no config\.yaml"):

@@ -70,6 +70,8 @@ def building(path: Path) -> Iterator[Path]:
 def claim(out: Path, config: Config) -> None:
     """Makes `out` the folder of this very run: writes `config.yaml` first, compares it later.
 
+    The field `out` itself is not compared: a folder may be moved, or named by another path.
+
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
     """
@@ -78,7 +80,7 @@ def claim(out: Path, config: Config) -> None:
         before = _leaves(read_yaml(saved))
         now = _leaves(config.model_dump(mode="json"))
         for field in {**before, **now}:
-            if before.get(field) != now.get(field):
+            if field != "out" and before.get(field) != now.get(field):
                 raise ConfigError(
                     f"{out}: holds a run with {field} = {before.get(field)!r}, this one has "
                     f"{now.get(field)!r}; choose another output folder, or that value to resume"

@@ -55,6 +55,7 @@ _DEFAULTS = {
     "logging_nan_inf_filter": False,
     "report_to": "none",
     "disable_tqdm": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 
