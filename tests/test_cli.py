@@ -17,7 +17,7 @@ from anchored import __version__, cli
 from anchored.config import Config
 from anchored.errors import DataError
 
-COMMANDS = ("demo", "annotate", "prepare", "pretrain", "sft", "sample", "inspect")
+COMMANDS = ("demo", "experiment", "annotate", "prepare", "pretrain", "sft", "sample", "inspect")
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "numpy", "pydantic", "yaml", "rich"}
 
 
@@ -66,7 +66,8 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_every_command_has_its_handler():
     for name in COMMANDS:
-        options = cli.parse([name] if name == "demo" else [name, __file__])
+        more = {"demo": [], "experiment": [__file__, "--out", "x"]}
+        options = cli.parse([name, *more.get(name, [__file__])])
         assert options.handler.__name__ == f"_run_{name}"
 
 
@@ -151,19 +152,39 @@ def test_a_reader_that_leaves_early_is_no_fault():
     assert run.returncode == 0
 
 
+class DemoConfig(Config):
+    seeds: tuple[int, ...]
+    regime: str
+    strength: str
+    a: dict[str, int]
+    c: int
+
+
 def test_demo_passes_its_dials_and_prints_results_on_request(stage, capsys):
     run = Called({"seconds": 1.5})
-    stage("anchored.experiments", demo=SimpleNamespace(run=run))
+    stage("anchored.experiments", demo=SimpleNamespace(run=run, DemoConfig=DemoConfig))
     arguments = ["demo", "a.b=1", "--seeds", "3", "--regime", "narrow", "--json", "c=2"]
     assert cli.main(arguments) == 0
     assert json.loads(capsys.readouterr().out) == {"seconds": 1.5}
-    assert run.kwargs == {
-        "out": Path("runs/demo"),
-        "seeds": 3,
-        "regime": "narrow",
-        "strength": "light",
-        "overrides": ["a.b=1", "c=2"],
-    }
+    config = DemoConfig(seeds=(0, 1, 2), regime="narrow", strength="light", a={"b": 1}, c=2)
+    assert run.args == (config, Path("runs/demo"))
+
+
+def test_experiment_is_chosen_by_its_configuration(tmp_path, capsys):
+    config = tmp_path / "study.yaml"
+    config.write_text("experiment: haiku\n")
+    assert cli.main(["experiment", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert error_line(capsys) == (
+        f"anchored: error: {config}: experiment: 'haiku' is not one of storyworld, real-text"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_experiment_says_which_field_of_its_configuration_is_wrong(tmp_path, capsys):
+    config = tmp_path / "study.yaml"
+    config.write_text("experiment: storyworld\nseedz: [0]\n")
+    assert cli.main(["experiment", str(config), "--out", str(tmp_path / "out")]) == 2
+    assert "seedz" in error_line(capsys)
 
 
 class AnnotateConfig(Config):

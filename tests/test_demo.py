@@ -37,7 +37,7 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("demo") / "run"
-    return out, demo.run(out, seeds=1, regime="broad", strength="light", overrides=TINY)
+    return out, demo.run(load_config(demo.DemoConfig, None, TINY), out)
 
 
 def test_results_follow_the_contract(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -71,7 +71,7 @@ def test_a_second_run_trains_nothing(finished: tuple[Path, dict[str, Any]]) -> N
     out, results = finished
     models = sorted(out.rglob("model.safetensors"))
     before = [path.stat().st_mtime_ns for path in models]
-    again = demo.run(out, seeds=1, regime="broad", strength="light", overrides=TINY)
+    again = demo.run(load_config(demo.DemoConfig, None, TINY), out)
     assert [path.stat().st_mtime_ns for path in models] == before
     assert again["models"] == results["models"]
     assert again["comparisons"] == results["comparisons"]
@@ -80,10 +80,12 @@ def test_a_second_run_trains_nothing(finished: tuple[Path, dict[str, Any]]) -> N
 def test_the_folder_of_another_run_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
     out, _ = finished
     with pytest.raises(ConfigError, match=r"holds a run with regime = 'broad'"):
-        demo.run(out, seeds=1, regime="narrow", strength="light", overrides=TINY)
+        demo.run(load_config(demo.DemoConfig, None, [*TINY, "regime=narrow"]), out)
 
 
 def test_all_treatments_see_the_same_examples_and_replay_adds_steps() -> None:
-    config = load_config(demo.DemoConfig, None, ["light.examples=1200", "light.epochs=2"])
+    config = load_config(
+        demo.DemoConfig, None, ["light.examples=1200", "light.epochs=2", "light.batch_size=16"]
+    )
     steps = {name: demo.sft_steps(config, name) for name in demo.TREATMENTS}
     assert steps == {"standard": 150, "anchored": 150, "anchored_replay": 200, "tagged": 150}

@@ -91,5 +91,5 @@ def test_the_corpus_keeps_the_tales_that_sft_teaches_out_of_pretraining(
     assert [len(rows[name]) for name in ("held_out", "sft")] == [30, 2696]
     assert not any("generated-child" in row["id"] for row in rows["documents"])
     assert sum(len(row["text"]) for row in rows["documents"]) > 263_000
-    assert max(len(row["response"]) for row in rows["sft"]) <= 600
+    assert max(len(row["response"]) for row in rows["sft"]) <= 400
     assert not {r["id"] for r in rows["sft"]} & {r["id"] for r in rows["held_out"]}

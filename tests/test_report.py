@@ -23,7 +23,7 @@ from anchored.report.plots import (
     top_shares,
     top_values_plot,
 )
-from anchored.report.tables import COLUMNS, Cell, caption, cell
+from anchored.report.tables import Cell, caption, cell, columns
 
 PLOTS = (entropy_plot, top_values_plot, scatter_plot)
 
@@ -47,6 +47,7 @@ def model(
         "semantic_entropy": entropy,
         "adoption": adoption,
         "adoption_far": None,
+        "perplexity": None,
         "adherence": None,
         "well_formed": 0.97,
         "consistent": 0.98,
@@ -90,16 +91,23 @@ def results() -> dict[str, Any]:
 
 def test_the_markdown_table_has_a_row_a_model_with_names_of_results_json(results):
     assert markdown_table(results) == (
-        "| model | semantic_entropy | gap_closed | collapse_reduction | adoption | adoption_far "
+        "| model | semantic_entropy | gap_closed | collapse_reduction | adoption "
         "| adherence | well_formed | consistent | answer_accuracy | dissimilarity |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| Base | 2.00 [1.90, 2.10] | — | — | 0.00 | — | — | 0.97 | 0.98 | 0.90 | 0.41 |\n"
-        "| Standard SFT | 1.00 [0.90, 1.10] | 0.00 [0.00, 0.00] | — | 0.90 | — | — | 0.97 | 0.98 "
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| Base | 2.00 [1.90, 2.10] | — | — | 0.00 | — | 0.97 | 0.98 | 0.90 | 0.41 |\n"
+        "| Standard SFT | 1.00 [0.90, 1.10] | 0.00 [0.00, 0.00] | — | 0.90 | — | 0.97 | 0.98 "
         "| 0.90 | 0.41 |\n"
-        "| Anchored SFT | 1.90 [1.80, 2.00] | 0.90 [0.80, 0.97] | 10.0× [5.0, 33.0] | 0.88 | — "
+        "| Anchored SFT | 1.90 [1.80, 2.00] | 0.90 [0.80, 0.97] | 10.0× [5.0, 33.0] | 0.88 "
         "| 0.93 | 0.97 | 0.98 | 0.90 | 0.41 |\n\n"
         "N = 100 samples a model; seed 0; intervals: 95% bootstrap.\n"
     )
+
+
+def test_a_column_appears_with_its_first_known_number(results):
+    assert "perplexity" not in markdown_table(results) + render_report(results)
+    results["models"]["base"]["perplexity"] = 21.5
+    assert "| perplexity |" in markdown_table(results)
+    assert "21.50" in render_report(results)
 
 
 @pytest.mark.parametrize("column", ["gap_closed", "collapse_reduction"])
@@ -140,7 +148,7 @@ def test_the_terminal_table_fits_80_columns_with_six_models(results):
     console.print(rich_table(results))
     text = console.export_text()
     assert "…" not in text
-    assert all(column in text for column in COLUMNS)
+    assert all(column in text for column in columns(results))
 
 
 def test_the_finding_states_adoption_beside_the_gap(results):

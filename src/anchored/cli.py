@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="anchored", description=_purpose, allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_demo, _annotate, _prepare, _pretrain, _sft, _sample, _inspect):
+    for add in (_demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _inspect):
         add(commands)
     return parser
 
@@ -145,15 +145,32 @@ def _demo(commands: Any) -> None:
 
 
 def _run_demo(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
     from anchored.experiments import demo
 
-    results = demo.run(
-        out=options.out,
-        seeds=options.seeds,
-        regime=options.regime,
-        strength=options.strength,
-        overrides=options.overrides,
-    )
+    given = [
+        f"seeds={list(range(options.seeds))}",
+        f"regime={options.regime}",
+        f"strength={options.strength}",
+    ]
+    config = load_config(demo.DemoConfig, None, [*given, *options.overrides])
+    results = demo.run(config, options.out)
+    if options.json:
+        _print_json(results)
+
+
+def _experiment(commands: Any) -> None:
+    summary = "run a study from its configuration: bases, treatments, samples, measures, report"
+    parser = _command(commands, "experiment", summary, _run_experiment)
+    parser.add_argument("config", metavar="CONFIG", type=_file, help="its `experiment` says which")
+    parser.add_argument("--out", type=Path, required=True, help="run again to resume")
+    _add_overrides(parser)
+
+
+def _run_experiment(options: argparse.Namespace) -> None:
+    from anchored import experiments
+
+    results = experiments.run(options.config, options.out, options.overrides)
     if options.json:
         _print_json(results)
 

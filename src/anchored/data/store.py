@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import (
     Dataset,
+    DatasetInfo,
     Features,
     List,
     Value,
@@ -31,6 +32,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.arrow_writer import ArrowWriter
+from datasets.table import InMemoryTable
 from datasets.utils import are_progress_bars_disabled
 
 from anchored.data.packing import Sized
@@ -129,8 +131,7 @@ class SplitWriter:
         self._flush()
         self._writer.finalize()
         if self._rows:
-            with _no_progress_bars():
-                Dataset.from_file(str(self._partial)).save_to_disk(str(self.folder))
+            self._save()
         shutil.rmtree(self._partial.parent)
         tokens, supervised = self._tokens.total(), self._supervised.total()
         return {
@@ -144,6 +145,20 @@ class SplitWriter:
             "supervised_by_kind": {kind.name.lower(): self._supervised[kind] for kind in Kind},
             "files": {path.name: digest(path) for path in sorted(self.folder.glob("*.arrow"))},
         }
+
+    def _save(self) -> None:
+        """What `Dataset.save_to_disk` would leave here, without reading the rows back for it.
+
+        `datasets` writes the files around an empty table; its data file is replaced by ours.
+        """
+        empty = InMemoryTable(FEATURES.arrow_schema.empty_table())
+        info = DatasetInfo(features=FEATURES)
+        with _no_progress_bars():
+            Dataset(empty, info=info, fingerprint=digest(self._partial)).save_to_disk(
+                str(self.folder), num_shards=1
+            )
+        (data,) = self.folder.glob("*.arrow")
+        self._partial.replace(data)
 
 
 @contextmanager

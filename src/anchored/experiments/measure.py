@@ -94,7 +94,7 @@ def _model(
     ]
     annotations = [story.annotation for story in pooled if story.annotation is not None]
     return {
-        **{name: _mean([seed[name] for seed in by_seed]) for name in by_seed[0] if name != "seed"},
+        **{name: mean([seed[name] for seed in by_seed]) for name in by_seed[0] if name != "seed"},
         "n": by_seed[0]["n"],
         "annotation_drift": annotation_drift(before, annotations, world.attributes)
         if annotations
@@ -102,8 +102,8 @@ def _model(
         "intervals": _intervals(world, seeds),
         "by_key": {
             key: {
-                "entropy": _mean([e.by_key[key].entropy for e in entropies]),
-                "miller_madow": _mean([e.by_key[key].miller_madow for e in entropies]),
+                "entropy": mean([e.by_key[key].entropy for e in entropies]),
+                "miller_madow": mean([e.by_key[key].miller_madow for e in entropies]),
                 "top": _top(pooled, world, key),
             }
             for key in world.attributes
@@ -137,12 +137,12 @@ def _figures(
         "adherence": adherence(
             plans, [story.reading.attributes for story in planned], world.attributes
         ).mean,
-        "adoption": _mean([reading.adopted for reading in readings]),
-        "adoption_far": _mean([story.reading.adopted for story in stories if story.far]),
+        "adoption": mean([reading.adopted for reading in readings]),
+        "adoption_far": mean([story.reading.adopted for story in stories if story.far]),
         "n_far": sum(story.far for story in stories),
-        "well_formed": _mean([reading.well_formed for reading in readings]),
-        "consistent": _mean([reading.consistent for reading in readings]),
-        "answer_accuracy": _mean([world.right(a["prompt"], a["response"]) for a in answers]),
+        "well_formed": mean([reading.well_formed for reading in readings]),
+        "consistent": mean([reading.consistent for reading in readings]),
+        "answer_accuracy": mean([world.right(a["prompt"], a["response"]) for a in answers]),
         "dissimilarity": mean_dissimilarity(_by_prompt(stories, vectors)),
         "vendi": vendi(vectors),
         "distinct_2": distinct_n(texts, 2),
@@ -184,7 +184,7 @@ def _comparisons(
     }
 
 
-def _mean(values: Sequence[float | bool | None]) -> float | None:
+def mean(values: Sequence[float | bool | None]) -> float | None:
     """Mean of what is there; None where nothing is."""
     known = [float(value) for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -1,6 +1,6 @@
 """The demo's comparison on real text: stories, books and prose, annotated by the offline annotator.
 
-    python -m anchored.experiments.real_text configs/stories/experiment.yaml --out runs/stories
+    anchored experiment configs/stories/experiment.yaml --out runs/stories
 
 It runs the stages of the command line (annotate, prepare, pretrain, sft, sample) on the
 configurations in `stages`, with their paths moved to the output folder. A stage that is done is
@@ -9,13 +9,11 @@ found again. Then all models are measured alike; `results.json` has the demo's s
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 from rich.console import Console
@@ -32,6 +30,7 @@ from anchored.files import atomic_write, claim, read_jsonl, write_json
 from anchored.report.html import write_report
 from anchored.report.tables import markdown_table, rich_table
 from anchored.sample.engine import Request, SampleConfig, sample
+from anchored.sample.sampling import Sampling
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import load_model
@@ -47,6 +46,7 @@ class RealTextConfig(Config):
     """The experiment.
 
     Args:
+        experiment: its name.
         stages: folder of the stages' configurations.
         overrides: for each of these files, by its name without `.yaml`, fields to replace.
         corpus: what is cut out of the data.
@@ -55,10 +55,13 @@ class RealTextConfig(Config):
         prompts: open prompts that no stage trains on. `Once upon a time` is asked of SFT models
             as it stands, and is what base models' documents begin with.
         samples_per_prompt: for each model and seed.
+        response: how responses are sampled, for all models alike; annotations at temperature 1. So
+            small a model rambles when the tail of its distribution is left in.
         max_response_tokens: longer responses are cut.
         workers: stages that run at once, one thread each.
     """
 
+    experiment: Literal["real-text"] = "real-text"
     stages: Path = Path("configs/stories")
     overrides: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     corpus: CorpusConfig = CorpusConfig()
@@ -66,7 +69,8 @@ class RealTextConfig(Config):
     pretrain_each_seed: bool = False
     prompts: tuple[str, ...] = Field(min_length=1)
     samples_per_prompt: int = Field(32, ge=2)
-    max_response_tokens: int = 200
+    response: Sampling = Sampling(top_p=0.9)
+    max_response_tokens: int = 160
     workers: int = Field(2, ge=1)
 
 
@@ -224,7 +228,11 @@ def _sample(config: RealTextConfig, out: Path, name: str, seed: int, shift: int)
     tokenizer = AnchoredTokenizer.load(folder)
     annotated = read_record(folder)["annotated"]
     prompts = [p for p in (OPENING, *config.prompts) for _ in range(config.samples_per_prompt)]
-    settings = SampleConfig(max_response_tokens=config.max_response_tokens, seed=seed + shift)
+    settings = SampleConfig(
+        response=config.response,
+        max_response_tokens=config.max_response_tokens,
+        seed=seed + shift,
+    )
     schema = _load(config, AnnotateConfig, "annotate").schema_name
     samples = sample(
         load_model(folder, tokenizer),
@@ -273,17 +281,3 @@ def collect(config: RealTextConfig, out: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[Row]:
     return [row for _, row in read_jsonl(path)]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line and runs the experiment."""
-    parser = argparse.ArgumentParser(description="the demo's comparison on real text")
-    parser.add_argument("config", type=Path, help="YAML file of a RealTextConfig")
-    parser.add_argument("--out", type=Path, default=Path("runs/stories"))
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    options = parser.parse_args(arguments)
-    run(load_config(RealTextConfig, options.config, options.overrides), options.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -35,9 +35,7 @@ from anchored.evaluate.entropy import (
 )
 from anchored.evaluate.lexical import distinct_n
 from anchored.evaluate.perplexity import ReferenceModel, TextLoss, pooled_perplexity
-
-Row = Mapping[str, Any]
-BASE, SFT, ANNOTATED_BASE = "base", "standard", "annotated_base"
+from anchored.experiments.measure import ANNOTATED_BASE, BASE, SFT, Row, mean
 
 
 @dataclass(frozen=True)
@@ -166,15 +164,16 @@ def _model(readers: Readers, runs: Runs, before: Sequence[Annotation]) -> dict[s
     spread = [semantic_entropy([a.reading for a in seed], readers.keys) for seed in runs]
     top = semantic_entropy([a.reading for a in pooled], readers.keys)
     return {
-        **{name: _mean([seed[name] for seed in by_seed]) for name in by_seed[0] if name != "seed"},
+        **{name: mean([seed[name] for seed in by_seed]) for name in by_seed[0] if name != "seed"},
+        "n": by_seed[0]["n"],
         "annotation_drift": annotation_drift(before, plans, readers.keys) if plans else None,
         "annotation_drift_floor": drift_floor(before, plans, readers.keys) if plans else None,
         "adherence_by_key": adherence(plans, [a.reading for a in planned], readers.keys).by_key,
         "intervals": _intervals(readers.keys, runs),
         "by_key": {
             key: {
-                "entropy": _mean([found.by_key[key].entropy for found in spread]),
-                "miller_madow": _mean([found.by_key[key].miller_madow for found in spread]),
+                "entropy": mean([found.by_key[key].entropy for found in spread]),
+                "miller_madow": mean([found.by_key[key].miller_madow for found in spread]),
                 "top": [list(pair) for pair in top.by_key[key].top],
             }
             for key in readers.keys
@@ -197,7 +196,7 @@ def _figures(readers: Readers, answers: Sequence[Answer]) -> dict[str, float | N
         "annotation_entropy": annotation_entropy(plans, readers.keys).mean if plans else None,
         "adherence": adherence(plans, [a.reading for a in planned], readers.keys).mean,
         "adherence_by_chance": _by_chance(plans, planned, readers.keys),
-        "adoption": _mean([a.adopted for a in answers]),
+        "adoption": mean([a.adopted for a in answers]),
         "adoption_far": None,
         "well_formed": None,
         "consistent": None,
@@ -208,7 +207,7 @@ def _figures(readers: Readers, answers: Sequence[Answer]) -> dict[str, float | N
         ),
         "vendi": vendi([a.vector for a in answers]),
         "distinct_2": distinct_n([a.row["response"] for a in answers], 2),
-        "finished": _mean([a.row["finished"] for a in answers]),
+        "finished": mean([a.row["finished"] for a in answers]),
         "malformed": sum(a.row["malformed"] for a in answers),
         "empty": len(answers) - len(losses),
     }
@@ -263,9 +262,3 @@ def _compared(
         for name, run in runs.items()
         if name not in (BASE, SFT)
     }
-
-
-def _mean(values: Sequence[float | bool | None]) -> float | None:
-    """Mean of what is there; None where nothing is."""
-    known = [float(value) for value in values if value is not None]
-    return sum(known) / len(known) if known else None

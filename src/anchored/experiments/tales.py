@@ -41,7 +41,7 @@ class CorpusConfig(Config):
     story_chars: int = 24_000_000
     book_chars: int = 36_000_000
     mixed_chars: int = 40_000_000
-    opening_chars: int = 600
+    opening_chars: int = 400
     held_out: int = 400
     seed: int = 0
 

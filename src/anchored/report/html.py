@@ -22,6 +22,7 @@ from anchored.report.tables import (
     Results,
     caption,
     cell,
+    columns,
     finding,
     is_number,
     model_label,
@@ -111,9 +112,10 @@ def _section(title: str, intro: str, body: str) -> str:
 
 
 def _comparison(results: Results) -> str:
-    head = "".join(f'<th scope="col">{column.replace("_", " ")}</th>' for column in COLUMNS)
+    shown = columns(results)
+    head = "".join(f'<th scope="col">{column.replace("_", " ")}</th>' for column in shown)
     rows = "".join(_comparison_row(results, model) for model in results["models"])
-    terms = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in COLUMNS.items())
+    terms = "".join(f"<dt>{name}</dt><dd>{escape(COLUMNS[name])}</dd>" for name in shown)
     table = (
         '<div class="scroll" tabindex="0" role="region" aria-label="Comparison of the models">'
         f'<table class="comparison"><thead><tr><th scope="col">model</th>{head}</tr></thead>'
@@ -125,7 +127,7 @@ def _comparison(results: Results) -> str:
 
 def _comparison_row(results: Results, model: str) -> str:
     cells = []
-    for column in COLUMNS:
+    for column in columns(results):
         found = cell(results, model, column)
         bounds = f"<small>{found.interval}</small>" if found.interval else ""
         cells.append(f"<td>{found.value}{bounds}</td>")

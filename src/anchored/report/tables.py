@@ -35,12 +35,25 @@ COLUMNS = {
     "adoption": "Share of answers that show what SFT taught.",
     "adoption_far": "Adoption among the answers whose semantics lie far from SFT's.",
     "adherence": "Share of the annotation's tags that the text keeps.",
+    "adherence_by_chance": "The same for the annotation of another sample: what common values "
+    "alone give.",
     "well_formed": "Share of texts that are well formed.",
     "consistent": "Share of texts that do not contradict themselves.",
     "answer_accuracy": "Share of questions with one right answer that are answered rightly.",
+    "perplexity": "Of the texts under a reference model: lower is more fluent, or duller.",
     "dissimilarity": "1 - cosine similarity of text embeddings, mean over all pairs.",
 }
 _COMPARED = frozenset({"gap_closed", "collapse_reduction"})
+
+
+def columns(results: Results) -> list[str]:
+    """Those of `COLUMNS` that are known for any model."""
+    return [
+        column
+        for column in COLUMNS
+        if column in _COMPARED
+        or any(is_number(metrics.get(column)) for metrics in results["models"].values())
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +120,13 @@ def _reduction(found: Mapping[str, Any]) -> Cell:
 
 def markdown_table(results: Results) -> str:
     """The comparison in Markdown, a row a model; intervals at the entropy and compared numbers."""
-    head = ["model", *COLUMNS]
+    shown = columns(results)
+    head = ["model", *shown]
     rows = [
-        [model_label(model), *(_markdown_cell(results, model, column) for column in COLUMNS)]
+        [model_label(model), *(_markdown_cell(results, model, column) for column in shown)]
         for model in results["models"]
     ]
-    rule = ["---", *("---:" for _ in COLUMNS)]
+    rule = ["---", *("---:" for _ in shown)]
     lines = "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
     return f"{lines}\n\n{caption(results)}\n"
 
@@ -123,7 +137,7 @@ def _markdown_cell(results: Results, model: str, column: str) -> str:
 
 
 def rich_table(results: Results) -> Table:
-    """The comparison for a terminal, a column a model: ten numbers a row do not fit into 80."""
+    """The comparison for a terminal, a column a model: so many numbers a row do not fit into 80."""
     table = Table(
         caption=caption(results),
         caption_style="dim",
@@ -135,7 +149,7 @@ def rich_table(results: Results) -> Table:
     table.add_column("", no_wrap=True)
     for model in results["models"]:
         table.add_column(model_label(model), justify="right")
-    for column in COLUMNS:
+    for column in columns(results):
         cells = (cell(results, model, column) for model in results["models"])
         table.add_row(column, *map(_rich_cell, cells))
     return table
