@@ -150,6 +150,16 @@ def test_replay_rows_under_their_own_objective_are_learnt_in_the_annotation_alon
     ]
 
 
+def test_of_a_replayed_conversation_only_the_last_annotation_is_learnt(run, tokenizer):
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", CHAT["prompt"])]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    row = {"messages": messages, "annotation": CHAT["annotation"]}
+    dataset, _ = run([row], objective="replay", key_order="canonical")
+    assert [written(row, tokenizer, learnt_only=True) for row in dataset] == [
+        "<|annotation|>topic: rain\nmood: calm<|/annotation|>"
+    ]
+
+
 def test_documents_stand_behind_their_annotations_chunk_by_chunk(run, tokenizer):
     dataset, manifest = run([STORY], key_order="canonical")
     assert written(dataset[0], tokenizer) == (

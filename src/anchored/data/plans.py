@@ -68,6 +68,8 @@ class Planner:
     def plans(self, item: Item, objective: Objective) -> Iterator[Plan]:
         """One plan for a document; for a conversation one, and in SFT one for each turn to learn.
 
+        Replay learns the last annotation alone: earlier turns were never sampled.
+
         Raises:
             DataError: an annotation does not keep to the schema.
         """
@@ -79,7 +81,8 @@ class Planner:
         if isinstance(item, Conversation):
             self.counts["conversations"] += 1
             turns = list(turns_to_learn(item.messages))
-            for i, messages in enumerate(turns[-1:] if is_pretraining(objective) else turns):
+            only_last = is_pretraining(objective) or Kind.TEXT not in objective.loss
+            for i, messages in enumerate(turns[-1:] if only_last else turns):
                 yield self._conversation(f"{item.id}:{i}", messages, split, objective)
             return
         self.counts["documents"] += 1
