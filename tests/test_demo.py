@@ -89,3 +89,31 @@ def test_all_treatments_see_the_same_examples_and_replay_adds_steps() -> None:
     )
     steps = {name: demo.sft_steps(config, name) for name in demo.TREATMENTS}
     assert steps == {"standard": 150, "anchored": 150, "anchored_replay": 200, "tagged": 150}
+
+
+def test_the_studies_in_configs_load_and_plan_every_stage_they_need(tmp_path: Path) -> None:
+    for path in (Path(__file__).parents[1] / "configs" / "storyworld").glob("*.yaml"):
+        config = load_config(demo.DemoConfig, path)
+        stages = demo.plan(config, tmp_path)
+        names = {stage.name for stage in stages}
+        assert len(names) == len(stages)
+        assert all(names.issuperset(stage.needs) for stage in stages)
+        assert len(names) == 2 + 2 * len(config.seeds) * len(config.models)
+
+
+@pytest.mark.parametrize("names", [["anchored"], ["standard", "base"]])
+def test_treatments_have_a_standard_and_no_name_of_a_base(names: list[str]) -> None:
+    treatments = json.dumps({name: {"objective": "standard", "base": "base"} for name in names})
+    with pytest.raises(ConfigError, match="needs a treatment `standard`, and none named as a base"):
+        load_config(demo.DemoConfig, None, [f"treatments={treatments}"])
+
+
+def test_replayed_documents_come_on_top_of_the_examples() -> None:
+    treatments = {
+        "standard": {"base": "base", "objective": "standard"},
+        "more": {"objective": "anchored-replay", "documents": 0.5, "replay": {"share": 0.5}},
+    }
+    given = [f"treatments={json.dumps(treatments)}", "light.examples=100", "light.epochs=1"]
+    config = load_config(demo.DemoConfig, None, [*given, "light.batch_size=1"])
+    assert demo.sft_steps(config, "standard") == 100
+    assert demo.sft_steps(config, "more") == 300  # 100 examples, 100 annotations, 100 documents

@@ -465,6 +465,24 @@ def test_replay_share_zero_is_the_method_of_the_paper(rows: Path, base: Path, tm
     assert len(load_prepared(run.out / "data")[0]) == 12
 
 
+def test_counterfactual_answers_take_the_place_of_their_originals(
+    rows: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+        return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
+
+    monkeypatch.setattr(replay_module, "sample", canned)
+    replay = {"counterfactual": 1.0, "candidates": 2}
+    run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay", replay=replay)
+    sft(run, quiet=True)
+    dataset, _ = load_prepared(run.out / "data")
+    tokenizer = AnchoredTokenizer.load(run.out / "data" / "tokenizer")
+    texts = [tokenizer.decode(ids) for ids in dataset["input_ids"]]
+    assert len(texts) == 16
+    assert sum("is Joss, who slept." in text for text in texts) == 12
+    assert not any("Mara" in text for text in texts)
+
+
 def test_replay_asks_the_prompts_of_documents_too(base: Path, tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     row = {"id": "0", "prompt": "Tell me.", "text": "Mara slept."}

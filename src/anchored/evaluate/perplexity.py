@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from anchored.errors import DataError
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import quiet_transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class ReferenceModel:
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> ReferenceModel:
         """From a model folder or a hub id, in single precision."""
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         return cls(source, model.to(device), AnchoredTokenizer.load(source))
 
     def losses(
@@ -58,7 +60,17 @@ class ReferenceModel:
         """
         if len(texts) != len(prompts):
             raise DataError(f"perplexity: {len(texts)} texts but {len(prompts)} prompts")
-        rows = list(zip(self._encode(prompts, [self._start]), self._encode(texts), strict=True))
+        rows = zip(self._encode(prompts, [self._start]), self._encode(texts), strict=True)
+        return self.losses_of_ids(list(rows), batch_size)
+
+    def losses_of_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 8
+    ) -> list[TextLoss]:
+        """`losses` of what is encoded already: context, start token included, and text.
+
+        Raises:
+            DataError: a text without tokens, or a row longer than the model's context.
+        """
         for number, (context, target) in enumerate(rows):
             self._check(number, len(context), len(target))
         by_length = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
@@ -86,12 +98,12 @@ class ReferenceModel:
             )
 
     @torch.inference_mode()
-    def _score(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[TextLoss]:
+    def _score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[TextLoss]:
         longest = max(len(context) + len(target) for context, target in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.control.pad)
         mask = torch.zeros_like(ids)
         for i, (context, target) in enumerate(rows):
-            ids[i, : len(context) + len(target)] = torch.tensor(context + target)
+            ids[i, : len(context) + len(target)] = torch.tensor([*context, *target])
             mask[i, : len(context) + len(target)] = 1
         device = self.model.device
         logits = self.model(

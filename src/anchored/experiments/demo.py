@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from anchored.annotation import Annotation
 from anchored.config import Config, versions
 from anchored.data.prepare import PrepareConfig
-from anchored.data.readers import SourceConfig
+from anchored.data.readers import ObjectiveName, SourceConfig
 from anchored.experiments.measure import measure
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json
 from anchored.report.html import write_report
@@ -40,17 +40,36 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import ModelConfig, load_model
 from anchored.train.monitor import measure_matmul_peak, read_metrics
 from anchored.train.replay import ReplayConfig
-from anchored.train.run import PretrainConfig, SFTConfig, pretrain, sft
+from anchored.train.run import PretrainConfig, SFTConfig, pretrain, read_record, sft
 
 Regime = Literal["broad", "narrow"]
 Strength = Literal["light", "hard"]
 
 BASES = {"base": "plain", "annotated_base": "annotated"}
+
+
+class Treatment(Config):
+    """One way of SFT.
+
+    Args:
+        base: what it starts from.
+        objective: see `segments.OBJECTIVES`.
+        replay: instead of the study's own.
+        documents: share of the examples that are pretraining documents with their tags, learnt
+            whole, on top of the SFT data.
+    """
+
+    base: Literal["base", "annotated_base"] = "annotated_base"
+    objective: ObjectiveName
+    replay: ReplayConfig | None = None
+    documents: float = Field(default=0.0, ge=0, lt=1)
+
+
 TREATMENTS = {
-    "standard": "base",
-    "anchored": "annotated_base",
-    "anchored_replay": "annotated_base",
-    "tagged": "annotated_base",
+    "standard": Treatment(base="base", objective="standard"),
+    "anchored": Treatment(objective="anchored"),
+    "anchored_replay": Treatment(objective="anchored-replay"),
+    "tagged": Treatment(objective="tagged"),
 }
 
 
@@ -98,6 +117,7 @@ class DemoConfig(Config):
         strength: `light` or `hard` SFT, with its settings below.
         narrow_mass: see `regime`.
         pretrain, light, hard, replay: settings of the stages.
+        treatments: by name; `standard` is what the others are compared with.
         samples_per_prompt: stories sampled for each open prompt, for each seed and model.
         max_response_tokens: longer responses are cut.
         bases: where the pretrained bases are kept or found; inside the output folder if None.
@@ -117,10 +137,23 @@ class DemoConfig(Config):
     light: SFTSettings = SFTSettings()
     hard: HardSFT = HardSFT()
     replay: ReplayConfig = ReplayConfig()
+    treatments: dict[str, Treatment] = Field(default_factory=lambda: dict(TREATMENTS))
     samples_per_prompt: int = Field(22, ge=2)
     max_response_tokens: int = 192
     bases: Path | None = None
     workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 6), ge=1)
+
+    @field_validator("treatments")
+    @classmethod
+    def _with_standard(cls, treatments: dict[str, Treatment]) -> dict[str, Treatment]:
+        if "standard" not in treatments or not BASES.keys().isdisjoint(treatments):
+            raise ValueError("needs a treatment `standard`, and none named as a base is")
+        return treatments
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All that is sampled and measured."""
+        return (*BASES, *self.treatments)
 
     @property
     def sft(self) -> SFTSettings:
@@ -184,7 +217,7 @@ def plan(config: DemoConfig, out: Path) -> list[Stage]:
 def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[Stage]:
     suffix = f" (seed {seed})" if len(config.seeds) > 1 else ""
     folders = {name: bases / f"seed-{seed}" / name for name in BASES}
-    folders |= {name: out / f"seed-{seed}" / name for name in TREATMENTS}
+    folders |= {name: out / f"seed-{seed}" / name for name in config.treatments}
     train = [
         Stage(
             name=f"pretrain {name}{suffix}",
@@ -200,18 +233,18 @@ def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[
         Stage(
             name=f"SFT {name}{suffix}",
             work=fine_tune,
-            arguments=(config, name, folders[base], folders[name], seed),
+            arguments=(config, name, folders[treatment.base], folders[name], seed),
             folder=folders[name],
-            needs=(f"pretrain {base}{suffix}",),
+            needs=(f"pretrain {treatment.base}{suffix}",),
             steps=sft_steps(config, name),
         )
-        for name, base in TREATMENTS.items()
+        for name, treatment in config.treatments.items()
     ]
     samples = [
         Stage(
             name=f"sample {name}{suffix}",
             work=sample_model,
-            arguments=(config, name, folders[name] / "model", _samples(out, seed, name), seed),
+            arguments=(config, folders[name] / "model", _samples(out, seed, name), seed),
             folder=out / "samples",
             needs=(f"{'pretrain' if name in BASES else 'SFT'} {name}{suffix}",),
         )
@@ -230,9 +263,18 @@ def pretrain_steps(config: DemoConfig) -> int:
 
 
 def sft_steps(config: DemoConfig, name: str) -> int:
-    """Steps over the examples and, for replay, over the replayed annotations on top."""
-    replay = config.replay.share if name == "anchored_replay" else 0.0
-    return round(config.sft.epochs * config.sft.examples / (1 - replay) / config.sft.batch_size)
+    """Steps over the examples and, on top, over what is replayed."""
+    settings, treatment = config.sft, config.treatments[name]
+    examples = settings.examples
+    if treatment.objective == "anchored-replay":
+        examples /= 1 - (treatment.replay or config.replay).share
+    return round(
+        settings.epochs * (examples + _documents(settings, treatment)) / settings.batch_size
+    )
+
+
+def _documents(settings: SFTSettings, treatment: Treatment) -> int:
+    return round(settings.examples * treatment.documents / (1 - treatment.documents))
 
 
 def learn_tokenizer(config: DemoConfig, bases: Path) -> None:
@@ -286,27 +328,31 @@ def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None
 
 
 def fine_tune(config: DemoConfig, name: str, base: Path, out: Path, seed: int) -> None:
-    """One treatment: the same examples for all four."""
-    settings = config.sft
+    """One treatment: the same examples for all."""
+    settings, treatment = config.sft, config.treatments[name]
     cover = "true" if config.regime == "broad" else "false"
     source = (
         f"{_world(config)}/sft?seed={seed}&count={settings.examples}"
         f"&narrow_mass={config.narrow_mass}&cover={cover}"
     )
+    sources = [SourceConfig(path=source)]
+    if documents := _documents(settings, treatment):
+        path = f"{_world(config)}?seed={seed}"
+        sources.append(SourceConfig(path=path, limit=documents, objective="annotated"))
     steps = sft_steps(config, name)
     sft(
         SFTConfig(
             out=out,
             data=PrepareConfig(
-                sources=(SourceConfig(path=source),),
+                sources=tuple(sources),
                 schema_name=_world(config),
                 max_length=config.max_length,
                 packing=False,
                 seed=seed,
             ),
             model=ModelConfig(init=str(base / "model")),
-            objective=name.replace("_", "-"),
-            replay=config.replay,
+            objective=treatment.objective,
+            replay=treatment.replay or config.replay,
             seed=seed,
             trainer={
                 **_trainer(steps, settings.learning_rate, settings.batch_size),
@@ -330,20 +376,19 @@ def _trainer(steps: int, learning_rate: float, batch_size: int) -> dict[str, Any
     }
 
 
-def sample_model(config: DemoConfig, name: str, model: Path, path: Path, seed: int) -> None:
+def sample_model(config: DemoConfig, model: Path, path: Path, seed: int) -> None:
     """Stories at temperature 1 for every open prompt, answers at 0 to every question."""
     if path.is_file():
         return
     world = Storyworld(config.size)
     stories = [prompt for prompt in world.prompts for _ in range(config.samples_per_prompt)]
-    rows = _ask(config, name, model, stories, "story", 1.0, seed)
-    rows += _ask(config, name, model, [q for q, _ in world.questions], "question", 0.0, seed)
+    rows = _ask(config, model, stories, "story", 1.0, seed)
+    rows += _ask(config, model, [q for q, _ in world.questions], "question", 0.0, seed)
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _ask(
     config: DemoConfig,
-    name: str,
     model: Path,
     prompts: list[str],
     kind: str,
@@ -351,7 +396,7 @@ def _ask(
     seed: int,
 ) -> list[dict[str, Any]]:
     tokenizer = AnchoredTokenizer.load(model)
-    annotated = name not in ("base", "standard")
+    annotated = read_record(model)["annotated"]
     requests = [Request((Message("user", prompt),), annotated=annotated) for prompt in prompts]
     sampling = SampleConfig(
         response=Sampling(temperature=temperature),
@@ -373,7 +418,7 @@ def collect(config: DemoConfig, out: Path) -> dict[str, Any]:
     """`results.json` but for its `seconds`, from the raw samples."""
     rows = {
         name: [[row for _, row in read_jsonl(_samples(out, seed, name))] for seed in config.seeds]
-        for name in (*BASES, *TREATMENTS)
+        for name in config.models
     }
     return {
         "config": config.model_dump(mode="json"),

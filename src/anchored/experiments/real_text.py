@@ -138,7 +138,7 @@ def _pretraining(config: RealTextConfig, out: Path, name: str, seed: int) -> Sta
 
 
 def _fine_tuning(config: RealTextConfig, out: Path, name: str, seed: int) -> Stage:
-    base = f"pretrain {TREATMENTS[name]} {_base_seed(config, seed)}"
+    base = f"pretrain {TREATMENTS[name].base} {_base_seed(config, seed)}"
     folder = _folder(config, out, name, seed)
     return Stage(f"SFT {name} {seed}", _fine_tune, (config, out, name, seed), folder, (base,))
 
@@ -213,8 +213,8 @@ def _fine_tune(config: RealTextConfig, out: Path, name: str, seed: int) -> None:
     fields = {
         "out": str(_folder(config, out, name, seed)),
         "data__sources": [{"path": str(out / "annotated" / "sft")}],
-        "model__init": str(_folder(config, out, TREATMENTS[name], seed) / "model"),
-        "objective": name.replace("_", "-"),
+        "model__init": str(_folder(config, out, TREATMENTS[name].base, seed) / "model"),
+        "objective": TREATMENTS[name].objective,
         "seed": seed,
     }
     sft(_load(config, SFTConfig, "sft", **fields), quiet=True)

@@ -19,13 +19,15 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
+from anchored.annotation import Annotation
 from anchored.config import Config
+from anchored.data.plans import is_pretraining
 from anchored.data.prepare import PrepareConfig, SourceConfig
 from anchored.data.readers import Conversation, load_schema, parse_row, read_rows
 from anchored.errors import DataError
 from anchored.files import atomic_write
 from anchored.sample.engine import Request, SampleConfig, sample
-from anchored.segments import Message, split_chunks, turns_to_learn
+from anchored.segments import OBJECTIVES, Message, split_chunks, turns_to_learn
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import load_model
 
@@ -37,10 +39,15 @@ class ReplayConfig(Config):
 
     Args:
         share: share of the training examples that are replay; 0 is the paper's method.
+        counterfactual: share of the SFT answers retold about sampled values, see
+            `train.counterfactual`; for SFT data that covers few values.
+        candidates: retellings of each such answer to choose from.
         max_annotation_tokens, batch_size: see `SampleConfig`.
     """
 
     share: float = Field(default=0.25, ge=0, lt=1)
+    counterfactual: float = Field(default=0.0, ge=0, le=1)
+    candidates: int = Field(default=4, gt=0)
     max_annotation_tokens: int = Field(default=160, gt=0)
     batch_size: int = Field(default=64, gt=0)
 
@@ -67,15 +74,24 @@ def write_replay(
         count = max(1, round(len(contexts) * config.share / (1 - config.share)))
         rng = random.Random(f"{seed}:replay")
         chosen = [rng.choice(contexts) for _ in range(count)]
-        rows = _sample(config, model, data, chosen, seed, quiet)
+        found = zip(
+            chosen, sample_annotations(config, model, data, chosen, seed, quiet), strict=True
+        )
+        known = ((turns, plan) for turns, plan in found if plan is not None)
+        rows = [_row(n, turns, plan.rows()) for n, (turns, plan) in enumerate(known)]
         atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return SourceConfig(path=str(path), objective="replay")
+
+
+def is_learnt_as_sft(source: SourceConfig) -> bool:
+    """Not so pretraining documents that a user adds to SFT under their own objective."""
+    return source.objective is None or not is_pretraining(OBJECTIVES[source.objective])
 
 
 def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
     """What comes before each assistant turn that SFT learns."""
     split = partial(split_chunks, min_chars=data.min_chunk_chars, max_chars=data.max_chunk_chars)
-    for source in data.sources:
+    for source in filter(is_learnt_as_sft, data.sources):
         for place, row in read_rows(source):
             item = parse_row(row, place, split)
             if isinstance(item, Conversation):
@@ -85,39 +101,43 @@ def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
                 yield (Message("user", item.prompt),)
 
 
-def _sample(
+def sample_annotations(
     config: ReplayConfig,
     model: str,
     data: PrepareConfig,
-    contexts: Sequence[tuple[Message, ...]],
-    seed: int,
+    contexts: Sequence[Sequence[Message]],
+    seed: int | str,
     quiet: bool,
-) -> list[dict[str, Any]]:
+) -> list[Annotation | None]:
+    """What `model` plans for each context, drawn by `seed`; None where it cannot be read.
+
+    Raises:
+        DataError: it never can: the model was not pretrained with annotations.
+    """
+    if not contexts:
+        return []
     tokenizer = AnchoredTokenizer.load(model)
     schema = load_schema(data.schema_name) if data.schema_name else None
-    sampling = SampleConfig(
-        max_annotation_tokens=config.max_annotation_tokens, batch_size=config.batch_size, seed=seed
-    )
-    requests = [Request(messages, annotated=True, plan_only=True) for messages in contexts]
+    requests = [Request(tuple(turns), annotated=True, plan_only=True) for turns in contexts]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded: Any = load_model(model, tokenizer)
-    loaded, rows = loaded.to(device), []
+    loaded, found = loaded.to(device), list[Annotation | None]()
     starts = range(0, len(requests), 16 * config.batch_size)
     console = Console(stderr=True, quiet=quiet)
     for start in track(starts, "replay annotations", console=console, transient=True):
+        settings = SampleConfig(
+            max_annotation_tokens=config.max_annotation_tokens,
+            batch_size=config.batch_size,
+            seed=random.Random(f"{seed}:{start}").getrandbits(32),
+        )
         part = requests[start : start + 16 * config.batch_size]
-        settings = sampling.model_copy(update={"seed": seed + start})
-        for request, result in zip(
-            part, sample(loaded, tokenizer, part, settings, schema), strict=True
-        ):
-            if result.annotation is not None:
-                rows.append(_row(len(rows), request.messages, result.annotation.rows()))
-    if not rows:
+        found += [one.annotation for one in sample(loaded, tokenizer, part, settings, schema)]
+    if not any(annotation is not None for annotation in found):
         raise DataError(
             f"{model}: none of {len(requests)} annotations sampled for replay could be read; "
             "use a model pretrained under objective `annotated`"
         )
-    return rows
+    return found
 
 
 def _row(

@@ -29,12 +29,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from anchored.config import Config, versions
 from anchored.data.collate import Collator
-from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.data.prepare import PrepareConfig, SourceConfig, load_prepared, prepare
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, write_json
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
 from anchored.train.monitor import (
     LossByKind,
@@ -134,11 +135,22 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
     with arguments.main_process_first(local=False):
         claim(config.out, config)
-        if OBJECTIVES[config.objective].replay and config.replay.share:
-            replay = write_replay(config.replay, init, data, config.out, config.seed, quiet)
-            data = data.model_copy(update={"sources": (*data.sources, replay)})
+        if OBJECTIVES[config.objective].replay:
+            data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
         folder = _prepared(config, data, quiet)
     return train(config, folder, arguments, quiet)
+
+
+def _with_replay(
+    config: SFTConfig, init: str, data: PrepareConfig, quiet: bool
+) -> tuple[SourceConfig, ...]:
+    settings, arguments = config.replay, (init, data, config.out, config.seed, quiet)
+    sources = data.sources
+    if settings.counterfactual:
+        sources = write_counterfactuals(settings, *arguments)
+    if settings.share:
+        sources = (*sources, write_replay(settings, *arguments))
+    return sources
 
 
 def _prepared(config: TrainConfig, data: PrepareConfig, quiet: bool) -> Path:
