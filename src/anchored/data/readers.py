@@ -310,7 +310,7 @@ def _text(row: Row, field: str, empty_ok: bool = False) -> str:
 
 def _rows(row: Row, field: str) -> Sequence[Row]:
     value = row[field]
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise DataError(f"{field}: {str(value)[:80]!r} is not a list of objects")
     return value
 
