@@ -135,6 +135,7 @@ def test_one_process_or_two_write_the_same(tmp_path: Path):
     source = write(tmp_path / "in.jsonl", documents())
     for workers in (1, 2):
         run(config(source, tmp_path / str(workers), workers=workers), QUIET)
+        (tmp_path / str(workers) / "config.yaml").unlink()  # it says how many
     assert list(files(tmp_path / "1")) == list(files(tmp_path / "2"))
 
 
@@ -142,7 +143,9 @@ DIE_IN_THE_THIRD_SHARD = """
 import os, signal, sys
 from anchored.annotate import run as module
 
-whole = module.atomic_write
+from anchored import files
+
+whole = files.atomic_write
 
 def write_or_die(path, text):
     if path.name == "shard-00002.jsonl":
@@ -150,7 +153,7 @@ def write_or_die(path, text):
         os.kill(os.getpid(), signal.SIGKILL)
     whole(path, text)
 
-module.atomic_write = write_or_die
+files.atomic_write = write_or_die
 module.run(module.AnnotateConfig.model_validate_json(sys.argv[1]))
 """
 

@@ -10,7 +10,6 @@ import pytest
 
 from anchored.annotation import Annotation
 from anchored.data.prepare import PrepareConfig, SourceConfig
-from anchored.evaluate.perplexity import TextLoss
 from anchored.segments import Message
 from anchored.train import counterfactual
 from anchored.train.counterfactual import retell, write_counterfactuals
@@ -39,9 +38,22 @@ def test_a_key_that_the_plan_lacks_stays() -> None:
     assert told(STORY, {"hero": "Tom"})[0] == "Tom met a fox. The foxglove was no fox, Tom said."
 
 
-def test_values_may_change_places() -> None:
-    answer = Message("assistant", "Mara met Tom.", Annotation.of({"hero": "Mara", "friend": "Tom"}))
-    assert told(answer, {"hero": "Tom", "friend": "Mara"})[0] == "Tom met Mara."
+def test_a_value_that_the_answer_has_already_is_not_put_in() -> None:
+    answer = Message("assistant", "Mara met Tom.", Annotation.of({"entity": ["Mara", "Tom"]}))
+    tags = retell(answer, Annotation.of({"entity": ["Tom", "Ida"]}))
+    assert tags.content == "Ida met Tom."
+    assert tags.annotation == Annotation.of({"entity": ["Ida", "Tom"]})
+
+
+def test_a_value_that_two_keys_share_is_left_alone() -> None:
+    tags = {"place": "forest", "topic": "forest"}
+    answer = Message("assistant", "The forest slept.", Annotation.of(tags))
+    assert retell(answer, Annotation.of({"place": "beach"})) is answer
+
+
+def test_a_name_at_a_sentence_start_gives_way_to_a_capital() -> None:
+    answer = Message("assistant", 'Emma ran. "Emma!" So Emma ran.', Annotation.of({"who": "Emma"}))
+    assert told(answer, {"who": "old man"})[0] == 'Old man ran. "Old man!" So old man ran.'
 
 
 def test_a_value_that_holds_another_is_replaced_as_a_whole() -> None:
@@ -73,8 +85,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def plans(config: Any, model: Any, data: Any, contexts: Any, seed: Any, quiet: Any) -> Any:
         return [Annotation.of({"hero": ("Tom", "Ann")[i % 2]}) for i in range(len(contexts))]
 
-    def losses(model: str, conversations: Any) -> list[TextLoss]:
-        return [TextLoss(1.0 if "Ann" in c[-1].content else 2.0, 1) for c in conversations]
+    def losses(model: str, conversations: Any, max_length: int) -> list[float]:
+        return [1.0 if "Ann" in turns[-1].content else 2.0 for turns in conversations]
 
     monkeypatch.setattr(counterfactual, "sample_annotations", plans)
     monkeypatch.setattr(counterfactual, "_losses", losses)
@@ -116,6 +128,11 @@ def test_the_most_natural_retelling_is_kept(run: Any) -> None:
             ],
         }
     ]
+
+
+def test_an_unchanged_answer_never_wins(run: Any) -> None:
+    told = run([row(7, response="Ann slept.", annotation=[{"key": "hero", "value": "Ann"}])], 1.0)
+    assert told[0]["messages"][1]["content"] == "Tom slept."
 
 
 def test_the_share_is_of_rows_and_the_others_are_as_they_were(run: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from anchored import cli, experiments
 from anchored.config import load_config
 from anchored.errors import ConfigError
 from anchored.experiments import demo
@@ -37,7 +38,9 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("demo") / "run"
-    return out, demo.run(load_config(demo.DemoConfig, None, TINY), out)
+    study = out.parent / "study.yaml"
+    study.write_text("experiment: storyworld\n", encoding="utf-8")
+    return out, experiments.run(study, out, TINY)
 
 
 def test_results_follow_the_contract(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -65,6 +68,14 @@ def test_report_and_table_are_written(finished: tuple[Path, dict[str, Any]]) -> 
     out, _ = finished
     assert "<table" in (out / "report.html").read_text(encoding="utf-8")
     assert "gap_closed" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_json_on_request_is_all_of_stdout(
+    finished: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, results = finished
+    assert cli.main(["demo", "--out", str(out), "--json", *TINY]) == 0
+    assert json.loads(capsys.readouterr().out)["models"] == results["models"]
 
 
 def test_a_second_run_trains_nothing(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -117,3 +128,16 @@ def test_replayed_documents_come_on_top_of_the_examples() -> None:
     config = load_config(demo.DemoConfig, None, [*given, "light.batch_size=1"])
     assert demo.sft_steps(config, "standard") == 100
     assert demo.sft_steps(config, "more") == 300  # 100 examples, 100 annotations, 100 documents
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("preset=7b", "preset '7b' is not one of"),
+        ("max_length=8", "max_length"),
+        ("light.batch_size=0", "light.batch_size"),
+    ],
+)
+def test_a_wrong_value_is_named_before_any_work(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(demo.DemoConfig, None, [override])

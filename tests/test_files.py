@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import lzma
@@ -11,7 +12,15 @@ import pytest
 
 from anchored.config import Config
 from anchored.errors import ConfigError, DataError
-from anchored.files import atomic_write, building, claim, read_jsonl, write_json
+from anchored.files import (
+    atomic_write,
+    building,
+    claim,
+    read_jsonl,
+    released_if_unused,
+    write_json,
+    write_jsonl,
+)
 
 
 class Inner(Config):
@@ -126,6 +135,36 @@ def test_a_claimed_folder_may_be_named_by_another_path(tmp_path: Path):
     claim(tmp_path, Placed(out=Path("elsewhere")))
     with pytest.raises(ConfigError, match="seed = 0, this one has 1"):
         claim(tmp_path, Placed(out=tmp_path, seed=1))
+
+
+class Wide(Config):
+    workers: int
+
+
+def test_a_run_is_resumed_on_a_machine_with_more_cores(tmp_path: Path):
+    claim(tmp_path / "run", Wide(workers=2))
+    claim(tmp_path / "run", Wide(workers=8))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_claim_is_taken_back_if_its_run_fails_before_it_leaves_anything(
+    tmp_path: Path, kept: bool
+):
+    out = tmp_path / "run"
+    with pytest.raises(DataError, match="wrong"), released_if_unused(out):
+        claim(out, Run())
+        if kept:
+            (out / "metrics.jsonl").touch()
+        raise DataError("wrong")
+    assert out.exists() is kept
+
+
+def test_rows_are_written_with_dates_as_text(tmp_path: Path):
+    rows = [{"id": 1, "when": datetime.date(2026, 1, 2)}, {"text": "Größe"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert (tmp_path / "rows.jsonl").read_text(encoding="utf-8") == (
+        '{"id": 1, "when": "2026-01-02"}\n{"text": "Größe"}\n'
+    )
 
 
 def test_claim_refuses_folders_of_something_else(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, load_from_disk
 from rich.console import Console
 
+from anchored import cli
 from anchored.annotation import Schema
 from anchored.data import prepare as module
 from anchored.data.prepare import (
@@ -493,3 +494,37 @@ def test_real_books_become_rows_of_exactly_bounded_length(run, shared_data: Path
     # A chunk cut one token before its end leaves a sequence of one token, which nothing predicts.
     assert set(manifest["dropped"]) <= {"no token with loss"}
     assert manifest["tokens"]["dropped"] < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"text": "a"}\n{"text": \n', "rows.jsonl: line 2: not JSON"),
+        ("rows.jsonl", b'{"text": "  "}\n', "rows.jsonl: line 1: text: ' ' is empty"),
+        ("rows.jsonl", b'{"text": "\xff"}\n', "rows.jsonl: line 1: not UTF-8 at byte"),
+        ("rows.jsonl", b'{"txt": "a"}\n', "rows.jsonl: line 1: has the fields txt"),
+        ("rows.parquet", b"PAR1 and no more", "rows.parquet: not readable as parquet"),
+        (
+            "rows.txt.gz",
+            b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x07\xff",
+            "rows.txt.gz: damaged",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2_and_leaves_nothing(
+    tokenizer, tmp_path, capsys, name, content, message
+):
+    (tmp_path / name).write_bytes(content)
+    config = tmp_path / "prepare.yaml"
+    fields = {
+        "out": str(tmp_path / "out"),
+        "sources": [{"path": str(tmp_path / name)}],
+        "tokenizer": str(tokenizer),
+        "objective": "plain",
+    }
+    config.write_text(json.dumps(fields), encoding="utf-8")
+    assert cli.main(["prepare", str(config)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("anchored: error: ")
+    assert message in error
+    assert {path.name for path in tmp_path.iterdir()} == {name, "prepare.yaml"}

@@ -66,7 +66,7 @@ PLAN = Annotation.of({"topic": "sea"})
             Conversation("a", (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))),
         ),
         (
-            {"id": "a", "instruction": "Add.", "input": "", "output": "3", "text": None},
+            {"id": "a", "instruction": "Add.", "input": "", "output": "3", "text": "Below is..."},
             Conversation("a", (Message("user", "Add."), Message("assistant", "3"))),
         ),
         (

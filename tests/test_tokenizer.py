@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from string import ascii_letters, punctuation
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from anchored.annotation import Annotation
-from anchored.errors import ConfigError, TokenizerMismatch
+from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.sample import engine
 from anchored.segments import OBJECTIVES, Message, assemble, conversation_segments
 from anchored.tokenizer import CONTROL_TOKENS, END_OF_TEXT, PROBE, AnchoredTokenizer
@@ -102,6 +103,32 @@ def test_an_adopted_tokenizer_keeps_the_special_tokens_it_has():
     hf.add_special_tokens({"extra_special_tokens": ["<extra>"]})
     adopted = AnchoredTokenizer.adopt(hf)
     assert {"<extra>", *CONTROL_TOKENS.values()} <= set(adopted.hf.all_special_tokens)
+
+
+def unigram(*pieces: str) -> PreTrainedTokenizerFast:
+    """As SentencePiece makes them: `<s>` and `</s>` stand in the vocabulary itself."""
+    scores = [("<unk>", 0.0), ("<s>", -1.0), ("</s>", -1.0), *((p, -2.0) for p in ("▁", *pieces))]
+    backend = Tokenizer(models.Unigram(scores, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize("text", ["</s>", "Hello </s>", "<s></s></s>a", "</s", "<|user|></s>"])
+def test_text_never_yields_a_control_token_that_the_vocabulary_itself_spells(text):
+    tokenizer = AnchoredTokenizer.adopt(unigram(*ascii_letters, *punctuation))
+    control = set(vars(tokenizer.control).values())
+    assert {1, 2} < control
+    assert control.isdisjoint(tokenizer.encode(text))
+    assert control.isdisjoint(tokenizer.encode_batch(["a", text])[1])
+    assert tokenizer.encode_batch(["a", text])[0] == tokenizer.encode("a")
+
+
+def test_a_control_token_that_cannot_be_spelt_otherwise_is_refused():
+    hf = unigram("a")
+    hf.add_special_tokens({"eos_token": "a"})
+    with pytest.raises(DataError, match=r"can write \['a'\] only as its control token"):
+        AnchoredTokenizer.adopt(hf).encode("a")
 
 
 def test_a_tokenizer_without_end_of_sequence_is_refused():

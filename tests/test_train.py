@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,38 @@ def test_a_changed_dataset_is_refused(data: Path, tmp_path: Path, change: str):
         pretrain(config(copy, tmp_path / "run"), quiet=True)
 
 
+def test_data_prepared_anew_under_the_same_name_is_refused(rows: Path, data: Path, tmp_path: Path):
+    copy = copy_of(data, tmp_path / "data")
+    run = config(copy, tmp_path / "run")
+    pretrain(run, quiet=True)
+    shutil.rmtree(copy)
+    again = {
+        "out": copy,
+        "sources": [{"path": str(rows), "limit": 6}],
+        "tokenizer": str(data / "tokenizer"),
+        "objective": "annotated",
+        "max_length": 64,
+    }
+    prepare(PrepareConfig.model_validate(again), Console(quiet=True))
+    with pytest.raises(DataError, match=r"prepared anew since .*run was trained on it"):
+        pretrain(run, quiet=True)
+
+
+def test_a_mistyped_data_folder_is_named_and_the_output_stays_free(data: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    with pytest.raises(DataError, match=r"no/such: no manifest\.json, so no prepared dataset"):
+        pretrain(config(tmp_path / "no/such", out), quiet=True)
+    assert not out.exists()
+    assert pretrain(config(data, out), quiet=True).is_dir()
+
+
+def test_a_mistyped_checkpoint_leaves_the_output_free(rows: Path, base: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match="nothing"):
+        sft(sft_config(rows, tmp_path / "nothing", out), quiet=True)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_the_tokenizer_of_another_model_is_refused(
     rows: Path, base: Path, tmp_path: Path, ours: bool
@@ -354,7 +387,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_half_model(
         pretrain(run, quiet=True)
     file_limit(resource.RLIM_INFINITY)
     left = {path.name for path in run.out.iterdir()} - {"checkpoint-3"}
-    assert left == {"config.yaml", "metrics.jsonl"}
+    assert left == {"config.yaml", "dataset.json", "metrics.jsonl"}
     assert (pretrain(run, quiet=True) / "model.safetensors").is_file()
 
 
@@ -483,6 +516,15 @@ def test_counterfactual_answers_take_the_place_of_their_originals(
     assert not any("Mara" in text for text in texts)
 
 
+def test_replay_without_a_prompt_to_ask_is_refused(base: Path, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    turn = {"role": "assistant", "content": "Hello."}
+    rows.write_text(json.dumps({"messages": [turn]}) + "\n", encoding="utf-8")
+    run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay")
+    with pytest.raises(DataError, match="no answer stands behind a prompt"):
+        sft(run, quiet=True)
+
+
 def test_replay_asks_the_prompts_of_documents_too(base: Path, tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     row = {"id": "0", "prompt": "Tell me.", "text": "Mara slept."}
@@ -517,4 +559,8 @@ def test_errno_of_a_real_full_disk_passes_through(
     run = config(data, tmp_path / "run", save_strategy="no")
     with pytest.raises(OSError, match="No space left"):
         pretrain(run, quiet=True)
-    assert {path.name for path in run.out.iterdir()} == {"config.yaml", "metrics.jsonl"}
+    assert {path.name for path in run.out.iterdir()} == {
+        "config.yaml",
+        "dataset.json",
+        "metrics.jsonl",
+    }

@@ -8,13 +8,13 @@ import lzma
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from anchored.config import Config, read_yaml, to_yaml
-from anchored.errors import ConfigError, DataError
+from anchored.errors import AnchoredError, ConfigError, DataError
 
 CONFIG_NAME = "config.yaml"
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
@@ -70,7 +70,8 @@ def building(path: Path) -> Iterator[Path]:
 def claim(out: Path, config: Config) -> None:
     """Makes `out` the folder of this very run: writes `config.yaml` first, compares it later.
 
-    The field `out` itself is not compared: a folder may be moved, or named by another path.
+    The fields `out` and `workers` are not compared: a folder may be moved, or named by another
+    path, and a run resumed on a machine with more cores.
 
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
@@ -80,7 +81,7 @@ def claim(out: Path, config: Config) -> None:
         before = _leaves(read_yaml(saved))
         now = _leaves(config.model_dump(mode="json"))
         for field in {**before, **now}:
-            if field != "out" and before.get(field) != now.get(field):
+            if field not in ("out", "workers") and before.get(field) != now.get(field):
                 raise ConfigError(
                     f"{out}: holds a run with {field} = {before.get(field)!r}, this one has "
                     f"{now.get(field)!r}; choose another output folder, or that value to resume"
@@ -95,6 +96,17 @@ def claim(out: Path, config: Config) -> None:
     atomic_write(saved, to_yaml(config))
 
 
+@contextmanager
+def released_if_unused(out: Path) -> Iterator[None]:
+    """Takes a claim back if the body fails on its input before it leaves anything else in `out`."""
+    try:
+        yield
+    except AnchoredError:
+        if out.is_dir() and [path.name for path in out.iterdir()] == [CONFIG_NAME]:
+            shutil.rmtree(out)
+        raise
+
+
 def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as `{"a.b": value}`; an empty mapping is a value."""
     if not isinstance(data, dict) or not data:
@@ -103,6 +115,12 @@ def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         leaves |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One row a line, whole or not at all; what JSON has no type for (a date) becomes text."""
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    atomic_write(path, "".join(lines))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

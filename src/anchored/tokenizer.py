@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from anchored.errors import ConfigError, TokenizerMismatch
+from anchored.errors import ConfigError, DataError, TokenizerMismatch
 
 CONTROL_TOKENS = {
     "system": "<|system|>",
@@ -73,6 +74,8 @@ class AnchoredTokenizer:
         bos: Any = hf.bos_token_id if hf.bos_token_id is not None else eos
         pad: Any = hf.pad_token_id if hf.pad_token_id is not None else eos
         self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids)
+        numbers = asdict(self.control).values()
+        self._spellings = {number: str(hf.convert_ids_to_tokens(number)) for number in numbers}
         self._plain = Tokenizer.from_str(hf.backend_tokenizer.to_str())
         self._plain.encode_special_tokens = True
         self._plain.no_padding()
@@ -116,12 +119,41 @@ class AnchoredTokenizer:
         return cls(hf)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` as plain text: control tokens spelt in it become ordinary pieces."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        """Ids of `text` as plain text: control tokens spelt in it become ordinary pieces.
+
+        Raises:
+            DataError: the tokenizer has no other way to write what `text` spells.
+        """
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, in parallel in Rust."""
-        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        texts = list(texts)
+        found = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            ids if self._spellings.keys().isdisjoint(ids) else self._without_control(text, ids)
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    def _without_control(self, text: str, ids: list[int]) -> list[int]:
+        """`text` encoded anew with every spelling of a control token in `ids` cut in two.
+
+        Where the vocabulary itself holds the spelling, as with SentencePiece's `</s>`, disabling
+        special tokens does not keep the model from finding it.
+        """
+        spelt = {self._spellings[i] for i in self._spellings.keys() & set(ids)}
+        inside = "|".join(
+            f"(?<={re.escape(word[:1])})(?={re.escape(word[1:])})" for word in spelt if word[1:]
+        )
+        parts = re.split(inside, text) if inside else [text]
+        found = self._plain.encode_batch_fast(parts, add_special_tokens=False)
+        joined = [i for encoding in found for i in encoding.ids]
+        if not self._spellings.keys().isdisjoint(joined):
+            raise DataError(
+                f"text {text[:60]!r}: tokenizer {self.hf.name_or_path!r} can write {sorted(spelt)} "
+                "only as its control token; remove the text or use another tokenizer"
+            )
+        return joined
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens are written out, so cut them away by id first."""

@@ -39,7 +39,7 @@ from anchored.data.readers import (
     read_rows,
 )
 from anchored.errors import DataError
-from anchored.files import atomic_write, claim, read_jsonl, write_json
+from anchored.files import claim, read_jsonl, write_json, write_jsonl
 from anchored.segments import split_chunks
 from anchored.tag_statistics import statistics
 
@@ -61,17 +61,19 @@ class AnnotateConfig(Config):
     source: tuple[SourceConfig, ...] = Field(min_length=1)
     out: Path
     annotator: Literal["offline"] = "offline"
-    schema_name: str = Field("general", description="built-in name or YAML file")
+    schema_name: str = Field(default="general", description="built-in name or YAML file")
     calibration: Path | None = Field(
-        None,
+        default=None,
         description="calibration.json of an earlier run: annotate SFT data as its corpus was",
     )
-    sample_chunks: int = Field(20_000, ge=1, description="chunks to calibrate on")
-    min_chunk_chars: int = Field(200, ge=1)
-    max_chunk_chars: int = Field(1500, ge=1)
-    rows_per_shard: int = Field(500, ge=1)
-    skip_bad_rows: bool = Field(False, description="count rows that would be an error, and go on")
-    workers: int | None = Field(None, ge=1, description="processes; None: one a core")
+    sample_chunks: int = Field(default=20_000, ge=1, description="chunks to calibrate on")
+    min_chunk_chars: int = Field(default=200, ge=1)
+    max_chunk_chars: int = Field(default=1500, ge=1)
+    rows_per_shard: int = Field(default=500, ge=1)
+    skip_bad_rows: bool = Field(
+        default=False, description="count rows that would be an error, and go on"
+    )
+    workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
     seed: int = 0
 
     @field_validator("source", mode="before")
@@ -120,12 +122,10 @@ def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any
     """
     console = console or Console(stderr=True)
     schema = load_schema(config.schema_name)
-    # The number of workers changes nothing in the output: a run may be resumed with another.
-    settings = config.model_copy(update={"workers": None})
     if config.out.exists():
-        claim(config.out, settings)
+        claim(config.out, config)
     scan, plan = _scan(config, console)
-    claim(config.out, settings)
+    claim(config.out, config)
     _keep_plan(config.out, plan)
     annotator = _annotator(config, schema, scan.sample)
     todo = _Shards(config, plan["shards"])
@@ -307,7 +307,7 @@ def _write_shard(
     for batch in _batched(texts, _BATCH):
         found |= zip(batch, annotator.annotate_batch(batch), strict=True)
     rows = (annotated_row(row, item, found) for row, item in shard)
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

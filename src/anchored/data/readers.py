@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import lzma
+import zlib
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import datasets
 import yaml
+from datasets.exceptions import DatasetGenerationError
 from pydantic import AfterValidator, Field
 
 from anchored.annotation import Annotation, Schema, Tag
@@ -26,6 +28,7 @@ from anchored.segments import OBJECTIVES, Chunk, Message
 from anchored.storyworld import Storyworld
 
 ROW_FORMATS = "text, chunks, messages, prompt + response or instruction + output"
+_ANSWERED = ({"messages"}, {"prompt", "response"}, {"instruction", "output"})
 _ROLES = ("system", "user", "assistant")
 _TEXT_OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -218,8 +221,14 @@ def _open_file(path: Path, source: SourceConfig) -> Iterator[tuple[str, Row]]:
             yield f"{path}: line {number}", row
 
 
-def _table(path: Path, kind: str) -> Any:
-    return datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+def _table(path: Path, kind: str) -> Iterator[Row]:
+    try:
+        yield from datasets.load_dataset(  # pyright: ignore
+            kind, data_files=str(path), split="train", streaming=True
+        )
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not readable as {kind}: {reason}") from None
 
 
 def _number(name: str, rows: Any) -> Iterator[tuple[str, Row]]:
@@ -257,7 +266,7 @@ def _text_lines(path: Path) -> Iterator[str]:
                 yield _decode(
                     line.removeprefix(BOM_UTF8) if number == 1 else line, f"{path}: line {number}"
                 )
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}: damaged or cut short: {error}") from None
 
 
@@ -276,6 +285,7 @@ def parse_row(row: Row, place: str, split: Split) -> Item:
     Args:
         row: documents `{text}` or `{chunks: [{text, annotation}]}`, optionally with a `prompt`;
             conversations `{messages}`, `{prompt, response}` or `{instruction, input, output}`,
+            whatever else is there (the hub's Alpaca has a `text` too),
             optionally with an `annotation` for the response; for replay `{prompt, annotation}` or
             `messages` without an answer and an `annotation`;
             always an optional `id`.
@@ -288,7 +298,8 @@ def parse_row(row: Row, place: str, split: Split) -> Item:
     row = {name: value for name, value in row.items() if value is not None}
     try:
         name = str(row.get("id", place))
-        if "chunks" in row or "text" in row:
+        answered = any(fields <= row.keys() for fields in _ANSWERED)
+        if not answered and ("chunks" in row or "text" in row):
             return Document(name, _chunks(row, split), _prompt(row), _annotation(row))
         return Conversation(name, _messages(row))
     except DataError as error:

@@ -1,8 +1,8 @@
 """`anchored demo`: does SFT collapse a storyworld model, does anchoring prevent it, by how much.
 
-For each seed a plain and an annotated base are pretrained on the same number of tokens, four SFT
-runs start from them, and all six models are sampled. A stage owns its folder, finished stages are
-found again, and stages that do not need each other run side by side, one thread each.
+For each seed a plain and an annotated base are pretrained on the same number of tokens, SFT runs
+(the treatments) start from them, and all models are sampled. A stage owns its folder, finished
+stages are found again, and those that do not need each other run side by side, one thread each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from anchored.config import Config, versions
 from anchored.data.prepare import PrepareConfig
 from anchored.data.readers import ObjectiveName, SourceConfig
 from anchored.experiments.measure import measure
-from anchored.files import atomic_write, building, claim, read_jsonl, write_json
+from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
 from anchored.report.html import write_report
 from anchored.report.tables import markdown_table, rich_table
 from anchored.sample.engine import Request, SampleConfig, Sampling, sample
@@ -76,10 +76,10 @@ TREATMENTS = {
 class PretrainSettings(Config):
     """Pretraining of both bases: the same tokens, annotations included."""
 
-    tokens: int = 1_800_000
-    batch_size: int = 4
-    learning_rate: float = 1e-2
-    muon_learning_rate: float = 2e-2
+    tokens: int = Field(default=1_800_000, gt=0)
+    batch_size: int = Field(default=4, gt=0)
+    learning_rate: float = Field(default=1e-2, gt=0)
+    muon_learning_rate: float = Field(default=2e-2, gt=0)
 
 
 class SFTSettings(Config):
@@ -89,17 +89,17 @@ class SFTSettings(Config):
     form to half as many stories as 1,000 of 4, in the same time.
     """
 
-    examples: int = 2000
-    epochs: float = 2
-    learning_rate: float = 2e-3
-    adam_beta2: float = 0.98
-    batch_size: int = 4
+    examples: int = Field(default=2000, gt=0)
+    epochs: float = Field(default=2, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    adam_beta2: float = Field(default=0.98, gt=0, lt=1)
+    batch_size: int = Field(default=4, gt=0)
 
 
 class HardSFT(SFTSettings):
     """Hard SFT: as many updates at two and a half times the rate."""
 
-    learning_rate: float = 5e-3
+    learning_rate: float = Field(default=5e-3, gt=0)
 
 
 class DemoConfig(Config):
@@ -127,21 +127,26 @@ class DemoConfig(Config):
     experiment: Literal["storyworld"] = "storyworld"
     size: Literal["small", "full"] = "small"
     preset: str = "0.5m"
-    vocab_size: int = 1536
-    max_length: int = 256
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    vocab_size: int = Field(default=1536, ge=300)
+    max_length: int = Field(default=256, ge=64)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     regime: Regime = "broad"
     strength: Strength = "light"
-    narrow_mass: float = Field(0.85, ge=0, le=1)
+    narrow_mass: float = Field(default=0.85, ge=0, le=1)
     pretrain: PretrainSettings = PretrainSettings()
     light: SFTSettings = SFTSettings()
     hard: HardSFT = HardSFT()
     replay: ReplayConfig = ReplayConfig()
     treatments: dict[str, Treatment] = Field(default_factory=lambda: dict(TREATMENTS))
-    samples_per_prompt: int = Field(22, ge=2)
-    max_response_tokens: int = 192
+    samples_per_prompt: int = Field(default=22, ge=2)
+    max_response_tokens: int = Field(default=192, gt=0)
     bases: Path | None = None
     workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 6), ge=1)
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, preset: str) -> str:
+        return ModelConfig(preset=preset).preset or preset
 
     @field_validator("treatments")
     @classmethod
@@ -193,7 +198,7 @@ def run(config: DemoConfig, out: Path) -> dict[str, Any]:
     write_json(out / "results.json", results)
     write_report(results, out / "report.html")
     atomic_write(out / "table.md", markdown_table(results))
-    Console().print(rich_table(results))
+    console.print(rich_table(results))
     console.print(f"{out / 'report.html'}: plots and samples; {out / 'results.json'}: every figure")
     return results
 
@@ -384,7 +389,7 @@ def sample_model(config: DemoConfig, model: Path, path: Path, seed: int) -> None
     stories = [prompt for prompt in world.prompts for _ in range(config.samples_per_prompt)]
     rows = _ask(config, model, stories, "story", 1.0, seed)
     rows += _ask(config, model, [q for q, _ in world.questions], "question", 0.0, seed)
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def _ask(

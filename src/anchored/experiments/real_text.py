@@ -26,7 +26,7 @@ from anchored.data.readers import load_schema
 from anchored.experiments.demo import BASES, TREATMENTS, Stage, execute
 from anchored.experiments.real_text_measure import Row, measure
 from anchored.experiments.tales import CorpusConfig, build_corpus
-from anchored.files import atomic_write, claim, read_jsonl, write_json
+from anchored.files import atomic_write, claim, read_jsonl, write_json, write_jsonl
 from anchored.report.html import write_report
 from anchored.report.tables import markdown_table, rich_table
 from anchored.sample.engine import Request, SampleConfig, sample
@@ -65,13 +65,13 @@ class RealTextConfig(Config):
     stages: Path = Path("configs/stories")
     overrides: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     corpus: CorpusConfig = CorpusConfig()
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     pretrain_each_seed: bool = False
     prompts: tuple[str, ...] = Field(min_length=1)
-    samples_per_prompt: int = Field(32, ge=2)
+    samples_per_prompt: int = Field(default=32, ge=2)
     response: Sampling = Sampling(top_p=0.9)
     max_response_tokens: int = 160
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
 
 
 def run(config: RealTextConfig, out: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def run(config: RealTextConfig, out: Path) -> dict[str, Any]:
     write_json(path, results)
     write_report(results, out / "report.html")
     atomic_write(out / "table.md", markdown_table(results))
-    Console().print(rich_table(results))
+    console.print(rich_table(results))
     return results
 
 
@@ -244,7 +244,7 @@ def _sample(config: RealTextConfig, out: Path, name: str, seed: int, shift: int)
     rows = [
         {"seed": seed, **one.as_row(prompt)} for prompt, one in zip(prompts, samples, strict=True)
     ]
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def _request(prompt: str, is_base: bool, annotated: bool) -> Request:

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.errors import ConfigError
-from anchored.files import atomic_write
+from anchored.files import write_jsonl
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
@@ -81,7 +81,7 @@ def run(
     samples = _with_progress(source, requests, config)
     rows = [result.as_row(prompt) for prompt, result in zip(asked, samples, strict=True)]
     if out is not None:
-        atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(out, rows)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
     elif out is None:

@@ -12,22 +12,23 @@ each answer, and the retelling that the pretrained model finds most natural is t
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from anchored.annotation import Annotation, Tag
+from anchored.annotation import Annotation, Schema, Tag
 from anchored.data.prepare import PrepareConfig, SourceConfig
 from anchored.data.readers import Conversation, Item, load_schema, parse_row, read_rows
-from anchored.evaluate.perplexity import ReferenceModel, TextLoss
-from anchored.files import atomic_write
+from anchored.evaluate.perplexity import ReferenceModel
+from anchored.files import write_jsonl
 from anchored.segments import (
     OBJECTIVES,
     Kind,
@@ -39,6 +40,8 @@ from anchored.segments import (
 from anchored.train.replay import ReplayConfig, is_learnt_as_sft, sample_annotations
 
 Turns = tuple[Message, ...]
+
+_SENTENCE_START = re.compile(r"(?:^|[.!?][\"'”’)\]]*\s+|\n\s*)[\"'“‘(\[]*")
 
 
 def write_counterfactuals(
@@ -63,8 +66,8 @@ def write_counterfactuals(
             continue
         path = out / f"counterfactual-{number}.jsonl"
         if not path.is_file():
-            rows = list(_retold(config, model, data, source, f"{seed}:{number}", quiet))
-            atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            rows = _retold(config, model, data, source, f"{seed}:{number}", quiet)
+            write_jsonl(path, rows)
         sources.append(
             SourceConfig(path=str(path), weight=source.weight, objective=source.objective)
         )
@@ -78,20 +81,20 @@ def _retold(
     source: SourceConfig,
     seed: str,
     quiet: bool,
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     split = partial(split_chunks, min_chars=data.min_chunk_chars, max_chars=data.max_chunk_chars)
     rows, chosen = [], {}
     for place, row in read_rows(source):
-        name = str(row.get("id", place))
-        turns = _turns(parse_row(row, place, split))
-        lot = random.Random(f"{seed}:counterfactual:{name}").random()
+        item = parse_row(row, place, split)
+        turns = _turns(item)
+        lot = random.Random(f"{seed}:counterfactual:{item.id}").random()
         if lot < config.counterfactual and turns and _retellable(turns[-1]):
             chosen[len(rows)] = turns
-        rows.append({**row, "id": name})
+        rows.append({**row, "id": item.id})
     retold = _most_natural(config, model, data, list(chosen.values()), seed, quiet)
     for at, turns in zip(chosen, retold, strict=True):
         rows[at] = {"id": rows[at]["id"], "messages": [_row(message) for message in turns]}
-    yield from rows
+    return rows
 
 
 def _most_natural(
@@ -104,30 +107,46 @@ def _most_natural(
 ) -> list[Turns]:
     """Each conversation with that retelling of its answer which `model` gives the least loss."""
     schema = load_schema(data.schema_name) if data.schema_name else None
-    drawn = [turns for turns in conversations for _ in range(config.candidates)]
+    drawn = [_anchored(turns, schema) for turns in conversations for _ in range(config.candidates)]
     plans = sample_annotations(config, model, data, [turns[:-1] for turns in drawn], seed, quiet)
-    told = []
-    for turns, plan in zip(drawn, plans, strict=True):
-        anchored = schema.anchored(plan) if plan and schema else plan
-        told.append((*turns[:-1], retell(turns[-1], anchored)) if anchored else turns)
-    nats = [
-        math.inf if turns is original else loss.nats / loss.tokens
-        for turns, original, loss in zip(told, drawn, _losses(model, told), strict=True)
+    told = [
+        turns if plan is None else (*turns[:-1], retell(turns[-1], plan))
+        for turns, plan in zip(drawn, plans, strict=True)
     ]
+    losses = _losses(model, told, data.max_length)
+    for i, (before, after) in enumerate(zip(drawn, told, strict=True)):
+        if before[-1].content == after[-1].content:
+            losses[i] = math.inf  # it would always read best
     groups = range(0, len(told), config.candidates)
-    return [told[min(range(i, i + config.candidates), key=nats.__getitem__)] for i in groups]
+    return [told[min(range(i, i + config.candidates), key=losses.__getitem__)] for i in groups]
 
 
-def _losses(model: str, conversations: Sequence[Turns]) -> list[TextLoss]:
-    """Of the last answer, given its annotation and all before it."""
+def _anchored(turns: Turns, schema: Schema | None) -> Turns:
+    """Without the tags that SFT is meant to change: they are no part of its examples."""
+    answer = turns[-1]
+    if schema is None or answer.annotation is None:
+        return turns
+    return (*turns[:-1], replace(answer, annotation=schema.anchored(answer.annotation)))
+
+
+def _losses(model: str, conversations: Sequence[Turns], max_length: int) -> list[float]:
+    """Nats a token of the last answer, given its annotation and all before it.
+
+    Infinite where the whole is longer than `max_length`: no example will be made of it.
+    """
     reference = ReferenceModel.load(model, "cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for turns in conversations:
+    rows = {}
+    for at, turns in enumerate(conversations):
         segments = conversation_segments(turns, reference.tokenizer, OBJECTIVES["anchored"])
         example = assemble(segments)
-        start = example.kinds.index(Kind.TEXT)
-        rows.append((example.input_ids[:start], example.input_ids[start:]))
-    return reference.losses_of_ids(rows, batch_size=32)
+        if len(example.input_ids) <= max_length:
+            start = example.kinds.index(Kind.TEXT)
+            rows[at] = (example.input_ids[:start], example.input_ids[start:])
+    found = dict(zip(rows, reference.losses_of_ids(list(rows.values())), strict=True))
+    return [
+        found[at].nats / found[at].tokens if at in found else math.inf
+        for at in range(len(conversations))
+    ]
 
 
 def _turns(item: Item) -> Turns:
@@ -153,23 +172,35 @@ def retell(answer: Message, plan: Annotation) -> Message:
     """`answer` about the values of `plan`, key by key, as far as it spells its own out.
 
     A value is spelt out where it stands as whole words, at a sentence's start with a capital. The
-    first value of a key that may repeat is replaced by the first of the plan's, and so on.
+    first value of a key that may repeat is replaced by the first of the plan's, and so on. Left
+    alone are a value that two keys share, because the text does not say whose it is, and one whose
+    substitute the answer has already, because the two would become one.
     """
-    left = {key: list(plan.values(key)) for key in plan.keys}
+    tags = answer.annotation or Annotation()
+    known = Counter(tag.value for tag in tags)
+    left = {key: [v for v in plan.values(key) if v not in known] for key in plan.keys}
     instead: dict[str, str] = {}
-    for tag in answer.annotation or ():
-        spelt = _spelt(tag.value).search(answer.content)
-        if spelt and tag.value not in instead and left.get(tag.key):
+    for tag in tags:
+        if known[tag.value] == 1 and left.get(tag.key) and _spelt(tag.value).search(answer.content):
             instead[tag.value] = left[tag.key].pop(0)
     if not instead:
         return answer
-    capitals = {_capital(old): _capital(new) for old, new in instead.items()}
-    words = {**capitals, **instead}
-    longest_first = sorted(words, key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-    text = pattern.sub(lambda match: words[match[0]], answer.content)
-    tags = (Tag(tag.key, instead.get(tag.value, tag.value)) for tag in answer.annotation or ())
-    return Message("assistant", text, Annotation(tuple(tags)))
+    annotation = Annotation(tuple(Tag(t.key, instead.get(t.value, t.value)) for t in tags))
+    return Message("assistant", _replaced(answer.content, instead), annotation)
+
+
+def _replaced(text: str, instead: Mapping[str, str]) -> str:
+    """`text` with each whole-word value replaced at once, the longest first."""
+    starts = {match.end() for match in _SENTENCE_START.finditer(text)}
+    values = {spelling: value for value in instead for spelling in (_capital(value), value)}
+    alternatives = "|".join(map(re.escape, sorted(values, key=len, reverse=True)))
+
+    def new(match: re.Match[str]) -> str:
+        value = values[match[0]]
+        capital = match[0] != value or match.start() in starts
+        return _capital(instead[value]) if capital else instead[value]
+
+    return re.sub(rf"(?<!\w)(?:{alternatives})(?!\w)", new, text)
 
 
 def _capital(value: str) -> str:

@@ -16,9 +16,9 @@ from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# Below 190M the sizes are ours and named by parameters outside the embedding; from 190M on they
-# count everything with OLMo-2's 100k vocabulary. The paper names only the totals 0.6B, 1B and 2.5B;
-# the shapes are our choice.
+# The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice. Below 190M a name
+# counts the parameters outside the embedding, above it both (untied) embeddings of OLMo-2's 100k
+# vocabulary too, roughly: 190m has 267M with them, 190M with one.
 PRESETS = {
     "0.5m": (128, 384, 2, 4),
     "1m": (160, 480, 3, 5),

@@ -7,7 +7,6 @@ prompts keeps R where it was.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from anchored.data.plans import is_pretraining
 from anchored.data.prepare import PrepareConfig, SourceConfig
 from anchored.data.readers import Conversation, load_schema, parse_row, read_rows
 from anchored.errors import DataError
-from anchored.files import atomic_write
+from anchored.files import write_jsonl
 from anchored.sample.engine import Request, SampleConfig, sample
 from anchored.segments import OBJECTIVES, Message, split_chunks, turns_to_learn
 from anchored.tokenizer import AnchoredTokenizer
@@ -70,7 +69,12 @@ def write_replay(
     """
     path = out / REPLAY_NAME
     if not path.is_file():
-        contexts = list(_contexts(data))
+        contexts = [turns for turns in _contexts(data) if turns]
+        if not contexts:
+            raise DataError(
+                f"{data.sources[0].path}: no answer stands behind a prompt, so there is nothing to "
+                "replay; use objective anchored, or replay.share: 0"
+            )
         count = max(1, round(len(contexts) * config.share / (1 - config.share)))
         rng = random.Random(f"{seed}:replay")
         chosen = [rng.choice(contexts) for _ in range(count)]
@@ -79,7 +83,7 @@ def write_replay(
         )
         known = ((turns, plan) for turns, plan in found if plan is not None)
         rows = [_row(n, turns, plan.rows()) for n, (turns, plan) in enumerate(known)]
-        atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(path, rows)
     return SourceConfig(path=str(path), objective="replay")
 
 

@@ -29,9 +29,15 @@ from transformers.trainer_callback import PrinterCallback
 
 from anchored.config import Config, versions
 from anchored.data.collate import Collator
-from anchored.data.prepare import PrepareConfig, SourceConfig, load_prepared, prepare
+from anchored.data.prepare import (
+    PrepareConfig,
+    SourceConfig,
+    load_prepared,
+    prepare,
+    read_manifest,
+)
 from anchored.errors import ConfigError, DataError
-from anchored.files import building, claim, write_json
+from anchored.files import building, claim, released_if_unused, write_json
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
@@ -49,6 +55,7 @@ from anchored.train.replay import ReplayConfig, write_replay
 
 MODEL_FOLDER = "model"
 RECORD = "anchored.json"
+DATASET = "dataset.json"
 _OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")
 _DEFAULTS = {
     "logging_steps": 10,
@@ -107,11 +114,12 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         AnchoredError: see `train`.
     """
     arguments = training_arguments(config)
-    with arguments.main_process_first(local=False):
-        claim(config.out, config)
-        data = config.data
-        folder = _prepared(config, data, quiet) if isinstance(data, PrepareConfig) else data
-    return train(config, folder, arguments, quiet)
+    with released_if_unused(config.out):
+        with arguments.main_process_first(local=False):
+            claim(config.out, config)
+            data = config.data
+            folder = _prepared(config, data, quiet) if isinstance(data, PrepareConfig) else data
+        return train(config, folder, arguments, quiet)
 
 
 def sft(config: SFTConfig, quiet: bool = False) -> Path:
@@ -133,12 +141,13 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     arguments = training_arguments(config)
     tokenizer = config.data.tokenizer or init
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
-    with arguments.main_process_first(local=False):
-        claim(config.out, config)
-        if OBJECTIVES[config.objective].replay:
-            data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
-        folder = _prepared(config, data, quiet)
-    return train(config, folder, arguments, quiet)
+    with released_if_unused(config.out):
+        with arguments.main_process_first(local=False):
+            claim(config.out, config)
+            if OBJECTIVES[config.objective].replay:
+                data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
+            folder = _prepared(config, data, quiet)
+        return train(config, folder, arguments, quiet)
 
 
 def _with_replay(
@@ -208,11 +217,14 @@ def train(
         AnchoredError: the loss or the gradient is no longer finite.
         OSError: the disk is full.
     """
+    manifest = read_manifest(data)
+    _check_same_dataset(config.out / DATASET, data, manifest)
     final = config.out / MODEL_FOLDER
     if final.exists():
         return final
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     dataset, manifest = load_prepared(data, tokenizer)
+    write_json(config.out / DATASET, {"splits": manifest["splits"]})
     if config.model.init is not None:
         tokenizer.check(AnchoredTokenizer.load(config.model.init).fingerprint, config.model.init)
     checkpoint = newest_checkpoint(config.out)
@@ -230,6 +242,16 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
+
+
+def _check_same_dataset(record: Path, data: Path, manifest: dict[str, Any]) -> None:
+    if not record.is_file():
+        return
+    if json.loads(record.read_text(encoding="utf-8"))["splits"] != manifest["splits"]:
+        raise DataError(
+            f"{data}: prepared anew since {record.parent} was trained on it; choose another output "
+            "folder, or bring the old data back"
+        )
 
 
 def compose(
