@@ -123,16 +123,16 @@ def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, message):
     ],
 )
 def test_the_users_faults_are_one_line_and_status_2(stage, capsys, error, message):
-    stage("anchored.inspect", run=Called(error))
+    stage("anchored.inspect", Shown=SimpleNamespace, run=Called(error))
     assert cli.main(["inspect", "x"]) == 2
     assert error_line(capsys) == f"anchored: error: {message}"
 
 
 def test_an_interrupt_is_130_and_a_bug_keeps_its_traceback(stage, capsys):
-    stage("anchored.inspect", run=Called(KeyboardInterrupt()))
+    stage("anchored.inspect", Shown=SimpleNamespace, run=Called(KeyboardInterrupt()))
     assert cli.main(["inspect", "x"]) == 130
     assert error_line(capsys) == "anchored: interrupted"
-    stage("anchored.inspect", run=Called(ZeroDivisionError()))
+    stage("anchored.inspect", Shown=SimpleNamespace, run=Called(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["inspect", "x"])
 
@@ -140,7 +140,7 @@ def test_an_interrupt_is_130_and_a_bug_keeps_its_traceback(stage, capsys):
 def test_a_reader_that_leaves_early_is_no_fault():
     code = (
         "import sys, types\nfrom anchored.cli import main\n"
-        "stub = types.SimpleNamespace(run=lambda *a, **k: print('x' * 10**7))\n"
+        "stub = types.SimpleNamespace(run=lambda *a, **k: print('x' * 10**7), Shown=dict)\n"
         "sys.modules['anchored.inspect'] = stub\nsys.exit(main(['inspect', 'x']))"
     )
     command = [sys.executable, "-c", code]
@@ -269,7 +269,7 @@ def test_sample_turns_flags_into_two_samplings(monkeypatch):
 
 def test_inspect_passes_what_to_show(stage):
     run = Called()
-    stage("anchored.inspect", run=run)
-    assert cli.main(["inspect", "x", "-n", "7", "--html", "a.html", "--json"]) == 0
-    assert run.args == (Path("x"),)
-    assert run.kwargs == {"rows": 7, "html": Path("a.html"), "as_json": True}
+    stage("anchored.inspect", Shown=SimpleNamespace, run=run)
+    assert cli.main(["inspect", "x", "-n", "7", "--row", "2", "--html", "a.html", "--json"]) == 0
+    assert run.args == (Path("x"), SimpleNamespace(first=2, count=7, split="train"))
+    assert run.kwargs == {"html": Path("a.html"), "as_json": True}

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from anchored.annotation import Annotation
-from anchored.data.prepare import PrepareConfig, prepare
+from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import AnchoredError, DataError
-from anchored.inspect import Span, run, segment_view, spans, view_of
+from anchored.inspect import Shown, Span, run, segment_view, spans, view_of
 from anchored.segments import (
     NO_LOSS,
     OBJECTIVES,
@@ -164,7 +164,7 @@ def test_the_view_accounts_for_loss_by_kind(row: Row, tokenizer: AnchoredTokeniz
 
 
 def test_a_dataset_shows_its_rows_and_manifest_as_json(dataset: Path, capsys):
-    run(dataset, rows=1, as_json=True)
+    run(dataset, Shown(count=1), as_json=True)
     data = json.loads(capsys.readouterr().out)
     assert data["manifest"]["objective"] == "anchored"
     assert len(data["rows"]) == 1
@@ -173,7 +173,7 @@ def test_a_dataset_shows_its_rows_and_manifest_as_json(dataset: Path, capsys):
 
 
 def test_a_dataset_shows_its_account_in_the_terminal(dataset: Path, capsys):
-    run(dataset, rows=2)
+    run(dataset, Shown(count=2))
     out = capsys.readouterr().out
     assert "document 1 of " in out
     assert "tag value" in out
@@ -182,12 +182,25 @@ def test_a_dataset_shows_its_account_in_the_terminal(dataset: Path, capsys):
 
 def test_the_html_of_a_dataset_is_whole_and_escaped(dataset: Path, tmp_path: Path, capsys):
     file = tmp_path / "view.html"
-    run(dataset, rows=1, html=file)
+    run(dataset, Shown(count=1), html=file)
     page = file.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
     assert '<span class="k3 free" title="tag value, ' in page
     assert "<script" not in page
     assert capsys.readouterr().out
+
+
+def test_any_row_of_any_split_can_be_seen(dataset: Path):
+    prepared, _ = load_prepared(dataset)
+    last = len(prepared) - 1
+    rows = view_of(dataset, Shown(first=last, count=5)).data["rows"]
+    everything = view_of(dataset, Shown(count=last + 1)).data["rows"]
+    assert rows == everything[-1:]
+    assert "Mara 7." in {span["text"] for document in rows[0] for span in document}
+    with pytest.raises(DataError, match=f"row {last + 1} of the train split was asked for"):
+        view_of(dataset, Shown(first=last + 1))
+    with pytest.raises(DataError, match="no validation split"):
+        view_of(dataset, Shown(split="validation"))
 
 
 def test_a_dataset_that_was_changed_is_refused(dataset: Path, tmp_path: Path):

@@ -113,6 +113,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _pin(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not value.strip():
@@ -326,11 +332,14 @@ def _inspect(commands: Any) -> None:
     parser.add_argument(
         "path", type=Path, metavar="DATASET|MODEL", help="prepared data, annotated rows or a model"
     )
-    parser.add_argument("-n", dest="rows", type=_positive, default=3, help="examples to show")
+    parser.add_argument("-n", type=_positive, default=3, help="rows of prepared data to show")
+    parser.add_argument("--row", type=_count, default=0, help="the first of them, counted from 0")
+    parser.add_argument("--split", choices=("train", "validation"), default="train")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the view as one HTML file")
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
-    from anchored.inspect import run
+    from anchored.inspect import Shown, run
 
-    run(options.path, rows=options.rows, html=options.html, as_json=options.json)
+    shown = Shown(first=options.row, count=options.n, split=options.split)
+    run(options.path, shown, html=options.html, as_json=options.json)

@@ -60,19 +60,30 @@ class View:
     data: Mapping[str, Any]
 
 
-def run(path: Path, rows: int = 3, html: Path | None = None, as_json: bool = False) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """Which rows of a prepared dataset: `count` of them from `first` on (counted from 0)."""
+
+    first: int = 0
+    count: int = 3
+    split: str = "train"
+
+
+def run(
+    path: Path, shown: Shown = Shown(), html: Path | None = None, as_json: bool = False
+) -> None:
     """Print the view of a prepared dataset, an annotated corpus or a model.
 
     Args:
         path: folder or file.
-        rows: examples of a dataset to show.
+        shown: rows of a dataset.
         html: file to write the same view to as well, self-contained.
         as_json: print data instead of the view.
 
     Raises:
         DataError: there is nothing at `path` that can be inspected, or it is damaged.
     """
-    view = view_of(path, rows)
+    view = view_of(path, shown)
     if html is not None:
         atomic_write(html, page(view.title, f"<h1>{escape(view.title)}</h1>{view.html}"))
     if as_json:
@@ -81,7 +92,7 @@ def run(path: Path, rows: int = 3, html: Path | None = None, as_json: bool = Fal
         Console().print(*view.terminal, sep="\n")
 
 
-def view_of(path: Path, rows: int = 3) -> View:
+def view_of(path: Path, shown: Shown = Shown()) -> View:
     """The view of whatever lies at `path`.
 
     Raises:
@@ -90,7 +101,7 @@ def view_of(path: Path, rows: int = 3) -> View:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if (path / "dataset_info.json").is_file() and (path / MANIFEST).is_file():
-        return dataset_view(path, rows)
+        return dataset_view(path, shown)
     for model in (path, path / "model"):
         if (model / "config.json").is_file():
             return model_view(model)
@@ -230,27 +241,33 @@ def _counts(documents: Iterable[Sequence[Span]]) -> tuple[Counter[Kind], Counter
     return tokens, learnt
 
 
-def dataset_view(path: Path, rows: int) -> View:
-    """The first `rows` rows of a prepared dataset, and its manifest's account.
+def dataset_view(path: Path, which: Shown) -> View:
+    """Rows of a prepared dataset, and its manifest's account.
 
     Raises:
-        DataError: the folder is not what its manifest describes.
+        DataError: the folder is not what its manifest describes, or has no such row or split.
         TokenizerMismatch: the tokenizer saved with it encodes differently.
     """
-    dataset, manifest = load_prepared(path)
+    dataset, manifest = load_prepared(path, split=which.split)
+    if which.first >= len(dataset):
+        raise DataError(
+            f"{path}: row {which.first} of the {which.split} split was asked for, but it has "
+            f"{len(dataset)} rows, counted from 0"
+        )
     tokenizer = AnchoredTokenizer.load(path / "tokenizer")
-    shown = [_columns(dataset[place]) for place in range(min(rows, len(dataset)))]
+    places = range(which.first, min(which.first + which.count, len(dataset)))
+    shown = {place: _columns(dataset[place]) for place in places}
     terminal: list[RenderableType] = [_legend()]
-    for place, row in enumerate(shown):
+    for place, row in shown.items():
         view = segment_view(*row, tokenizer, legend=False)
         terminal.append(Group(Rule(f"row {place}"), view))
-    documents = [spans(*row, tokenizer) for row in shown]
+    documents = {place: spans(*row, tokenizer) for place, row in shown.items()}
     facts = manifest_facts(manifest)
     return View(
         title=f"{path.name}: {manifest['objective']}",
         terminal=[*terminal, account_table(manifest), _facts_table(facts)],
         html=_dataset_html(documents, manifest, facts),
-        data={"dataset": str(path), "manifest": manifest, "rows": _rows_data(documents)},
+        data={"dataset": str(path), "manifest": manifest, "rows": _rows_data(documents.values())},
     )
 
 
@@ -307,12 +324,14 @@ def _rows_data(rows: Iterable[Sequence[Sequence[Span]]]) -> list[list[list[dict[
 
 
 def _dataset_html(
-    rows: Sequence[Sequence[Sequence[Span]]], manifest: Mapping[str, Any], facts: Mapping[str, str]
+    rows: Mapping[int, Sequence[Sequence[Span]]],
+    manifest: Mapping[str, Any],
+    facts: Mapping[str, str],
 ) -> str:
     legend = "".join(f'<span class="k{kind:d}">{_name(kind)}</span> ' for kind in Kind)
     legend += '<span class="loss">with loss</span> <span class="free">without</span>'
     body = f'<p class="meta seq">{legend}</p>'
-    for place, row in enumerate(rows):
+    for place, row in rows.items():
         parts = "".join(_document_html(number, row) for number in range(1, len(row) + 1))
         account = f'<p class="meta">{escape(loss_account(row))}</p>'
         body += f"<section><h2>Row {place}</h2>{account}{parts}</section>"
