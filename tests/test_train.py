@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from anchored.annotation import Annotation
+from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import AnchoredError, ConfigError, DataError, TokenizerMismatch
 from anchored.sample.engine import Sample
@@ -217,6 +219,30 @@ def test_data_prepared_anew_under_the_same_name_is_refused(rows: Path, data: Pat
     prepare(PrepareConfig.model_validate(again), Console(quiet=True))
     with pytest.raises(DataError, match=r"prepared anew since .*run was trained on it"):
         pretrain(run, quiet=True)
+
+
+def test_the_first_batch_that_is_trained_on_is_the_one_shown(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    first: list[Any] = []
+    collate = Collator.__call__
+
+    def kept(self: Collator, rows: Any) -> Any:
+        first.append([row["input_ids"].tolist() for row in rows])
+        return collate(self, rows)
+
+    monkeypatch.setattr(Collator, "__call__", kept)
+    pretrain(config(data, tmp_path / "run"))
+    shown = "".join(capsys.readouterr().err.split())
+    tokenizer = AnchoredTokenizer.load(data / "tokenizer")
+    stored, _ = load_prepared(data)
+    assert len(first[0]) == 2
+    assert first[0] != stored["input_ids"][:2], "the order is shuffled, so this shows nothing"
+    for ids in first[0]:
+        name = re.search(r"Who is number (\d+)", tokenizer.decode(ids))
+        assert name is not None
+        assert f"Number{name[1]}isMara,whoslept." in shown
+    assert "firstbatch:2of2rows" in shown
 
 
 def test_a_mistyped_data_folder_is_named_and_the_output_stays_free(data: Path, tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -235,9 +235,12 @@ def train(
     with quiet_transformers(), _failed_writes_are_os_errors():
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
         if not quiet:
-            announce(trainer, dataset, tokenizer, manifest)
+            announce_cost(trainer, len(dataset), manifest)
         if not done:  # Trainer would take one more step
             with _progress(quiet or not arguments.disable_tqdm) as progress:
+                if not quiet:
+                    collate: Any = trainer.data_collator
+                    trainer.data_collator = FirstBatchShown(collate, tokenizer, progress.console)
                 trainer.add_callback(ProgressBar(progress))
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
@@ -281,22 +284,47 @@ def compose(
     return trainer
 
 
-def announce(
-    trainer: Trainer, dataset: Dataset, tokenizer: AnchoredTokenizer, manifest: dict[str, Any]
-) -> None:
-    """Shows the first row with its mask, and what the run will cost at the least."""
-    console, row, arguments = Console(stderr=True), dataset[0], trainer.args
-    ids, labels, kinds = row["input_ids"], row["labels"], row["kinds"]
-    console.print(segment_view(ids, labels, kinds, row["seq_lengths"], tokenizer))
+class FirstBatchShown:
+    """A collator that prints the first batch it is given, as text with its mask.
+
+    With `dataloader_num_workers` each worker has a copy, and shows the first batch of its own.
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]],
+        tokenizer: AnchoredTokenizer,
+        console: Console,
+        rows: int = 2,
+    ) -> None:
+        # Not named `tokenizer`: Trainer would save that one beside its checkpoints.
+        self._collate, self._decoder, self._console, self._rows = collate, tokenizer, console, rows
+        self._shown = False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch of `collate`."""
+        if not self._shown:
+            self._shown = True
+            for row in rows[: self._rows]:
+                columns = (row[name] for name in ("input_ids", "labels", "kinds", "seq_lengths"))
+                self._console.print(segment_view(*columns, self._decoder))
+            self._console.print(f"first batch: {min(self._rows, len(rows))} of {len(rows)} rows")
+        return self._collate(rows)
+
+
+def announce_cost(trainer: Trainer, rows: int, manifest: dict[str, Any]) -> None:
+    """Says what the run will cost at the least; the dataset has `rows` rows."""
+    arguments, epochs = trainer.args, trainer.args.num_train_epochs
     tokens, supervised = manifest["tokens"]["kept"], manifest["tokens"]["supervised"]
-    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    epochs = arguments.num_train_epochs
+    batch = (
+        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    )
     if arguments.max_steps > 0:
-        epochs = arguments.max_steps * rows / len(dataset)
+        epochs = arguments.max_steps * batch / rows
     model: Any = trainer.model
     flops = epochs * training_flops(model, tokens, supervised)
     monitor = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Monitor))
-    console.print(
+    Console(stderr=True).print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {epochs:.2f} epochs of "
         f"{tokens:,} tokens ({supervised:,} with loss): {flops:.2e} FLOPs, "
         f"{flops / monitor.peak:,.0f} s at this machine's matmul peak; expect two to five times "
