@@ -145,7 +145,7 @@ def _demo(commands: Any) -> None:
         "--strength",
         choices=("light", "hard"),
         default="light",
-        help="steps and learning rate of SFT",
+        help="learning rate of SFT",
     )
     _add_overrides(parser)
 
