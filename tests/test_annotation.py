@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from anchored.annotation import (
     MAX_VALUE_CHARS,
@@ -246,7 +247,7 @@ def test_conform_keeps_what_check_accepts_and_folds_to_the_stored_form():
         ([("mood", "sad")], "tag 'mood': schema 's' has no value 'sad'"),
         (
             [("mood", "dark"), ("mood", "dark")],
-            "tag 'mood': schema 's' takes one value, found ('dark', 'dark')",
+            "tag 'mood': schema 's' takes at most 1, found ('dark', 'dark')",
         ),
     ],
 )
@@ -299,3 +300,19 @@ def test_an_unknown_schema_lists_those_that_are_built_in():
         Schema.load("storys")
     known = "code, general, math, stories"
     assert str(caught.value) == f"schema 'storys': not a file, not built in ({known})"
+
+
+def test_a_number_bounds_how_often_a_key_may_stand():
+    schema = Schema(name="s", keys=(Key(name="entity", description="-", many=2),))
+    three = Annotation.of({"entity": ["Mara", "Tom", "Ida"]})
+    assert schema.conform(three) == Annotation.of({"entity": ["Mara", "Tom"]})
+    schema.check(schema.conform(three))
+    with pytest.raises(DataError, match="takes at most 2, found"):
+        schema.check(three)
+
+
+def test_many_true_is_no_bound_and_false_is_one():
+    limits = [Key(name="k", description="-", many=many).limit for many in (False, True, 1, 3)]
+    assert limits == [1, None, 1, 3]
+    with pytest.raises(ValidationError, match="false stands for one"):
+        Key(name="k", description="-", many=0)

@@ -489,6 +489,16 @@ def test_a_key_that_takes_one_value_comes_once_and_one_that_takes_many_may_repea
     assert most["topic"] > 1
 
 
+def test_a_bounded_key_comes_no_more_often_than_its_schema_says(tokenizer, monkeypatch):
+    two_topics = SCHEMA.keys[0].model_copy(update={"many": 2})
+    schema = Schema(name="two", keys=(two_topics, *SCHEMA.keys[1:]))
+    counts = {len(a.values("topic")) for a in plans(tokenizer, schema, monkeypatch)}
+    assert counts == {0, 1, 2}
+    pinned = Annotation.of({"topic": "love"})
+    found = plans(tokenizer, schema, monkeypatch, pinned=pinned)
+    assert {len(a.values("topic")) for a in found} == {1, 2}
+
+
 def test_pinned_keys_count_as_used_even_those_left_out(tokenizer, monkeypatch):
     pinned = Annotation.of({"style": "plain", "place": "forest"})
     found = plans(tokenizer, SCHEMA, monkeypatch, pinned=pinned)

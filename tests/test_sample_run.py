@@ -116,7 +116,7 @@ def test_pins_take_the_schemas_spelling(model, requests):
     [
         ([("mod", "calm")], "--pin mod=calm: schema 'test' has the keys mood, topic"),
         ([("mood", "sad")], "--pin mood=sad: schema 'test' has mood = calm, very merry"),
-        ([("mood", "calm")] * 2, "--pin mood=calm: schema 'test' takes one mood; pin one"),
+        ([("mood", "calm")] * 2, "--pin mood=calm: schema 'test' takes at most 1; pin no more"),
     ],
 )
 def test_pins_outside_the_schema_are_refused_with_what_there_is(model, pins, message):

@@ -233,7 +233,7 @@ def _line_pairs(line: str) -> Iterator[tuple[str, str]]:
 
 def _split_values(key: str, value: str, schema: Schema | None) -> list[str]:
     spec = schema.key(key) if schema else None
-    if spec and spec.many:
+    if spec and spec.limit != 1:
         return [part.strip(" \"'`[]") for part in re.split(r"[,;|]", value)]
     return [value]
 
@@ -248,7 +248,10 @@ class Key(BaseModel):
     values: tuple[str, ...] | None = Field(
         default=None, description="closed vocabulary; None for open"
     )
-    many: bool = Field(default=False, description="may the key repeat in one annotation")
+    many: bool | int = Field(
+        default=False,
+        description="may the key repeat in one annotation; a number says how often it may stand",
+    )
     anchored: bool = Field(
         default=True, description="False for what SFT is to change: form, register"
     )
@@ -271,6 +274,24 @@ class Key(BaseModel):
         if len(_vocabulary(normal)) < len(normal):
             raise ValueError("two values differ only in case, spaces, - or _")
         return normal
+
+    @field_validator("many")
+    @classmethod
+    def _positive_number(cls, many: bool | int) -> bool | int:
+        if not isinstance(many, bool) and many < 1:
+            raise ValueError("a number of tags has to be 1 or more; false stands for one")
+        return many
+
+    @property
+    def limit(self) -> int | None:
+        """How many tags of one annotation may have this key; None for any number."""
+        if isinstance(self.many, bool):
+            return None if self.many else 1
+        return self.many
+
+    def full(self, count: int) -> bool:
+        """Would one tag more than `count` be too many?"""
+        return self.limit is not None and count >= self.limit
 
     def accept(self, value: str) -> str | None:
         """The stored form of `value` under this key, or None if it lies outside the vocabulary."""
@@ -328,14 +349,14 @@ class Schema(BaseModel):
         return annotation.only(self.anchored_names)
 
     def conform(self, annotation: Annotation) -> Annotation:
-        """The legal part: unknown keys and values dropped, one value where one is allowed."""
-        kept: list[Tag] = []
+        """The legal part: unknown keys and values dropped, of each key no more than it may have."""
+        kept: dict[Tag, None] = {}
         for tag in annotation:
             spec = self.key(tag.key)
             value = spec.accept(tag.value) if spec else None
-            if spec and value and (spec.many or all(other.key != tag.key for other in kept)):
-                kept.append(Tag(tag.key, value))
-        return Annotation(tuple(dict.fromkeys(kept)))
+            if spec and value and not spec.full(sum(other.key == tag.key for other in kept)):
+                kept[Tag(tag.key, value)] = None
+        return Annotation(tuple(kept))
 
     def check(self, annotation: Annotation) -> None:
         """Refuses what `conform` would drop.
@@ -350,9 +371,9 @@ class Schema(BaseModel):
                 known = ", ".join(self.names)
                 raise DataError(f"tag key {key!r} is not in schema {self.name!r} ({known})")
             values = annotation.values(key)
-            if len(values) > 1 and not spec.many:
+            if spec.full(len(values) - 1):
                 raise DataError(
-                    f"tag {key!r}: schema {self.name!r} takes one value, found {values}"
+                    f"tag {key!r}: schema {self.name!r} takes at most {spec.limit}, found {values}"
                 )
             for value in values:
                 if spec.accept(value) is None:

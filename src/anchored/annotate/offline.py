@@ -171,7 +171,7 @@ class OfflineAnnotator:
             else:
                 values = [picked.get(key.name)]
             legal = [tag for value in values if value and (tag := self._tag(key, value))]
-            tags += legal if key.many else legal[:1]
+            tags += legal[: key.limit]
         return Annotation(tuple(tags))
 
     def _tag(self, key: Key, value: str) -> Tag | None:

@@ -9,8 +9,8 @@ Shapes: B sequences, T tokens so far, V vocabulary, L tokens at most, F forced t
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,14 +34,14 @@ class Row:
         prefix: the ids so far.
         seed: of the random numbers, one a token.
         inside: the prefix ends within an annotation.
-        pinned: keys of the tags that the annotation has already.
+        pinned: how many tags of each key the annotation has already.
         forced: ids that the response starts with.
     """
 
     prefix: Sequence[int]
     seed: str
     inside: bool = False
-    pinned: frozenset[str] = frozenset()
+    pinned: Mapping[str, int] = field(default_factory=dict[str, int])
     forced: Sequence[int] = ()
 
 

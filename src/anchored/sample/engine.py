@@ -6,6 +6,7 @@ own temperature, top-p and min-p. Annotations are cut away by token id, never by
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,9 +43,9 @@ class SampleConfig(Config):
         max_response_tokens: a response that has not ended by then is cut, `finished` is False. A
             prefill is not counted.
         retries: how often a malformed annotation is sampled anew before it is given up.
-        constrain_keys: only keys of the schema can be sampled, and those that take one value only
-            once. Always so where the schema has keys that are not anchored: these are left out of
-            the plan, because SFT is to change them.
+        constrain_keys: only keys of the schema can be sampled, each as often as it says. Always so
+            where the schema has keys that are not anchored: these are left out of the plan, because
+            SFT is to change them.
         batch_size: sequences decoded together; samples do not depend on it.
         seed: a sample depends on this, its place among the requests and the attempt.
     """
@@ -161,7 +162,8 @@ def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _row(request: Request, prefix: Sequence[int], forced: Sequence[int], seed: str) -> Row:
-    return Row(prefix, seed, request.open, frozenset(request.pinned.keys), forced)
+    pinned = Counter(tag.key for tag in request.pinned)
+    return Row(prefix, seed, request.open, pinned, forced)
 
 
 def _rules(

@@ -8,7 +8,7 @@ Shapes: B sequences, V vocabulary, N trie nodes, C most children of a node, K ke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from anchored.annotation import Schema
 from anchored.tokenizer import AnchoredTokenizer
 
 START, VALUE = 0, 1
+_UNBOUNDED = 1 << 20
 
 
 @dataclass
@@ -29,7 +30,7 @@ class _Node:
 
 
 class KeyConstraint:
-    """Allows, at the places where a key stands, only `names`, and those that take one value once.
+    """Allows, at the places where a key stands, only `names`, each as often as its schema says.
 
     Args:
         names: keys of `schema` that may be sampled.
@@ -47,7 +48,7 @@ class KeyConstraint:
         device: torch.device,
     ) -> None:
         self._names = [key.name for key in schema.keys if key.name in names]
-        self._many = [key.many for key in schema.keys if key.name in names]
+        self._limits = [key.limit or _UNBOUNDED for key in schema.keys if key.name in names]
         breaks = {i for i, text in enumerate(texts) if "\n" in text}
         nodes = self._trie(tokenizer, breaks)
         self._tabulate(nodes, vocab_size, device)
@@ -77,37 +78,32 @@ class KeyConstraint:
             for c, (token, child) in enumerate(node.children.items()):
                 child_ids[n, c], child_nodes[n, c] = token, child
                 reaches[n, c, list(node.reaches[token])] = True
-                if token in node.ends and not self._many[node.ends[token]]:
+                if token in node.ends:
                     uses[n, c, node.ends[token]] = True
         self._child_ids, self._child_nodes = child_ids.to(device), child_nodes.to(device)
         self._reaches, self._uses = reaches.to(device), uses.to(device)
         self._base = torch.zeros(len(nodes), vocab_size + 1, dtype=torch.bool, device=device)
 
-    def begin(self, pinned: Sequence[Collection[str]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes (B,) and keys left (B, K) of annotations that begin with tags of these keys."""
-        nodes = [VALUE if keys else START for keys in pinned]
-        left = [
-            [many or name not in keys for name, many in zip(self._names, self._many, strict=True)]
-            for keys in pinned
-        ]
+    def begin(self, pinned: Sequence[Mapping[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nodes (B,) and tags left of each key (B, K), behind so many pinned tags of each key."""
+        nodes = [VALUE if counts else START for counts in pinned]
+        limits = list(zip(self._names, self._limits, strict=True))
+        left = [[limit - counts.get(name, 0) for name, limit in limits] for counts in pinned]
         device = self._base.device
-        return (
-            torch.tensor(nodes, device=device),
-            torch.tensor(left, dtype=torch.bool, device=device),
-        )
+        return torch.tensor(nodes, device=device), torch.tensor(left, device=device)
 
     def permitted(self, nodes: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        """What may come next: nodes (B,), keys left (B, K) -> (B, V)."""
-        open_children = (self._reaches[nodes] & left[:, None, :]).any(-1)
+        """What may come next: nodes (B,), tags left (B, K) -> (B, V)."""
+        open_children = (self._reaches[nodes] & (left > 0)[:, None, :]).any(-1)
         return self._base[nodes].scatter_(1, self._child_ids[nodes], open_children)[:, :-1]
 
     def advance(
         self, nodes: torch.Tensor, left: torch.Tensor, ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes (B,) and keys left (B, K) after `ids` (B,)."""
+        """Nodes (B,) and tags left (B, K) after `ids` (B,)."""
         hits = self._child_ids[nodes] == ids[:, None]
         found, child = hits.any(-1), hits.to(torch.int8).argmax(-1)
-        left = left & ~(self._uses[nodes, child] & found[:, None])
+        left = left - (self._uses[nodes, child] & found[:, None]).long()
         return torch.where(found, self._child_nodes[nodes, child], VALUE), left
 
 

@@ -153,8 +153,9 @@ def _tag(schema: Schema | None, key: str, value: str, pins: Sequence[tuple[str, 
     if spec is None:
         known = ", ".join(schema.names)
         raise ConfigError(f"--pin {key}={value}: schema {schema.name!r} has the keys {known}")
-    if not spec.many and sum(name == key for name, _ in pins) > 1:
-        raise ConfigError(f"--pin {key}={value}: schema {schema.name!r} takes one {key}; pin one")
+    if spec.full(sum(name == key for name, _ in pins) - 1):
+        most = f"schema {schema.name!r} takes at most {spec.limit}"
+        raise ConfigError(f"--pin {key}={value}: {most}; pin no more")
     stored = spec.accept(value)
     if stored is None:
         known = ", ".join(spec.values or ())

@@ -306,8 +306,9 @@ class FirstBatchShown:
         if not self._shown:
             self._shown = True
             for row in rows[: self._rows]:
-                columns = (row[name] for name in ("input_ids", "labels", "kinds", "seq_lengths"))
-                self._console.print(segment_view(*columns, self._decoder))
+                ids, labels, kinds = row["input_ids"], row["labels"], row["kinds"]
+                view = segment_view(ids, labels, kinds, row["seq_lengths"], self._decoder)
+                self._console.print(view)
             self._console.print(f"first batch: {min(self._rows, len(rows))} of {len(rows)} rows")
         return self._collate(rows)
 
