@@ -18,6 +18,7 @@ from anchored.report.escape import cut, escape, shorten, visible
 from anchored.report.html import MAX_BYTES, base_share, duration, render_report, spread
 from anchored.report.plots import (
     entropy_plot,
+    frontier_plot,
     scatter_plot,
     style_of,
     top_shares,
@@ -193,6 +194,17 @@ def test_a_plot_without_its_numbers_is_empty(results, plot):
         metrics["by_key"] = None
         metrics["adoption"] = None
     assert plot(results, 700) == ""
+
+
+def test_the_frontier_shows_treatments_with_both_numbers_and_no_others(results):
+    assert frontier_plot(results, 700) == ""
+    results["models"]["anchored"]["adoption_far"] = 0.8
+    results["models"]["base"]["adoption_far"] = 0.0
+    space = "{http://www.w3.org/2000/svg}"
+    described = ElementTree.fromstring(frontier_plot(results, 700)).findtext(f"{space}desc")
+    assert described == (
+        "Anchored SFT: gap_closed 0.90, adoption_far: adoption far from SFT's semantics 80%"
+    )
 
 
 def test_models_of_one_report_differ_in_marker():

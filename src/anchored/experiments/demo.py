@@ -76,7 +76,7 @@ TREATMENTS = {
 class PretrainSettings(Config):
     """Pretraining of both bases: the same tokens, annotations included."""
 
-    tokens: int = Field(default=1_800_000, gt=0)
+    tokens: int = Field(default=2_200_000, gt=0)
     batch_size: int = Field(default=4, gt=0)
     learning_rate: float = Field(default=1e-2, gt=0)
     muon_learning_rate: float = Field(default=2e-2, gt=0)
@@ -138,7 +138,7 @@ class DemoConfig(Config):
     hard: HardSFT = HardSFT()
     replay: ReplayConfig = ReplayConfig()
     treatments: dict[str, Treatment] = Field(default_factory=lambda: dict(TREATMENTS))
-    samples_per_prompt: int = Field(default=22, ge=2)
+    samples_per_prompt: int = Field(default=44, ge=2)
     max_response_tokens: int = Field(default=192, gt=0)
     bases: Path | None = None
     workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 6), ge=1)
@@ -382,7 +382,11 @@ def _trainer(steps: int, learning_rate: float, batch_size: int) -> dict[str, Any
 
 
 def sample_model(config: DemoConfig, model: Path, path: Path, seed: int) -> None:
-    """Stories at temperature 1 for every open prompt, answers at 0 to every question."""
+    """Stories at temperature 1 for every open prompt, answers at 0 to every question.
+
+    That is the temperature of the annotation too: a question has one right answer, so both parts
+    are greedy, as for the models that write no annotation.
+    """
     if path.is_file():
         return
     world = Storyworld(config.size)
@@ -404,6 +408,7 @@ def _ask(
     annotated = read_record(model)["annotated"]
     requests = [Request((Message("user", prompt),), annotated=annotated) for prompt in prompts]
     sampling = SampleConfig(
+        annotation=Sampling(temperature=temperature),
         response=Sampling(temperature=temperature),
         max_response_tokens=config.max_response_tokens,
         batch_size=96,

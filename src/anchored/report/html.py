@@ -12,6 +12,7 @@ from anchored.files import atomic_write
 from anchored.report.escape import cut, escape, shorten
 from anchored.report.plots import (
     entropy_plot,
+    frontier_plot,
     scatter_plot,
     style_of,
     top_shares,
@@ -148,6 +149,13 @@ def _diversity(results: Results) -> str:
             "Up is diverse, right has learnt what SFT taught. A model that learnt nothing sits at "
             "the base, upper left: diversity counts only together with adoption. "
             "Bars are 95% intervals; faint marks are seeds.",
+        ),
+        _figure(
+            "Gap closed against adoption far from SFT",
+            frontier_plot,
+            results,
+            "The taught form where the semantics are not SFT's own, against the diversity kept: "
+            "what a method gives up of one for the other. Bars are 95% intervals.",
         ),
         _figure(
             "Entropy of each attribute",

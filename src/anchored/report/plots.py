@@ -190,60 +190,88 @@ def _block(
     return rect + (_text(x + 5, y + 15, label) if label else "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A model in the plane: its place, the ends of its intervals, fainter places of its seeds."""
+
+    x: float
+    y: float
+    across: Mapping[str, Any] | None = None
+    up: Mapping[str, Any] | None = None
+    seeds: tuple[tuple[float, float], ...] = ()
+
+
 def scatter_plot(results: Results, width: int) -> str:
     """Semantic entropy against adoption: the upper right corner has learnt and kept its range.
 
     Intervals on both axes and a faint mark a seed where the results have them. Returns the empty
     string where no model has both numbers.
     """
-    models = [name for name in results["models"] if _point(results["models"][name])]
-    if not models:
-        return ""
-    width = min(width, _CHART_WIDTH)
-    height = 400 if width >= 600 else 320
-    peak = max(results["models"][name]["semantic_entropy"] for name in models)
-    across = _Scale(0, 1, 46, width - 24)
-    legend, top = _legend(models, width)
-    height += round(top)
-    up = _Scale(0, _ceiling(peak), height - 52, top + 26)
-    parts = [
-        legend,
-        _frame(across, up),
-        _axis_title("adoption: share of answers in the taught form", across, height),
-    ]
-    parts.append(_text(0, top + 12, "semantic entropy (nats)", muted=True))
-    parts += [
-        _scatter_point(results["models"][name], across, up, style_of(name, models))
-        for name in models
-    ]
-    description = "; ".join(
-        f"{model_label(name)}: semantic entropy {number(y)}, adoption {percent(x)}"
-        for name in models
-        for x, y in [_point(results["models"][name]) or (0.0, 0.0)]
-    )
-    return _svg(width, height, "Diversity against adoption", description, parts)
+    points = {}
+    for name, metrics in results["models"].items():
+        if place := _place(metrics):
+            bounds = metrics.get("intervals") or {}
+            seeds = [at for seed in metrics.get("by_seed") or [] if (at := _place(seed))]
+            points[name] = _Point(
+                *place,
+                bounds.get("adoption"),
+                bounds.get("semantic_entropy"),
+                tuple(seeds) if len(seeds) > 1 else (),
+            )
+    labels = ("adoption: share of answers in the taught form", "semantic entropy (nats)")
+    return _scatter(points, width, "Diversity against adoption", labels)
 
 
-def _point(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
+def frontier_plot(results: Results, width: int) -> str:
+    """`gap_closed` against `adoption_far`: is the taught form carried to what SFT never held.
+
+    Returns the empty string where no treatment has both numbers.
+    """
+    points = {}
+    for name, compared in (results.get("comparisons") or {}).items():
+        x = results["models"].get(name, {}).get("adoption_far")
+        gap = compared.get("gap_closed") or {}
+        if is_number(x) and is_number(gap.get("mean")):
+            points[name] = _Point(x, gap["mean"], up=gap)
+    labels = ("adoption_far: adoption far from SFT's semantics", "gap_closed")
+    return _scatter(points, width, "Gap closed against adoption far from SFT", labels)
+
+
+def _place(metrics: Mapping[str, Any]) -> tuple[float, float] | None:
     x, y = metrics.get("adoption"), metrics.get("semantic_entropy")
     return (float(x), float(y)) if is_number(x) and is_number(y) else None
 
 
-def _scatter_point(metrics: Mapping[str, Any], across: _Scale, up: _Scale, style: Style) -> str:
-    x, y = _point(metrics) or (0.0, 0.0)
-    bounds = metrics.get("intervals") or {}
-    parts = [_whisker(bounds.get("adoption"), across, up(y), style.colour)]
-    if high := _whisker_ends(bounds.get("semantic_entropy")):
-        parts.append(
-            _line(across(x), up(high[0]), across(x), up(high[1]), style.colour, 3.5, opacity=0.5)
-        )
-    seeds = [point for seed in metrics.get("by_seed") or [] if (point := _point(seed))]
-    if len(seeds) > 1:
-        parts += [_marker(style, across(sx), up(sy), 3, opacity=0.35) for sx, sy in seeds]
-    return "".join(parts) + _marker(style, across(x), up(y), 6)
+def _scatter(points: Mapping[str, _Point], width: int, title: str, labels: tuple[str, str]) -> str:
+    """Points by model over shares from 0 to 1; `labels` of the axis across and the one up."""
+    if not points:
+        return ""
+    width = min(width, _CHART_WIDTH)
+    legend, top = _legend(list(points), width)
+    height = (400 if width >= 600 else 320) + round(top)
+    ends = [end for point in points.values() for end in (_ends(point.up) or (point.y, point.y))]
+    across = _Scale(0, 1, 46, width - 24)
+    up = _Scale(min(0.0, *ends), _ceiling(max(ends)), height - 52, top + 26)
+    parts = [legend, _frame(across, up), _axis_title(labels[0], across, height)]
+    parts.append(_text(0, top + 12, labels[1], muted=True))
+    parts += [_drawn(point, across, up, style_of(name, points)) for name, point in points.items()]
+    description = "; ".join(
+        f"{model_label(name)}: {labels[1]} {number(point.y)}, {labels[0]} {percent(point.x)}"
+        for name, point in points.items()
+    )
+    return _svg(width, height, title, description, parts)
 
 
-def _whisker_ends(bounds: Mapping[str, Any] | None) -> tuple[float, float] | None:
+def _drawn(point: _Point, across: _Scale, up: _Scale, style: Style) -> str:
+    parts = [_whisker(point.across, across, up(point.y), style.colour)]
+    if high := _ends(point.up):
+        x = across(point.x)
+        parts.append(_line(x, up(high[0]), x, up(high[1]), style.colour, 3.5, opacity=0.5))
+    parts += [_marker(style, across(x), up(y), 3, opacity=0.35) for x, y in point.seeds]
+    return "".join(parts) + _marker(style, across(point.x), up(point.y), 6)
+
+
+def _ends(bounds: Mapping[str, Any] | None) -> tuple[float, float] | None:
     if not bounds or not (is_number(bounds.get("low")) and is_number(bounds.get("high"))):
         return None
     return bounds["low"], bounds["high"]
