@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -15,7 +16,9 @@ from anchored.segments import (
     Chunk,
     Kind,
     Message,
+    Objective,
     Segment,
+    annotation_pieces,
     assemble,
     conversation_segments,
     document_segments,
@@ -248,6 +251,28 @@ def test_shuffled_order_depends_on_seed_and_id_alone_and_canonical_keeps_it():
     assert order_keys(annotation, "shuffled", 1, "row") != shuffled
     assert order_keys(annotation, "shuffled", 0, "other") != shuffled
     assert order_keys(annotation, "canonical", 0, "row") == annotation
+
+
+def test_every_order_of_four_keys_is_met_equally_often():
+    annotation = Annotation(tuple(Tag(key, "x") for key in "abcd"))
+    orders = Counter(order_keys(annotation, "shuffled", 0, f"{i}:0").keys for i in range(12_000))
+    assert len(orders) == 24
+    assert all(400 < count < 600 for count in orders.values())  # 500, give or take 22
+
+
+@pytest.mark.parametrize("loss", [frozenset(), frozenset({Kind.TAG_KEY}), frozenset(Kind)])
+def test_pieces_of_a_tag_met_before_are_those_of_this_place_and_this_objective(loss):
+    objective = Objective("any", annotated=True, loss=loss)
+    keys, values = Kind.TAG_KEY in loss, Kind.TAG_VALUE in loss
+    for first, second in (TAGS.tags, TAGS.tags[::-1]):
+        assert annotation_pieces(Annotation((first, second)), objective) == [
+            ("open", Kind.CONTROL, keys),
+            (f"{first.key}:", Kind.TAG_KEY, keys),
+            (f" {first.value}", Kind.TAG_VALUE, values),
+            (f"\n{second.key}:", Kind.TAG_KEY, keys),
+            (f" {second.value}", Kind.TAG_VALUE, values),
+            ("close", Kind.CONTROL, keys),
+        ]
 
 
 text = st.lists(

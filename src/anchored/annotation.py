@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import random
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,6 +64,11 @@ class Tag:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.value}"
+
+    def pieces(self, first: bool) -> tuple[tuple[Literal["key", "value"], str], ...]:
+        """Its part of `Annotation.pieces`, as the first of its annotation or as a later one."""
+        lead = "" if first else "\n"
+        return ("key", f"{lead}{self.key}:"), ("value", f" {self.value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +132,27 @@ class Annotation:
 
     def ordered(self, keys: Iterable[str]) -> Annotation:
         """Grouped by key in the order of `keys`; keys not named keep their order and come last."""
-        order = dict.fromkeys((*keys, *self.keys))
-        return Annotation(tuple(tag for key in order for tag in self.tags if tag.key == key))
+        return Annotation(tuple(itertools.chain.from_iterable(self._by_key(keys))))
 
-    def shuffled(self, rng: random.Random) -> Annotation:
-        """Keys in random order; the tags of one key stay together, in order."""
-        return self.ordered(rng.sample(self.keys, len(self.keys)))
+    def shuffled(self, number: int) -> Annotation:
+        """Keys in the order that `number` picks; the tags of one key stay together, in order.
+
+        The number's digits in base n, n - 1, ... 1 say which of the n keys comes first, which of
+        those left next: of any n! numbers in a row, each picks another order.
+        """
+        left = self._by_key()
+        tags: list[Tag] = []
+        while left:
+            number, at = divmod(number, len(left))
+            tags += left.pop(at)
+        return Annotation(tuple(tags))
+
+    def _by_key(self, first: Iterable[str] = ()) -> list[list[Tag]]:
+        """The tags of each key: those of `first`, then the others as they appear."""
+        groups: dict[str, list[Tag]] = {key: [] for key in first}
+        for tag in self.tags:
+            groups.setdefault(tag.key, []).append(tag)
+        return list(groups.values())
 
     def pieces(self) -> Iterator[tuple[Literal["key", "value"], str]]:
         r"""The written form cut where keys and values meet.
@@ -141,11 +160,8 @@ class Annotation:
         `("key", "topic:"), ("value", " love"), ("key", "\nplace:"), ...`: the pieces are encoded
         one by one, so that tokens never straddle a key and its value.
         """
-        lead = ""
-        for tag in self.tags:
-            yield "key", f"{lead}{tag.key}:"
-            yield "value", f" {tag.value}"
-            lead = "\n"
+        for i, tag in enumerate(self.tags):
+            yield from tag.pieces(first=i == 0)
 
 
 def _tag(row: Any) -> Tag:

@@ -15,10 +15,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import pairwise
-from typing import Literal
+from functools import cache, lru_cache
+from hashlib import blake2b
+from itertools import chain, pairwise
+from typing import Literal, NamedTuple
 
-from anchored.annotation import Annotation
+from anchored.annotation import Annotation, Tag
 from anchored.tokenizer import AnchoredTokenizer
 
 NO_LOSS = -100
@@ -33,6 +35,8 @@ class Kind(IntEnum):
     TAG_KEY = 2
     TAG_VALUE = 3
     TEXT = 4
+
+    __hash__ = int.__hash__  # that of Enum is written in Python, and every piece is looked up
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,7 @@ class Message:
     annotation: Annotation | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A segment before encoding: plain text or, for `Kind.CONTROL`, the name of a control token."""
 
     text: str
@@ -181,13 +184,27 @@ def _split_long(chunk: str, max_chars: int) -> Iterator[str]:
         yield part
 
 
-def annotation_pieces(annotation: Annotation, objective: Objective) -> Iterator[Piece]:
+def annotation_pieces(annotation: Annotation, objective: Objective) -> list[Piece]:
     """Opening token, keys and values, closing token."""
-    yield Piece("open", Kind.CONTROL, Kind.TAG_KEY in objective.loss)
-    for part, text in annotation.pieces():
-        kind = Kind.TAG_KEY if part == "key" else Kind.TAG_VALUE
-        yield Piece(text, kind, kind in objective.loss)
-    yield Piece("close", Kind.CONTROL, Kind.TAG_KEY in objective.loss)
+    opening, closing = _brackets(Kind.TAG_KEY in objective.loss)
+    pieces = [opening]
+    for i, tag in enumerate(annotation.tags):
+        pieces += _tag_pieces(tag, i == 0, objective.loss)
+    pieces.append(closing)
+    return pieces
+
+
+@cache
+def _brackets(supervised: bool) -> tuple[Piece, Piece]:
+    opening, closing = (Piece(name, Kind.CONTROL, supervised) for name in ("open", "close"))
+    return opening, closing
+
+
+@lru_cache(maxsize=1 << 14)
+def _tag_pieces(tag: Tag, first: bool, loss: frozenset[Kind]) -> tuple[Piece, ...]:
+    """Kept, because the same tags come all through a corpus."""
+    kinds = {"key": Kind.TAG_KEY, "value": Kind.TAG_VALUE}
+    return tuple([Piece(text, kinds[p], kinds[p] in loss) for p, text in tag.pieces(first)])
 
 
 def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece]:
@@ -258,25 +275,27 @@ def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: s
     """
     if order == "canonical":
         return annotation
-    return annotation.shuffled(random.Random(f"{seed}:order:{example_id}"))
+    # A hash, because seeding a generator takes longer than all else that is planned for a chunk.
+    digest = blake2b(f"{seed}:order:{example_id}".encode()).digest()
+    return annotation.shuffled(int.from_bytes(digest, "big"))
 
 
 def encode_pieces(
     sequences: Sequence[Sequence[Piece]], tokenizer: AnchoredTokenizer
 ) -> list[list[Segment]]:
-    """Encodes many sequences with one call into the tokenizer, each distinct text once."""
-    texts = list(
-        dict.fromkeys(p.text for pieces in sequences for p in pieces if p.kind is not Kind.CONTROL)
-    )
+    """Encodes many sequences with one call into the tokenizer, each distinct text once.
+
+    Equal pieces become the same segment.
+    """
+    distinct = dict.fromkeys(chain.from_iterable(sequences))
+    texts = list(dict.fromkeys(p.text for p in distinct if p.kind is not Kind.CONTROL))
     ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
     control = {name: [value] for name, value in vars(tokenizer.control).items()}
-    return [
-        [
-            Segment((control if p.kind is Kind.CONTROL else ids)[p.text], p.kind, p.supervised)
-            for p in pieces
-        ]
-        for pieces in sequences
-    ]
+    segments = {
+        p: Segment((control if p.kind is Kind.CONTROL else ids)[p.text], p.kind, p.supervised)
+        for p in distinct
+    }
+    return [[segments[p] for p in pieces] for pieces in sequences]
 
 
 def document_segments(

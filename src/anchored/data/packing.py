@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 from anchored.segments import Kind, Segment
 
@@ -49,13 +49,14 @@ def split_document(document: Sized, max_length: int) -> tuple[list[Sized], int]:
         return [document], 0
     sequences: list[Sized] = []
     together: list[Sized] = []
-    dropped = 0
+    used = dropped = 0
     for unit in map(Sized.of, _units(document.segments)):
-        if sum([u.length for u in together]) + unit.length > max_length:
+        if used + unit.length > max_length:
             sequences += _joined(together)
-            together = []
+            together, used = [], 0
         if unit.length <= max_length:
             together.append(unit)
+            used += unit.length
             continue
         parts = _cut(unit, max_length)
         sequences += parts
@@ -63,16 +64,10 @@ def split_document(document: Sized, max_length: int) -> tuple[list[Sized], int]:
     return sequences + _joined(together), dropped
 
 
-def _units(segments: Segments) -> list[list[Segment]]:
+def _units(segments: Segments) -> list[Segments]:
     """Each chunk with its annotation; bos goes with the first, eos with the last."""
-    units: list[list[Segment]] = [[]]
-    for segment in segments:
-        units[-1].append(segment)
-        if segment.kind is Kind.TEXT:
-            units.append([])
-    *whole, tail = units
-    whole[-1].extend(tail)
-    return whole
+    ends = [i for i, segment in enumerate(segments, 1) if segment.kind is Kind.TEXT]
+    return [segments[a:b] for a, b in pairwise([0, *ends[:-1], len(segments)])]
 
 
 def _joined(units: Sequence[Sized]) -> list[Sized]:

@@ -228,19 +228,6 @@ def _chars(item: Item) -> int:
     return sum(len(message.content) for message in item.messages)
 
 
-def _batches(items: Iterable[Sourced]) -> Iterator[list[Sourced]]:
-    batch: list[Sourced] = []
-    chars = 0
-    for sourced in items:
-        batch.append(sourced)
-        chars += _chars(sourced[0]) + 100
-        if chars >= _BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
 def _progress(items: Iterable[Sourced], console: Console) -> Iterator[Sourced]:
     columns = (
         SpinnerColumn(),
@@ -290,7 +277,7 @@ class _Run:
     def write(self, items: Iterable[Sourced]) -> None:
         """Runs everything through and closes the splits."""
         try:
-            for plans, encoded in self._encoded_ahead(map(self._plans, _batches(items))):
+            for plans, encoded in self._encoded_ahead(self._planned(items)):
                 self._write_batch(plans, encoded)
         except _BudgetSpent:
             self._left = 0
@@ -319,8 +306,18 @@ class _Run:
                 f"{budget - self._left}; lower the budget or add sources"
             )
 
-    def _plans(self, batch: Sequence[Sourced]) -> list[Plan]:
-        return [plan for sourced in batch for plan in self.planner.plans(*sourced)]
+    def _planned(self, items: Iterable[Sourced]) -> Iterator[list[Plan]]:
+        """Batches of plans; rows are planned as they come, so that no batch of rows is held too."""
+        batch: list[Plan] = []
+        chars = 0
+        for item, objective in items:
+            batch.extend(self.planner.plans(item, objective))
+            chars += _chars(item) + 100
+            if chars >= _BATCH_CHARS:
+                yield batch
+                batch, chars = [], 0
+        if batch:
+            yield batch
 
     def _encoded_ahead(
         self, batches: Iterable[list[Plan]]

@@ -312,7 +312,7 @@ def _text(row: Row, field: str, empty_ok: bool = False) -> str:
         raise DataError(
             f"{field}: {str(value)[:80]!r} is {type(value).__name__}, not text; write a string"
         )
-    if not empty_ok and not value.strip():
+    if not empty_ok and (not value or value.isspace()):
         raise DataError(
             f"{field}: {value[:20]!r} is empty; remove the row, or set skip_bad_rows: true"
         )
@@ -333,7 +333,7 @@ def _prompt(row: Row) -> str | None:
 def _annotation(row: Row) -> Annotation | None:
     if row.get("annotation") is None:
         return None
-    return Annotation(tuple(_tag(pair) for pair in _rows(row, "annotation")))
+    return Annotation(tuple([_tag(pair) for pair in _rows(row, "annotation")]))
 
 
 def _tag(pair: Row) -> Tag:

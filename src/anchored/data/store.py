@@ -63,6 +63,7 @@ def to_table(rows: Sequence[Sequence[Sized]]) -> pa.Table:
     segments = [segment for row in rows for sequence in row for segment in sequence.segments]
     sizes = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
     ids = np.fromiter(chain.from_iterable(s.ids for s in segments), np.int32, sizes.sum())
+    kinds = np.frombuffer(bytes([segment.kind for segment in segments]), np.int8)
     supervised = np.repeat([segment.supervised for segment in segments], sizes)
     lengths = np.array([sequence.length for row in rows for sequence in row], dtype=np.int64)
     supervised[np.cumsum(lengths) - lengths] = False
@@ -70,7 +71,7 @@ def to_table(rows: Sequence[Sequence[Sized]]) -> pa.Table:
     columns = {
         "input_ids": (ids, row_lengths),
         "labels": (np.where(supervised, ids, np.int32(NO_LOSS)), row_lengths),
-        "kinds": (np.repeat(np.array([s.kind for s in segments], np.int8), sizes), row_lengths),
+        "kinds": (np.repeat(kinds, sizes), row_lengths),
         "seq_lengths": (lengths.astype(np.int32), [len(row) for row in rows]),
     }
     return pa.table(
@@ -130,8 +131,7 @@ class SplitWriter:
         """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
         self._flush()
         self._writer.finalize()
-        if self._rows:
-            self._save()
+        files = self._save() if self._rows else {}
         shutil.rmtree(self._partial.parent)
         tokens, supervised = self._tokens.total(), self._supervised.total()
         return {
@@ -143,22 +143,25 @@ class SplitWriter:
             "masked": tokens - supervised,
             "by_kind": {kind.name.lower(): self._tokens[kind] for kind in Kind},
             "supervised_by_kind": {kind.name.lower(): self._supervised[kind] for kind in Kind},
-            "files": {path.name: digest(path) for path in sorted(self.folder.glob("*.arrow"))},
+            "files": files,
         }
 
-    def _save(self) -> None:
+    def _save(self) -> dict[str, str]:
         """What `Dataset.save_to_disk` would leave here, without reading the rows back for it.
 
-        `datasets` writes the files around an empty table; its data file is replaced by ours.
+        `datasets` writes the files around an empty table; its data file is replaced by ours, whose
+        digest is returned.
         """
+        fingerprint = digest(self._partial)
         empty = InMemoryTable(FEATURES.arrow_schema.empty_table())
         info = DatasetInfo(features=FEATURES)
         with _no_progress_bars():
-            Dataset(empty, info=info, fingerprint=digest(self._partial)).save_to_disk(
+            Dataset(empty, info=info, fingerprint=fingerprint).save_to_disk(
                 str(self.folder), num_shards=1
             )
         (data,) = self.folder.glob("*.arrow")
         self._partial.replace(data)
+        return {data.name: fingerprint}
 
 
 @contextmanager
