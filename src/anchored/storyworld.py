@@ -34,7 +34,7 @@ from anchored.errors import DataError
 Row = dict[str, Any]
 Plan = tuple[tuple[str, ...], ...]
 
-STORY_SHARE, PROSE_SHARE = 0.75, 0.10  # of pretraining documents; the rest are questions
+STORY_SHARE, PROSE_SHARE = 0.70, 0.10  # of pretraining documents; the rest are questions
 BY_PARAGRAPH_SHARE = 0.5  # of unprompted stories: each paragraph is a chunk with its own tags
 NAMED_SHARE = 0.25  # of prompted stories: the prompt names one attribute's value
 ONE_IN_FAVOURED = 4  # of a dependent attribute's values: those its parent's value makes likelier

@@ -91,13 +91,13 @@ class SFTSettings(Config):
 
     examples: int = Field(default=2000, gt=0)
     epochs: float = Field(default=2, gt=0)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=1.5e-3, gt=0)
     adam_beta2: float = Field(default=0.98, gt=0, lt=1)
     batch_size: int = Field(default=4, gt=0)
 
 
 class HardSFT(SFTSettings):
-    """Hard SFT: as many updates at two and a half times the rate."""
+    """Hard SFT: as many updates at more than three times the rate."""
 
     learning_rate: float = Field(default=5e-3, gt=0)
 
