@@ -492,7 +492,8 @@ def test_replay_takes_its_share_of_the_examples_and_learns_the_plan_alone(
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
     monkeypatch.setattr(replay_module, "sample", canned)
-    run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay")
+    quarter = {"share": 0.25}
+    run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay", replay=quarter)
     sft(run, quiet=True)
     assert len(asked) == 4  # a quarter of 16
     assert all(request.annotated and request.plan_only for request in asked)

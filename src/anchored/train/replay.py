@@ -44,7 +44,7 @@ class ReplayConfig(Config):
         max_annotation_tokens, batch_size: see `SampleConfig`.
     """
 
-    share: float = Field(default=0.25, ge=0, lt=1)
+    share: float = Field(default=0.4, ge=0, lt=1)
     counterfactual: float = Field(default=0.0, ge=0, le=1)
     candidates: int = Field(default=4, gt=0)
     max_annotation_tokens: int = Field(default=160, gt=0)
