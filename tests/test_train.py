@@ -569,7 +569,7 @@ def test_replay_from_a_model_that_writes_no_annotation_is_refused(
         base,
         tmp_path / "run",
         objective="anchored-replay",
-        replay={"max_annotation_tokens": 4},
+        replay={"share": 0.25, "max_annotation_tokens": 4},
     )
     with pytest.raises(DataError, match="none of 4 annotations sampled for replay could be read"):
         sft(run, quiet=True)
