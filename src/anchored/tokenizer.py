@@ -159,6 +159,19 @@ class AnchoredTokenizer:
         """The text of `ids`; control tokens are written out, so cut them away by id first."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
+    def decode_pieces(self, ids: Sequence[int]) -> str:
+        """The text of pieces that were encoded apart, as those of an annotation are.
+
+        SentencePiece puts a space before each piece; before a line break or a space of the piece's
+        own it is one too many, and taken out.
+        """
+        text = self.decode(ids)
+        for lead in ("\n", " "):
+            joint = self.decode([*self.encode(":"), *self.encode(f"{lead}:")])[1:-1]
+            if joint.endswith(lead):
+                text = text.replace(joint, lead)
+        return text
+
     def __len__(self) -> int:
         """Size of the vocabulary with the control tokens: the rows a model's embedding needs."""
         return len(self.hf)

@@ -182,8 +182,10 @@ def _rules(
     texts: list[str] = []
     if opens and (names is not None or any(request.pinned for request in opens)):
         texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    breaks = torch.zeros(width, dtype=torch.bool, device=device)
-    breaks[[i for i, text in enumerate(texts) if text.startswith("\n")]] = True
+    starts = [i for i, text in enumerate(texts) if text.startswith("\n")]
+    before = [tokenizer.encode(f"\n{name}:")[0] for name in names or "x"] if texts else []
+    breaks, leads = torch.zeros_like(barred), torch.zeros_like(barred)
+    breaks[starts], leads[before] = True, True
     return Rules(
         control=tokenizer.control,
         annotation=config.annotation,
@@ -192,6 +194,7 @@ def _rules(
         response_limit=config.max_response_tokens,
         barred=barred,
         breaks=breaks if texts else None,
+        leads=leads & ~breaks if texts else None,
         keys=KeyConstraint(schema, names, tokenizer, texts, width, device)
         if schema and names is not None and texts
         else None,
@@ -250,7 +253,7 @@ def _read(
     end = ids.index(control.close)
     response = tokenizer.decode(ids[end + 1 :])
     try:
-        annotation = parse_annotation(str(request.pinned) + tokenizer.decode(ids[:end]))
+        annotation = parse_annotation(str(request.pinned) + tokenizer.decode_pieces(ids[:end]))
         if schema:
             schema.check(annotation)
     except DataError:
