@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from string import printable
+from typing import Any
 
 import pytest
 
@@ -25,3 +27,17 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path}; set ANCHORED_DATA")
     return path
+
+
+def line_breaks_lost() -> Any:
+    """A WordPiece tokenizer as BERT has it, which takes all white space for a space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = [*printable.strip()]
+    words = ["[UNK]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend: Any = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)

@@ -23,6 +23,7 @@ from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.segments import NO_LOSS, OBJECTIVES, Kind
 from anchored.tokenizer import AnchoredTokenizer
+from conftest import line_breaks_lost
 
 QUIET = Console(quiet=True)
 load_tokenizer = lru_cache(AnchoredTokenizer.load)
@@ -412,6 +413,19 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         run([CHAT])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl"]
+
+
+def test_a_tokenizer_that_loses_line_breaks_is_refused_for_annotations_alone(run, tmp_path):
+    folder = str(tmp_path / "words")
+    line_breaks_lost().save_pretrained(folder)
+    message = (
+        rf"tokenizer '{folder}': annotations do not come back .* 'topic : topic topic : topic'"
+    )
+    for objective in ("annotated", "anchored"):
+        with pytest.raises(ConfigError, match=message):
+            run([CHAT], tokenizer=folder, objective=objective)
+        assert not (tmp_path / "out").exists()
+    run([CHAT], tokenizer=folder, objective="standard")
 
 
 @pytest.mark.parametrize("field", ["out", "tokenizer"])

@@ -21,12 +21,13 @@ from transformers import (
 )
 
 from anchored.annotation import Annotation, Key, Schema
-from anchored.errors import DataError
+from anchored.errors import ConfigError, DataError
 from anchored.sample import decode as decode_module
 from anchored.sample.engine import Request, Sample, SampleConfig, Sampling, sample
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import olmo2_config
+from conftest import line_breaks_lost
 
 Script = Callable[[list[int]], dict[int, float] | torch.Tensor]
 TEXTS = [
@@ -438,6 +439,15 @@ def test_behind_pinned_tags_the_tokenizers_own_lead_to_a_line_break_may_come(mon
     first, second = (set(step[0].isfinite().nonzero()[:, 0].tolist()) for step in scores[:2])
     assert first == {lead, line_break, tokenizer.control.close}
     assert second == {line_break, tokenizer.control.close}
+
+
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_a_tokenizer_that_loses_line_breaks_is_refused_where_annotations_are_sampled(schema):
+    lossy = AnchoredTokenizer.adopt(line_breaks_lost())
+    model = scripted(lossy, writes(lossy, [], "sea"))
+    with pytest.raises(ConfigError, match="annotations do not come back from its ids"):
+        one(model, lossy, Request(USER, annotated=True), schema=schema)
+    assert one(model, lossy, Request(USER), schema=schema).response == "sea"
 
 
 # --- malformed annotations and limits -----------------------------------------------------------

@@ -32,7 +32,14 @@ from anchored.data.readers import (
 from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, write_json
-from anchored.segments import OBJECTIVES, KeyOrder, Objective, encode_pieces, split_chunks
+from anchored.segments import (
+    OBJECTIVES,
+    KeyOrder,
+    Objective,
+    check_annotations_come_back,
+    encode_pieces,
+    split_chunks,
+)
 from anchored.tokenizer import AnchoredTokenizer
 
 __all__ = [
@@ -138,7 +145,8 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
         `config.out`, which is there whole or not at all.
 
     Raises:
-        ConfigError: `out` or `tokenizer` is missing, the tokenizer or schema cannot be loaded.
+        ConfigError: `out` or `tokenizer` is missing, the tokenizer or schema cannot be loaded, or
+            the tokenizer loses what an annotation is read by.
         DataError: a source or a row is at fault, `out` holds something already, or nothing that
             carries loss is left.
     """
@@ -148,6 +156,9 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
     with building(config.out) as folder:
         schema = load_schema(config.schema_name) if config.schema_name else None
         tokenizer = _tokenizer(config)
+        objectives = {source.objective or config.objective for source in config.sources}
+        if any(OBJECTIVES[name].annotated for name in objectives):
+            check_annotations_come_back(tokenizer, schema)
         tokenizer.save(folder / "tokenizer")
         run = _Run(config, tokenizer, schema, folder)
         run.write(_progress(_items(config, run.dropped), console))

@@ -25,6 +25,7 @@ from anchored.segments import (
     OBJECTIVES,
     Message,
     annotation_pieces,
+    check_annotations_come_back,
     conversation_pieces,
     encode_pieces,
 )
@@ -131,6 +132,7 @@ def sample(
     `progress` is called with the number of sequences that became final since its last call.
 
     Raises:
+        ConfigError: the tokenizer loses what an annotation is read by.
         DataError: the model's logits are not numbers.
     """
     model.eval()
@@ -179,6 +181,8 @@ def _rules(
     barred[len(tokenizer) :] = True
     names = _sampled_keys(schema, config)
     opens = [request for request in requests if request.open]
+    if opens:
+        check_annotations_come_back(tokenizer, schema)
     texts: list[str] = []
     if opens and (names is not None or any(request.pinned for request in opens)):
         texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
