@@ -260,6 +260,32 @@ def test_a_mistyped_checkpoint_leaves_the_output_free(rows: Path, base: Path, tm
     assert not out.exists()
 
 
+def test_pretraining_that_finds_its_checkpoint_missing_or_foreign_leaves_the_output_free(
+    data: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    for init in (tmp_path / "nothing", foreign_model(tmp_path / "foreign")):
+        run = config(data, out).model_copy(update={"model": ModelConfig(init=str(init))})
+        with pytest.raises(AnchoredError, match=r"nothing|same text, other ids"):
+            pretrain(run, quiet=True)
+        assert not out.exists()
+    pretrain(config(data, out), quiet=True)
+
+
+@pytest.mark.parametrize("given", [{}, {"tokenizer": {"vocab_size": 300}}])
+def test_data_is_not_prepared_for_a_missing_checkpoint_or_with_a_tokenizer_of_its_own(
+    rows: Path, base: Path, tmp_path: Path, given: dict[str, Any]
+):
+    init, out = base if given else tmp_path / "nothing", tmp_path / "run"
+    sources = {"sources": [{"path": str(rows)}], **given}
+    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+        sft(sft_config(rows, init, out, data=sources), quiet=True)
+    fields = {"out": out, "data": {"tokenizer": str(base), **sources}, "model": {"init": str(init)}}
+    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+        pretrain(PretrainConfig.model_validate(fields), quiet=True)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_the_tokenizer_of_another_model_is_refused(
     rows: Path, base: Path, tmp_path: Path, ours: bool
@@ -276,6 +302,7 @@ def test_the_tokenizer_of_another_model_is_refused(
     )
     with pytest.raises(TokenizerMismatch, match="same text, other ids"):
         sft(run, quiet=True)
+    assert not run.out.exists()
 
 
 def foreign_model(folder: Path) -> Path:

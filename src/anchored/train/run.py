@@ -30,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from anchored.config import Config, versions
 from anchored.data.collate import Collator
 from anchored.data.prepare import (
+    NewTokenizer,
     PrepareConfig,
     SourceConfig,
     load_prepared,
@@ -118,8 +119,10 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         with arguments.main_process_first(local=False):
             claim(config.out, config)
             data = config.data
-            folder = _prepared(config, data, quiet) if isinstance(data, PrepareConfig) else data
-        return train(config, folder, arguments, quiet)
+            if isinstance(data, PrepareConfig):
+                _check_before_preparing(config, data)
+                data = _prepared(config, data, quiet)
+        return train(config, data, arguments, quiet)
 
 
 def sft(config: SFTConfig, quiet: bool = False) -> Path:
@@ -144,6 +147,7 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
             claim(config.out, config)
+            _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
                 data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
             folder = _prepared(config, data, quiet)
@@ -160,6 +164,18 @@ def _with_replay(
     if settings.share:
         sources = (*sources, write_replay(settings, *arguments))
     return sources
+
+
+def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
+    """Sees that `model.init` is there and has the tokenizer that the data is to be encoded with."""
+    if config.model.init is None or (config.out / "data").exists():
+        return
+    if isinstance(data.tokenizer, NewTokenizer):
+        raise ConfigError(
+            f"data.tokenizer: a new one cannot be that of {config.model.init}; leave it out"
+        )
+    if data.tokenizer is not None:
+        _check_tokenizer(config.model.init, AnchoredTokenizer.load(data.tokenizer))
 
 
 def _prepared(config: TrainConfig, data: PrepareConfig, quiet: bool) -> Path:
@@ -224,13 +240,12 @@ def train(
         return final
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     dataset, manifest = load_prepared(data, tokenizer)
-    write_json(config.out / DATASET, {"splits": manifest["splits"]})
-    if config.model.init is not None:
-        tokenizer.check(AnchoredTokenizer.load(config.model.init).fingerprint, config.model.init)
+    _check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
     done = checkpoint is not None and _at_its_end(checkpoint)
     source = ModelConfig(init=checkpoint) if done else config.model
     model = build_model(source, tokenizer, config.seed)
+    write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     with quiet_transformers(), _failed_writes_are_os_errors():
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
@@ -245,6 +260,11 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
+
+
+def _check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
+    if init is not None:
+        tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)
 
 
 def _check_same_dataset(record: Path, data: Path, manifest: dict[str, Any]) -> None:
