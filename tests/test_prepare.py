@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -508,6 +509,21 @@ def test_real_books_become_rows_of_exactly_bounded_length(run, shared_data: Path
     # A chunk cut one token before its end leaves a sequence of one token, which nothing predicts.
     assert set(manifest["dropped"]) <= {"no token with loss"}
     assert manifest["tokens"]["dropped"] < 10
+
+
+@pytest.mark.parametrize("size", [4, 8, 40, 64, 80])
+def test_a_real_full_disk_is_one_line_that_names_the_output(
+    tokenizer, tmp_path, tiny_disk, capsys, size
+):
+    """Wherever it fills up: at the first folder, in the tokenizer, in the rows."""
+    out, rows, config = tiny_disk(size) / "out", tmp_path / "a.jsonl", tmp_path / "prepare.yaml"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in stories(400)), encoding="utf-8")
+    fields = {"out": str(out), "sources": [{"path": str(rows)}], "tokenizer": str(tokenizer)}
+    config.write_text(json.dumps(fields), encoding="utf-8")
+    assert cli.main(["prepare", str(config)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.fullmatch(rf"anchored: error: {out}[\w/.-]*: No space left on device", error)
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

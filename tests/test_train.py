@@ -27,6 +27,7 @@ from transformers import (
     Trainer,
 )
 
+from anchored import cli
 from anchored.annotation import Annotation
 from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
@@ -439,7 +440,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_half_model(
     with pytest.raises(OSError, match="File too large"):
         pretrain(run, quiet=True)
     file_limit(resource.RLIM_INFINITY)
-    left = {path.name for path in run.out.iterdir()} - {"checkpoint-3"}
+    left = {path.name for path in run.out.iterdir()}
     assert left == {"config.yaml", "dataset.json", "metrics.jsonl"}
     assert (pretrain(run, quiet=True) / "model.safetensors").is_file()
 
@@ -451,6 +452,33 @@ def test_a_full_disk_under_the_optimizer_state_is_an_os_error(
     file_limit((base / "model.safetensors").stat().st_size + 10_000)
     with pytest.raises(OSError, match="cannot write checkpoint"):
         pretrain(config(data, tmp_path / "run"), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (0.5, "{out}: No space left on device"),
+        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; make room and"),
+    ],
+)
+def test_a_real_full_disk_is_one_line_and_leaves_no_half_checkpoint(
+    data: Path,
+    base: Path,
+    tmp_path: Path,
+    tiny_disk: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str],
+    models: float,
+    message: str,
+):
+    size = (base / "model.safetensors").stat().st_size
+    run = config(data, tiny_disk(int(models * size / 1024)) / "run", save_steps=1)
+    file = tmp_path / "pretrain.yaml"
+    file.write_text(run.model_dump_json(), encoding="utf-8")
+    assert cli.main(["pretrain", str(file)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"anchored: error: {message.format(out=run.out)}")
+    left = {path.name for path in run.out.iterdir()}
+    assert left <= {"config.yaml", "dataset.json", "metrics.jsonl"}
 
 
 def test_a_quiet_run_writes_nothing_to_the_terminal(

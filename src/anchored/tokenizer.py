@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
+from anchored.files import as_os_error
 
 CONTROL_TOKENS = {
     "system": "<|system|>",
@@ -187,8 +188,17 @@ class AnchoredTokenizer:
         return hashlib.sha256(data.encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """The `transformers` files, and the probe's ids to be checked at load."""
-        self.hf.save_pretrained(folder)
+        """The `transformers` files, and the probe's ids to be checked at load.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        try:
+            self.hf.save_pretrained(folder)
+        except Exception as error:
+            if failed := as_os_error(error, folder):
+                raise failed from error
+            raise
         record = {
             "control": asdict(self.control),
             "fingerprint": self.fingerprint,

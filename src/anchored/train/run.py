@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -38,7 +39,14 @@ from anchored.data.prepare import (
     read_manifest,
 )
 from anchored.errors import ConfigError, DataError
-from anchored.files import building, claim, released_if_unused, write_json
+from anchored.files import (
+    as_os_error,
+    building,
+    claim,
+    naming,
+    released_if_unused,
+    write_json,
+)
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
@@ -247,7 +255,7 @@ def train(
     model = build_model(source, tokenizer, config.seed)
     write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
-    with quiet_transformers(), _failed_writes_are_os_errors():
+    with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
         if not quiet:
             announce_cost(trainer, len(dataset), manifest)
@@ -358,13 +366,16 @@ def newest_checkpoint(out: Path) -> str | None:
 
     `trainer_state.json` is what Trainer writes last.
     """
-    whole = []
-    for folder in out.glob("checkpoint-*"):
-        try:
-            whole.append((_trainer_state(folder)["global_step"], str(folder)))
-        except (OSError, ValueError):
-            continue
-    return max(whole)[1] if whole else None
+    steps = {str(folder): _step(folder) for folder in out.glob("checkpoint-*")}
+    return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint that was written whole; -1 for a half one."""
+    try:
+        return _trainer_state(checkpoint)["global_step"]
+    except (OSError, ValueError):
+        return -1
 
 
 def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
@@ -388,16 +399,32 @@ def _progress(hidden: bool) -> Progress:
 
 
 @contextmanager
-def _failed_writes_are_os_errors() -> Iterator[None]:
-    """A full disk reaches us as an error of safetensors or of torch's zip writer."""
+def _failed_writes_are_os_errors(out: Path) -> Iterator[None]:
+    """A full disk reaches us as an error of safetensors or of torch's zip writer.
+
+    Half a checkpoint is of no use, and would keep the disk full.
+    """
     try:
-        yield
-    except SafetensorError as error:
-        raise OSError(f"cannot write weights: {error}") from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        with naming(out):
+            yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        failed = error if isinstance(error, OSError) else _failed_write(error, out)
+        if failed is None:
             raise
-        raise OSError(f"cannot write checkpoint: {str(error).splitlines()[0]}") from error
+        for folder in out.glob("checkpoint-*"):
+            if _step(folder) < 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        raise failed from (None if failed is error else error)
+
+
+def _failed_write(error: Exception, out: Path) -> OSError | None:
+    if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        return as_os_error(error, out)
+    free = shutil.disk_usage(out).free / 2**20  # torch does not say what the system said
+    return OSError(
+        f"{out}: cannot write checkpoint: {free:,.1f} MiB of the disk are free; make room and run "
+        "again to go on"
+    )
 
 
 def _save(
