@@ -46,7 +46,8 @@ PROBE = (
 class ControlIds:
     """The ids only this package writes.
 
-    `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them.
+    `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them. A `pad` that is
+    its unknown token too is not.
     """
 
     bos: int
@@ -73,7 +74,9 @@ class AnchoredTokenizer:
             name: hf.convert_tokens_to_ids(token) for name, token in CONTROL_TOKENS.items()
         }
         bos: Any = hf.bos_token_id if hf.bos_token_id is not None else eos
-        pad: Any = hf.pad_token_id if hf.pad_token_id is not None else eos
+        # What text may yield as unknown cannot be ours.
+        has_pad = hf.pad_token_id not in (None, hf.unk_token_id)
+        pad: Any = hf.pad_token_id if has_pad else eos
         self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids)
         numbers = asdict(self.control).values()
         self._spellings = {number: str(hf.convert_ids_to_tokens(number)) for number in numbers}
