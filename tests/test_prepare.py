@@ -489,6 +489,22 @@ def test_the_printed_account_names_tokens_kept_masked_and_dropped(run):
     assert "left out: conversation longer than max_length" in text
 
 
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [("annotated", "missing, learnt as empty"), ("anchored", "missing, empty")],
+)
+def test_the_printed_account_says_how_many_annotations_are_missing(run, objective, words):
+    bare = {"prompt": "Hi.", "response": "Hello."}
+    _, manifest = run([CHAT, bare, {**bare, "annotation": []}], objective=objective)
+    table = module.account_table(manifest)
+    names, counts = (list(column.cells) for column in table.columns[:2])
+    assert counts[names.index(f"annotations {words}")] == "2"
+    _, manifest = run([CHAT], name="whole", objective=objective)
+    assert not any(
+        "missing" in str(cell) for cell in module.account_table(manifest).columns[0].cells
+    )
+
+
 def test_prompt_loss_is_what_tells_pretraining_from_sft():
     pretraining = {name for name, o in OBJECTIVES.items() if Kind.PROMPT in o.loss}
     assert pretraining == {"plain", "annotated"}

@@ -35,6 +35,7 @@ from anchored.files import CONFIG_NAME, atomic_write, building, write_json
 from anchored.segments import (
     OBJECTIVES,
     KeyOrder,
+    Kind,
     Objective,
     check_annotations_come_back,
     encode_pieces,
@@ -416,7 +417,7 @@ def _manifest(
 
 
 def account_table(manifest: dict[str, Any]) -> Table:
-    """The tokens of a manifest: kept, with loss, masked, by kind; what was left out and why."""
+    """The tokens of a manifest: kept, with loss, masked, by kind; what was missing or left out."""
     title = f"{manifest['config']['out']}: {manifest['objective']}"
     table = Table("", "rows", "tokens", "with loss", "masked", title=title)
     for column in table.columns[1:]:
@@ -428,6 +429,10 @@ def account_table(manifest: dict[str, Any]) -> Table:
             learnt = split["supervised_by_kind"][kind]
             numbers = (f"{n:,}" for n in (tokens, learnt, tokens - learnt))
             table.add_row(f"  {kind.replace('_', ' ')}", "", *numbers)
+    if missing := manifest["read"].get("annotations missing"):
+        learnt = Kind.TAG_KEY in OBJECTIVES[manifest["objective"]].loss
+        instead = "learnt as empty" if learnt else "empty"
+        table.add_row(f"annotations missing, {instead}", f"{missing:,}", "", "", "")
     for reason, counts in manifest["dropped"].items():
         numbers = (f"{counts['examples']:,}", f"{counts['tokens']:,}")
         table.add_row(f"left out: {reason}", *numbers, "", "")
