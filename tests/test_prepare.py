@@ -248,12 +248,29 @@ def test_keys_that_sft_is_to_change_are_left_out_of_its_plan_but_stay_in_pretrai
     assert "topic: rain\nmood: calm<|/annotation|>" in written(pretraining[0], tokenizer)
 
 
-def test_an_unknown_key_is_named_with_its_row(run, tmp_path):
+def test_a_row_that_breaks_the_schema_is_named_by_its_place_or_skipped_as_a_whole(run, tmp_path):
     schema = tmp_path / "schema.yaml"
     schema.write_text("name: s\nkeys:\n- {name: topic, description: t}\n")
-    with pytest.raises(DataError, match=r"row chat:0: annotation: tag key 'mood' is not in schema"):
-        run([CHAT], schema_name=str(schema))
-    assert not (tmp_path / "out").exists()
+    good, bad = (tags(topic="a"), tags(mood="b"))
+    chunks = [{"text": "One.", "annotation": good}, {"text": "Two.", "annotation": bad}]
+    turns = [
+        {"role": role, "content": "x", **more}
+        for more in ({"annotation": good}, {"annotation": bad})
+        for role in ("user", "assistant")
+    ]
+    whole = {"text": "Three.", "prompt": "Tell.", "annotation": bad}
+    for row in ({"chunks": chunks}, {"messages": turns}, whole):
+        rows = [{"id": "mine", "prompt": "a", "response": "b", "annotation": good}, row]
+        message = r"out.jsonl: line 2: annotation: tag key 'mood' is not in schema 's' \(topic\)"
+        with pytest.raises(DataError, match=message):
+            run(rows, schema_name=str(schema), objective="anchored")
+        assert not (tmp_path / "out").exists()
+    assert run(rows, schema_name=str(schema), objective="standard", name="std")[1]["dropped"] == {}
+    for objective in ("annotated", "anchored"):
+        options = {"schema_name": str(schema), "objective": objective, "skip_bad_rows": True}
+        dataset, manifest = run(rows, name=objective, **options)
+        assert len(dataset) == 1
+        assert manifest["dropped"] == {"bad row": {"examples": 1, "tokens": 0}}
 
 
 def stories(count):

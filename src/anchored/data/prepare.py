@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -120,6 +120,7 @@ class PrepareConfig(Config):
 
 
 Sourced = tuple[Item, Objective]
+Check = Callable[[Item, str, Objective], None]
 
 
 @dataclass
@@ -162,7 +163,7 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
             check_annotations_come_back(tokenizer, schema)
         tokenizer.save(folder / "tokenizer")
         run = _Run(config, tokenizer, schema, folder)
-        run.write(_progress(_items(config, run.dropped), console))
+        run.write(_progress(_items(config, run.dropped, run.planner.check), console))
         manifest = _manifest(config, tokenizer, schema, run)
         write_json(folder / MANIFEST, manifest)
         atomic_write(folder / CONFIG_NAME, to_yaml(config))
@@ -201,9 +202,11 @@ def _texts(items: Iterable[Item]) -> Iterator[str]:
                 yield from (str(message.annotation or ""), message.content)
 
 
-def _items(config: PrepareConfig, dropped: _Dropped) -> Iterator[Sourced]:
+def _items(
+    config: PrepareConfig, dropped: _Dropped, check: Check = lambda *_: None
+) -> Iterator[Sourced]:
     """All sources, mixed: next comes the one that is furthest behind its weight in characters."""
-    streams = [_stream(source, config, dropped) for source in config.sources]
+    streams = [_stream(source, config, dropped, check) for source in config.sources]
     drawn = dict.fromkeys(range(len(streams)), 0.0)
     while drawn:
         at = min(drawn, key=drawn.__getitem__)
@@ -215,18 +218,23 @@ def _items(config: PrepareConfig, dropped: _Dropped) -> Iterator[Sourced]:
         yield sourced
 
 
-def _stream(source: SourceConfig, config: PrepareConfig, dropped: _Dropped) -> Iterator[Sourced]:
+def _stream(
+    source: SourceConfig, config: PrepareConfig, dropped: _Dropped, check: Check
+) -> Iterator[Sourced]:
     objective = _objective(source.objective or config.objective, config.format_share)
     split = partial(
         split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
     )
     for place, row in read_rows(source, config.prompted_share):
         try:
-            yield parse_row(row, place, split), objective
+            item = parse_row(row, place, split)
+            check(item, place, objective)
         except DataError:
             if not config.skip_bad_rows:
                 raise
             dropped.add("bad row", 0)
+        else:
+            yield item, objective
 
 
 def _objective(name: str, format_share: float | None) -> Objective:
