@@ -273,6 +273,15 @@ def test_a_row_that_breaks_the_schema_is_named_by_its_place_or_skipped_as_a_whol
         assert manifest["dropped"] == {"bad row": {"examples": 1, "tokens": 0}}
 
 
+def test_a_source_without_a_row_is_named(run, tmp_path):
+    with pytest.raises(DataError) as caught:
+        run([], objective="plain")
+    place = f"{tmp_path / 'out.jsonl'}: no row"
+    assert str(caught.value) == f"{place}; see the file and its where, skip and limit"
+    with pytest.raises(DataError, match="no row"):
+        run([], objective="plain", tokenizer=NewTokenizer(vocab_size=300))
+
+
 def stories(count):
     """Documents of different lengths, annotated."""
     return [

@@ -225,6 +225,7 @@ def _stream(
     split = partial(
         split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
     )
+    place = None
     for place, row in read_rows(source, config.prompted_share):
         try:
             item = parse_row(row, place, split)
@@ -235,6 +236,8 @@ def _stream(
             dropped.add("bad row", 0)
         else:
             yield item, objective
+    if place is None:
+        raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
 
 
 def _objective(name: str, format_share: float | None) -> Objective:
