@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import printable
+from typing import Any
 
 import pytest
 
@@ -25,3 +30,34 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path}; set ANCHORED_DATA")
     return path
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many KiB and gives its folder; for root alone."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a real full disk needs the right to mount one (root on Linux)")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # torch keeps a file
+
+
+def line_breaks_lost() -> Any:
+    """A WordPiece tokenizer as BERT has it, which takes all white space for a space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = [*printable.strip()]
+    words = ["[UNK]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend: Any = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)

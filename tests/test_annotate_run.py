@@ -110,14 +110,18 @@ def test_every_conversation_format_gets_the_annotation_of_its_response(tmp_path:
 
 def test_annotations_that_are_there_already_stay(tmp_path: Path):
     mine = [{"key": "topic", "value": "mine"}]
-    rows = [
-        {"id": "a", "chunks": [{"text": "One day.", "annotation": mine}, {"text": "It rained."}]},
-        {"id": "b", "prompt": "a", "response": "b", "annotation": mine},
-    ]
-    run(config(write(tmp_path / "in.jsonl", rows), tmp_path / "out"), QUIET)
-    document, conversation = output(tmp_path / "out")
-    assert document["chunks"][0]["annotation"] == conversation["annotation"] == mine
-    assert document["chunks"][1]["annotation"] != mine
+    for given in (mine, []):
+        chunks = [{"text": "One day.", "annotation": given}, {"text": "It rained."}]
+        rows = [
+            {"id": "a", "prompt": "a", "chunks": chunks, "annotation": given},
+            {"id": "b", "prompt": "a", "response": "It rained.", "annotation": given},
+        ]
+        out = tmp_path / f"out{len(given)}"
+        run(config(write(tmp_path / "in.jsonl", rows), out), QUIET)
+        document, conversation = output(out)
+        assert document["chunks"][0]["annotation"] == given
+        assert document["annotation"] == conversation["annotation"] == given
+        assert document["chunks"][1]["annotation"] not in (mine, [])
 
 
 def test_the_manifest_counts_what_was_written(tmp_path: Path):

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import json
 import lzma
+import pickle
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,29 @@ def test_atomic_write_keeps_the_old_contents_when_the_disk_is_full(tmp_path, mon
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_real_full_disk_is_named_by_the_output_and_left_empty(tiny_disk):
+    disk = tiny_disk(8)
+    with pytest.raises(OSError, match="No space left") as written:
+        atomic_write(disk / "a.txt", "x" * 20_000)
+    with pytest.raises(OSError, match="No space left") as built, building(disk / "out") as folder:
+        (folder / "a").write_text("x" * 20_000)
+    assert (written.value.filename, built.value.filename) == (f"{disk}/a.txt", f"{disk}/out")
+    assert pickle.loads(pickle.dumps(written.value)).filename == f"{disk}/a.txt"  # from a worker
+    assert names(disk) == []
+
+
+def test_a_file_that_cannot_be_made_is_named_by_its_place_in_the_output(tmp_path):
+    with (
+        pytest.raises(OSError, match="Is a directory") as caught,
+        building(tmp_path / "o") as folder,
+    ):
+        folder.write_text("x")
+    assert caught.value.filename == str(tmp_path / "o")
+    with pytest.raises(OSError, match="No such file") as caught, building(tmp_path / "o") as folder:
+        (folder / "no" / "a").write_text("x")
+    assert caught.value.filename == str(tmp_path / "o" / "no" / "a")
 
 
 def test_write_json_keeps_order_and_letters_and_refuses_nan(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.segments import NO_LOSS, OBJECTIVES, Kind
 from anchored.tokenizer import AnchoredTokenizer
+from conftest import line_breaks_lost
 
 QUIET = Console(quiet=True)
 load_tokenizer = lru_cache(AnchoredTokenizer.load)
@@ -246,12 +248,38 @@ def test_keys_that_sft_is_to_change_are_left_out_of_its_plan_but_stay_in_pretrai
     assert "topic: rain\nmood: calm<|/annotation|>" in written(pretraining[0], tokenizer)
 
 
-def test_an_unknown_key_is_named_with_its_row(run, tmp_path):
+def test_a_row_that_breaks_the_schema_is_named_by_its_place_or_skipped_as_a_whole(run, tmp_path):
     schema = tmp_path / "schema.yaml"
     schema.write_text("name: s\nkeys:\n- {name: topic, description: t}\n")
-    with pytest.raises(DataError, match=r"row chat:0: annotation: tag key 'mood' is not in schema"):
-        run([CHAT], schema_name=str(schema))
-    assert not (tmp_path / "out").exists()
+    good, bad = (tags(topic="a"), tags(mood="b"))
+    chunks = [{"text": "One.", "annotation": good}, {"text": "Two.", "annotation": bad}]
+    turns = [
+        {"role": role, "content": "x", **more}
+        for more in ({"annotation": good}, {"annotation": bad})
+        for role in ("user", "assistant")
+    ]
+    whole = {"text": "Three.", "prompt": "Tell.", "annotation": bad}
+    for row in ({"chunks": chunks}, {"messages": turns}, whole):
+        rows = [{"id": "mine", "prompt": "a", "response": "b", "annotation": good}, row]
+        message = r"out.jsonl: line 2: annotation: tag key 'mood' is not in schema 's' \(topic\)"
+        with pytest.raises(DataError, match=message):
+            run(rows, schema_name=str(schema), objective="anchored")
+        assert not (tmp_path / "out").exists()
+    assert run(rows, schema_name=str(schema), objective="standard", name="std")[1]["dropped"] == {}
+    for objective in ("annotated", "anchored"):
+        options = {"schema_name": str(schema), "objective": objective, "skip_bad_rows": True}
+        dataset, manifest = run(rows, name=objective, **options)
+        assert len(dataset) == 1
+        assert manifest["dropped"] == {"bad row": {"examples": 1, "tokens": 0}}
+
+
+def test_a_source_without_a_row_is_named(run, tmp_path):
+    with pytest.raises(DataError) as caught:
+        run([], objective="plain")
+    place = f"{tmp_path / 'out.jsonl'}: no row"
+    assert str(caught.value) == f"{place}; see the file and its where, skip and limit"
+    with pytest.raises(DataError, match="no row"):
+        run([], objective="plain", tokenizer=NewTokenizer(vocab_size=300))
 
 
 def stories(count):
@@ -414,6 +442,19 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl"]
 
 
+def test_a_tokenizer_that_loses_line_breaks_is_refused_for_annotations_alone(run, tmp_path):
+    folder = str(tmp_path / "words")
+    line_breaks_lost().save_pretrained(folder)
+    message = (
+        rf"tokenizer '{folder}': annotations do not come back .* 'topic : topic topic : topic'"
+    )
+    for objective in ("annotated", "anchored"):
+        with pytest.raises(ConfigError, match=message):
+            run([CHAT], tokenizer=folder, objective=objective)
+        assert not (tmp_path / "out").exists()
+    run([CHAT], tokenizer=folder, objective="standard")
+
+
 @pytest.mark.parametrize("field", ["out", "tokenizer"])
 def test_out_and_tokenizer_must_be_given_to_prepare(run, field):
     with pytest.raises(ConfigError, match=f"{field}: missing"):
@@ -474,6 +515,22 @@ def test_the_printed_account_names_tokens_kept_masked_and_dropped(run):
     assert "left out: conversation longer than max_length" in text
 
 
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [("annotated", "missing, learnt as empty"), ("anchored", "missing, empty")],
+)
+def test_the_printed_account_says_how_many_annotations_are_missing(run, objective, words):
+    bare = {"prompt": "Hi.", "response": "Hello."}
+    _, manifest = run([CHAT, bare, {**bare, "annotation": []}], objective=objective)
+    table = module.account_table(manifest)
+    names, counts = (list(column.cells) for column in table.columns[:2])
+    assert counts[names.index(f"annotations {words}")] == "2"
+    _, manifest = run([CHAT], name="whole", objective=objective)
+    assert not any(
+        "missing" in str(cell) for cell in module.account_table(manifest).columns[0].cells
+    )
+
+
 def test_prompt_loss_is_what_tells_pretraining_from_sft():
     pretraining = {name for name, o in OBJECTIVES.items() if Kind.PROMPT in o.loss}
     assert pretraining == {"plain", "annotated"}
@@ -494,6 +551,21 @@ def test_real_books_become_rows_of_exactly_bounded_length(run, shared_data: Path
     # A chunk cut one token before its end leaves a sequence of one token, which nothing predicts.
     assert set(manifest["dropped"]) <= {"no token with loss"}
     assert manifest["tokens"]["dropped"] < 10
+
+
+@pytest.mark.parametrize("size", [4, 8, 40, 64, 80])
+def test_a_real_full_disk_is_one_line_that_names_the_output(
+    tokenizer, tmp_path, tiny_disk, capsys, size
+):
+    """Wherever it fills up: at the first folder, in the tokenizer, in the rows."""
+    out, rows, config = tiny_disk(size) / "out", tmp_path / "a.jsonl", tmp_path / "prepare.yaml"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in stories(400)), encoding="utf-8")
+    fields = {"out": str(out), "sources": [{"path": str(rows)}], "tokenizer": str(tokenizer)}
+    config.write_text(json.dumps(fields), encoding="utf-8")
+    assert cli.main(["prepare", str(config)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.fullmatch(rf"anchored: error: {out}[\w/.-]*: No space left on device", error)
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from anchored.annotation import Annotation, Key, Schema
-from anchored.errors import DataError
+from anchored.errors import ConfigError, DataError
 from anchored.sample import decode as decode_module
 from anchored.sample.engine import Request, Sample, SampleConfig, Sampling, sample
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import olmo2_config
+from conftest import line_breaks_lost
 
 Script = Callable[[list[int]], dict[int, float] | torch.Tensor]
 TEXTS = [
@@ -357,6 +365,89 @@ def test_a_pinned_value_is_not_continued(tokenizer, schema):
     read = [result.annotation for result in results if result.annotation is not None]
     assert read
     assert {annotation.tags[0] for annotation in read} == {*pinned}
+
+
+# --- tokenizers that are not byte-level -----------------------------------------------------------
+
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def adopted(backend: Any) -> AnchoredTokenizer:
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return AnchoredTokenizer.adopt(PreTrainedTokenizerFast(tokenizer_object=backend, **names))
+
+
+def metaspace(model: Any, trainer: Any) -> AnchoredTokenizer:
+    backend: Any = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.train_from_iterator(TEXTS * 4, trainer)
+    return adopted(backend)
+
+
+def unigram() -> AnchoredTokenizer:
+    settings: Any = {"special_tokens": SPECIAL, "unk_token": "<unk>", "show_progress": False}
+    return metaspace(models.Unigram(), trainers.UnigramTrainer(vocab_size=80, **settings))
+
+
+def bpe_without_bytes() -> AnchoredTokenizer:
+    trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=SPECIAL, show_progress=False)
+    return metaspace(models.BPE(unk_token="<unk>"), trainer)
+
+
+def bpe_with_bytes() -> AnchoredTokenizer:
+    """As Llama 2 has it: the marker is put by a normalizer, before a space too."""
+    words = [
+        *SPECIAL,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *{*"".join(TEXTS)} - {*" \n"},
+    ]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend: Any = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    marked = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    backend.normalizer = normalizers.Sequence(marked)
+    plain = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*plain, decoders.Strip(" ", 1, 0)])
+    return adopted(backend)
+
+
+@pytest.fixture(scope="module", params=[None, unigram, bpe_without_bytes, bpe_with_bytes])
+def any_tokenizer(request, tokenizer) -> AnchoredTokenizer:
+    return request.param() if request.param else tokenizer
+
+
+THREE = Annotation.of({"topic": "calm sea", "mood": "calm", "place": "harbour"})
+
+
+@pytest.mark.parametrize("schema", [None, ANCHORED, SCHEMA])
+@pytest.mark.parametrize("given", range(4))
+def test_an_annotation_comes_back_from_its_ids_whatever_the_tokenizer(any_tokenizer, schema, given):
+    """Sampled in part or as a whole, with keys free or constrained."""
+    model = scripted(any_tokenizer, writes(any_tokenizer, THREE, "The sea."))
+    request = Request(USER, annotated=True, pinned=Annotation(THREE.tags[:given]))
+    result = one(model, any_tokenizer, request, schema=schema, retries=0)
+    assert result == Sample("The sea.", THREE)
+
+
+def test_behind_pinned_tags_the_tokenizers_own_lead_to_a_line_break_may_come(monkeypatch):
+    tokenizer = bpe_with_bytes()
+    lead, line_break = tokenizer.encode("\ntopic:")[:2]
+    scores = spied(monkeypatch)
+    model = scripted(tokenizer, lambda ids: {lead: 20.0})
+    pinned = Request(USER, annotated=True, pinned=Annotation(THREE.tags[:1]))
+    one(model, tokenizer, pinned, retries=0)
+    first, second = (set(step[0].isfinite().nonzero()[:, 0].tolist()) for step in scores[:2])
+    assert first == {lead, line_break, tokenizer.control.close}
+    assert second == {line_break, tokenizer.control.close}
+
+
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_a_tokenizer_that_loses_line_breaks_is_refused_where_annotations_are_sampled(schema):
+    lossy = AnchoredTokenizer.adopt(line_breaks_lost())
+    model = scripted(lossy, writes(lossy, [], "sea"))
+    with pytest.raises(ConfigError, match="annotations do not come back from its ids"):
+        one(model, lossy, Request(USER, annotated=True), schema=schema)
+    assert one(model, lossy, Request(USER), schema=schema).response == "sea"
 
 
 # --- malformed annotations and limits -----------------------------------------------------------

@@ -124,6 +124,16 @@ def test_text_never_yields_a_control_token_that_the_vocabulary_itself_spells(tex
     assert tokenizer.encode_batch(["a", text])[0] == tokenizer.encode("a")
 
 
+def test_a_pad_token_that_is_the_unknown_one_is_left_to_text():
+    """Without bytes to fall back on, text yields it."""
+    hf = unigram(*ascii_letters)
+    hf.add_special_tokens({"pad_token": "<unk>"})
+    tokenizer = AnchoredTokenizer.adopt(hf)
+    assert (tokenizer.control.pad, tokenizer.control.eos) == (2, 2)
+    assert tokenizer.fingerprint
+    assert 0 in tokenizer.encode("東")
+
+
 def test_a_control_token_that_cannot_be_spelt_otherwise_is_refused():
     hf = unigram("a")
     hf.add_special_tokens({"eos_token": "a"})

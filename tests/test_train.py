@@ -27,6 +27,7 @@ from transformers import (
     Trainer,
 )
 
+from anchored import cli
 from anchored.annotation import Annotation
 from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
@@ -260,6 +261,32 @@ def test_a_mistyped_checkpoint_leaves_the_output_free(rows: Path, base: Path, tm
     assert not out.exists()
 
 
+def test_pretraining_that_finds_its_checkpoint_missing_or_foreign_leaves_the_output_free(
+    data: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    for init in (tmp_path / "nothing", foreign_model(tmp_path / "foreign")):
+        run = config(data, out).model_copy(update={"model": ModelConfig(init=str(init))})
+        with pytest.raises(AnchoredError, match=r"nothing|same text, other ids"):
+            pretrain(run, quiet=True)
+        assert not out.exists()
+    pretrain(config(data, out), quiet=True)
+
+
+@pytest.mark.parametrize("given", [{}, {"tokenizer": {"vocab_size": 300}}])
+def test_data_is_not_prepared_for_a_missing_checkpoint_or_with_a_tokenizer_of_its_own(
+    rows: Path, base: Path, tmp_path: Path, given: dict[str, Any]
+):
+    init, out = base if given else tmp_path / "nothing", tmp_path / "run"
+    sources = {"sources": [{"path": str(rows)}], **given}
+    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+        sft(sft_config(rows, init, out, data=sources), quiet=True)
+    fields = {"out": out, "data": {"tokenizer": str(base), **sources}, "model": {"init": str(init)}}
+    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+        pretrain(PretrainConfig.model_validate(fields), quiet=True)
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_the_tokenizer_of_another_model_is_refused(
     rows: Path, base: Path, tmp_path: Path, ours: bool
@@ -276,6 +303,7 @@ def test_the_tokenizer_of_another_model_is_refused(
     )
     with pytest.raises(TokenizerMismatch, match="same text, other ids"):
         sft(run, quiet=True)
+    assert not run.out.exists()
 
 
 def foreign_model(folder: Path) -> Path:
@@ -412,7 +440,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_no_half_model(
     with pytest.raises(OSError, match="File too large"):
         pretrain(run, quiet=True)
     file_limit(resource.RLIM_INFINITY)
-    left = {path.name for path in run.out.iterdir()} - {"checkpoint-3"}
+    left = {path.name for path in run.out.iterdir()}
     assert left == {"config.yaml", "dataset.json", "metrics.jsonl"}
     assert (pretrain(run, quiet=True) / "model.safetensors").is_file()
 
@@ -424,6 +452,33 @@ def test_a_full_disk_under_the_optimizer_state_is_an_os_error(
     file_limit((base / "model.safetensors").stat().st_size + 10_000)
     with pytest.raises(OSError, match="cannot write checkpoint"):
         pretrain(config(data, tmp_path / "run"), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (0.5, "{out}: No space left on device"),
+        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; make room and"),
+    ],
+)
+def test_a_real_full_disk_is_one_line_and_leaves_no_half_checkpoint(
+    data: Path,
+    base: Path,
+    tmp_path: Path,
+    tiny_disk: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str],
+    models: float,
+    message: str,
+):
+    size = (base / "model.safetensors").stat().st_size
+    run = config(data, tiny_disk(int(models * size / 1024)) / "run", save_steps=1)
+    file = tmp_path / "pretrain.yaml"
+    file.write_text(run.model_dump_json(), encoding="utf-8")
+    assert cli.main(["pretrain", str(file)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"anchored: error: {message.format(out=run.out)}")
+    left = {path.name for path in run.out.iterdir()}
+    assert left <= {"config.yaml", "dataset.json", "metrics.jsonl"}
 
 
 def test_a_quiet_run_writes_nothing_to_the_terminal(

@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,23 @@ CONFIG_NAME = "config.yaml"
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
+@contextmanager
+def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Lets an `OSError` of the body name `path`: a full disk names nothing, or only `partial`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(error.filename or path).replace(str(partial or path), str(path))
+        raise
+
+
+def as_os_error(error: Exception, path: Path) -> OSError | None:
+    """The system's error that a library written in Rust reports as one of its own, if it is one."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else None
+
+
 def atomic_write(path: Path, text: str) -> None:
     """Writes `text` as UTF-8: `path` holds the old contents or the new, never a part.
 
@@ -28,7 +46,7 @@ def atomic_write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        with naming(path, partial), partial.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -59,10 +77,11 @@ def building(path: Path) -> Iterator[Path]:
         raise DataError(f"{path}: already exists; remove it or choose another output")
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        partial.rename(path)
+        with naming(path, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -20,7 +20,8 @@ from hashlib import blake2b
 from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
-from anchored.annotation import Annotation, Tag
+from anchored.annotation import Annotation, Schema, Tag
+from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer
 
 NO_LOSS = -100
@@ -325,3 +326,21 @@ def assemble(segments: Sequence[Segment]) -> Example:
     if example.labels:
         example.labels[0] = NO_LOSS
     return example
+
+
+def check_annotations_come_back(tokenizer: AnchoredTokenizer, schema: Schema | None) -> None:
+    """Sees that annotations of two tags and more can be read from their ids again.
+
+    Raises:
+        ConfigError: the tokenizer loses line breaks, or a letter of the keys of `schema`.
+    """
+    names = schema.names if schema else ("topic",)
+    annotation = Annotation(tuple(Tag(name, name) for name in (*names, names[0])))
+    ids = [i for _, text in annotation.pieces() for i in tokenizer.encode(text)]
+    text = tokenizer.decode_pieces(ids)
+    if text != str(annotation):
+        raise ConfigError(
+            f"tokenizer {tokenizer.hf.name_or_path!r}: annotations do not come back from its ids: "
+            f"{str(annotation)[:60]!r} reads {text[:60]!r}; use a tokenizer that keeps line breaks "
+            "(a byte-level BPE does), or train without annotations (objective plain or standard)"
+        )

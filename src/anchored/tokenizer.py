@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
+from anchored.files import as_os_error
 
 CONTROL_TOKENS = {
     "system": "<|system|>",
@@ -45,7 +46,8 @@ PROBE = (
 class ControlIds:
     """The ids only this package writes.
 
-    `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them.
+    `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them. A `pad` that is
+    its unknown token too is not.
     """
 
     bos: int
@@ -72,7 +74,9 @@ class AnchoredTokenizer:
             name: hf.convert_tokens_to_ids(token) for name, token in CONTROL_TOKENS.items()
         }
         bos: Any = hf.bos_token_id if hf.bos_token_id is not None else eos
-        pad: Any = hf.pad_token_id if hf.pad_token_id is not None else eos
+        # What text may yield as unknown cannot be ours.
+        has_pad = hf.pad_token_id not in (None, hf.unk_token_id)
+        pad: Any = hf.pad_token_id if has_pad else eos
         self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids)
         numbers = asdict(self.control).values()
         self._spellings = {number: str(hf.convert_ids_to_tokens(number)) for number in numbers}
@@ -159,6 +163,19 @@ class AnchoredTokenizer:
         """The text of `ids`; control tokens are written out, so cut them away by id first."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
+    def decode_pieces(self, ids: Sequence[int]) -> str:
+        """The text of pieces that were encoded apart, as those of an annotation are.
+
+        SentencePiece puts a space before each piece; before a line break or a space of the piece's
+        own it is one too many, and taken out.
+        """
+        text = self.decode(ids)
+        for lead in ("\n", " "):
+            joint = self.decode([*self.encode(":"), *self.encode(f"{lead}:")])[1:-1]
+            if joint.endswith(lead):
+                text = text.replace(joint, lead)
+        return text
+
     def __len__(self) -> int:
         """Size of the vocabulary with the control tokens: the rows a model's embedding needs."""
         return len(self.hf)
@@ -174,8 +191,17 @@ class AnchoredTokenizer:
         return hashlib.sha256(data.encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """The `transformers` files, and the probe's ids to be checked at load."""
-        self.hf.save_pretrained(folder)
+        """The `transformers` files, and the probe's ids to be checked at load.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        try:
+            self.hf.save_pretrained(folder)
+        except Exception as error:
+            if failed := as_os_error(error, folder):
+                raise failed from error
+            raise
         record = {
             "control": asdict(self.control),
             "fingerprint": self.fingerprint,

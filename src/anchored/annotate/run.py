@@ -343,11 +343,18 @@ def annotated_row(row: Row, item: Item, found: dict[str, Annotation]) -> dict[st
     kept = {"id": item.id, **row}
     if isinstance(item, Document):
         kept.pop("text", None)
-        kept["chunks"] = [
-            {"text": chunk.text, "annotation": (chunk.annotation or found[chunk.text]).rows()}
-            for chunk in item.chunks
+        given = row.get("chunks") or [{}] * len(item.chunks)
+        tags = [
+            found[chunk.text] if one.get("annotation") is None else chunk.annotation
+            for chunk, one in zip(item.chunks, given, strict=True)
         ]
-        whole = item.annotation or (found[item.text] if item.prompt is not None else None)
+        kept["chunks"] = [
+            {"text": chunk.text, "annotation": annotation.rows()}
+            for chunk, annotation in zip(item.chunks, tags, strict=True)
+        ]
+        whole = item.annotation
+        if whole is None and item.prompt is not None:
+            whole = found[item.text]
         return kept if whole is None else kept | {"annotation": whole.rows()}
     if "messages" in row:
         return kept | {"messages": [_annotated_turn(turn, found) for turn in row["messages"]]}

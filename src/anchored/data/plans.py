@@ -69,9 +69,6 @@ class Planner:
         """One plan for a document; for a conversation one, and in SFT one for each turn to learn.
 
         Replay learns the last annotation alone: earlier turns were never sampled.
-
-        Raises:
-            DataError: an annotation does not keep to the schema.
         """
         split = (
             "validation"
@@ -90,6 +87,18 @@ class Planner:
         share = self.prompted_share if is_pretraining(objective) else 1.0
         prompted = item.prompt is not None and self._in_share("prompted", item.id, share)
         yield (self._prompted if prompted else self._document)(item, split, objective)
+
+    def check(self, item: Item, place: str, objective: Objective) -> None:
+        """Sees that the annotations of a row keep to the schema, where the objective has any.
+
+        Raises:
+            DataError: one does not; `place` is named.
+        """
+        if self.schema is None or not objective.annotated:
+            return
+        parts = item.messages if isinstance(item, Conversation) else (*item.chunks, item)
+        for annotation in filter(None, (part.annotation for part in parts)):
+            self._check(annotation, place, self.schema)
 
     def _in_share(self, what: str, name: str, share: float) -> bool:
         return share > 0 and random.Random(f"{self.seed}:{what}:{name}").random() < share
@@ -134,22 +143,19 @@ class Planner:
         self.counts["annotations" if annotation else "annotations missing"] += 1
         annotation = annotation or Annotation()
         if self.schema:
-            self._check(annotation, name, self.schema)
             annotation = self.schema.canonical(annotation)
             if not is_pretraining(objective):
                 annotation = self.schema.anchored(annotation)
         return order_keys(annotation, self.key_order, self.seed, name)
 
-    def _check(self, annotation: Annotation, name: str, schema: Schema) -> None:
+    def _check(self, annotation: Annotation, place: str, schema: Schema) -> None:
         """`Schema.check`, left out for tags that passed it before: it is slower than encoding."""
         if len(annotation.keys) == len(annotation) and self._known_tags.issuperset(annotation):
             return
         try:
             schema.check(annotation)
         except DataError as error:
-            raise DataError(
-                f"row {name}: annotation: {error}; mend the row or the schema"
-            ) from None
+            raise DataError(f"{place}: annotation: {error}; mend the row or the schema") from None
         if len(self._known_tags) < _KNOWN_TAGS:
             self._known_tags.update(annotation)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,15 @@ from anchored.data.readers import (
 from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, write_json
-from anchored.segments import OBJECTIVES, KeyOrder, Objective, encode_pieces, split_chunks
+from anchored.segments import (
+    OBJECTIVES,
+    KeyOrder,
+    Kind,
+    Objective,
+    check_annotations_come_back,
+    encode_pieces,
+    split_chunks,
+)
 from anchored.tokenizer import AnchoredTokenizer
 
 __all__ = [
@@ -112,6 +120,7 @@ class PrepareConfig(Config):
 
 
 Sourced = tuple[Item, Objective]
+Check = Callable[[Item, str, Objective], None]
 
 
 @dataclass
@@ -138,7 +147,8 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
         `config.out`, which is there whole or not at all.
 
     Raises:
-        ConfigError: `out` or `tokenizer` is missing, the tokenizer or schema cannot be loaded.
+        ConfigError: `out` or `tokenizer` is missing, the tokenizer or schema cannot be loaded, or
+            the tokenizer loses what an annotation is read by.
         DataError: a source or a row is at fault, `out` holds something already, or nothing that
             carries loss is left.
     """
@@ -148,9 +158,12 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
     with building(config.out) as folder:
         schema = load_schema(config.schema_name) if config.schema_name else None
         tokenizer = _tokenizer(config)
+        objectives = {source.objective or config.objective for source in config.sources}
+        if any(OBJECTIVES[name].annotated for name in objectives):
+            check_annotations_come_back(tokenizer, schema)
         tokenizer.save(folder / "tokenizer")
         run = _Run(config, tokenizer, schema, folder)
-        run.write(_progress(_items(config, run.dropped), console))
+        run.write(_progress(_items(config, run.dropped, run.planner.check), console))
         manifest = _manifest(config, tokenizer, schema, run)
         write_json(folder / MANIFEST, manifest)
         atomic_write(folder / CONFIG_NAME, to_yaml(config))
@@ -189,9 +202,11 @@ def _texts(items: Iterable[Item]) -> Iterator[str]:
                 yield from (str(message.annotation or ""), message.content)
 
 
-def _items(config: PrepareConfig, dropped: _Dropped) -> Iterator[Sourced]:
+def _items(
+    config: PrepareConfig, dropped: _Dropped, check: Check = lambda *_: None
+) -> Iterator[Sourced]:
     """All sources, mixed: next comes the one that is furthest behind its weight in characters."""
-    streams = [_stream(source, config, dropped) for source in config.sources]
+    streams = [_stream(source, config, dropped, check) for source in config.sources]
     drawn = dict.fromkeys(range(len(streams)), 0.0)
     while drawn:
         at = min(drawn, key=drawn.__getitem__)
@@ -203,18 +218,26 @@ def _items(config: PrepareConfig, dropped: _Dropped) -> Iterator[Sourced]:
         yield sourced
 
 
-def _stream(source: SourceConfig, config: PrepareConfig, dropped: _Dropped) -> Iterator[Sourced]:
+def _stream(
+    source: SourceConfig, config: PrepareConfig, dropped: _Dropped, check: Check
+) -> Iterator[Sourced]:
     objective = _objective(source.objective or config.objective, config.format_share)
     split = partial(
         split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
     )
+    place = None
     for place, row in read_rows(source, config.prompted_share):
         try:
-            yield parse_row(row, place, split), objective
+            item = parse_row(row, place, split)
+            check(item, place, objective)
         except DataError:
             if not config.skip_bad_rows:
                 raise
             dropped.add("bad row", 0)
+        else:
+            yield item, objective
+    if place is None:
+        raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
 
 
 def _objective(name: str, format_share: float | None) -> Objective:
@@ -402,7 +425,7 @@ def _manifest(
 
 
 def account_table(manifest: dict[str, Any]) -> Table:
-    """The tokens of a manifest: kept, with loss, masked, by kind; what was left out and why."""
+    """The tokens of a manifest: kept, with loss, masked, by kind; what was missing or left out."""
     title = f"{manifest['config']['out']}: {manifest['objective']}"
     table = Table("", "rows", "tokens", "with loss", "masked", title=title)
     for column in table.columns[1:]:
@@ -414,6 +437,10 @@ def account_table(manifest: dict[str, Any]) -> Table:
             learnt = split["supervised_by_kind"][kind]
             numbers = (f"{n:,}" for n in (tokens, learnt, tokens - learnt))
             table.add_row(f"  {kind.replace('_', ' ')}", "", *numbers)
+    if missing := manifest["read"].get("annotations missing"):
+        learnt = Kind.TAG_KEY in OBJECTIVES[manifest["objective"]].loss
+        instead = "learnt as empty" if learnt else "empty"
+        table.add_row(f"annotations missing, {instead}", f"{missing:,}", "", "", "")
     for reason, counts in manifest["dropped"].items():
         numbers = (f"{counts['examples']:,}", f"{counts['tokens']:,}")
         table.add_row(f"left out: {reason}", *numbers, "", "")

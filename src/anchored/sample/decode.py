@@ -56,6 +56,7 @@ class Rules:
         barred: control ids and ids without text, never sampled but to close a part.
         breaks: ids (V,) whose text starts a new line; where a sequence has pinned tags, one of
             them or the closing token comes first. Unused without pinned tags.
+        leads: ids (V,) that the tokenizer puts before a line break, where it does.
         keys: which keys may be sampled; None leaves them free.
     """
 
@@ -66,6 +67,7 @@ class Rules:
     response_limit: int
     barred: torch.Tensor
     breaks: torch.Tensor | None = None
+    leads: torch.Tensor | None = None
     keys: KeyConstraint | None = None
 
 
@@ -165,10 +167,10 @@ class _State:
         barred = rules.barred.repeat(len(scores), 1)
         barred[:, rules.control.close] = ~inside
         barred[:, rules.control.eos] = inside
-        if rules.breaks is not None and self._time == 0:
-            elsewhere = ~rules.breaks
-            elsewhere[rules.control.close] = False
-            barred |= self._first[:, None] & elsewhere
+        if rules.breaks is not None and rules.leads is not None and self._time < 2:
+            starts = rules.breaks | rules.leads if self._time == 0 else rules.breaks.clone()
+            starts[rules.control.close] = True
+            barred |= self._first[:, None] & ~starts
         if rules.keys:
             barred |= inside[:, None] & ~rules.keys.permitted(self._node, self._keys_left)
         return scores.masked_fill(barred, -torch.inf)
@@ -177,6 +179,8 @@ class _State:
         rules, inside = self._rules, self._inside
         self._annotation_left -= inside.long()
         self._response_left -= (~inside).long()
+        if rules.leads is not None:
+            self._first &= rules.leads[ids]
         if rules.keys:
             self._node, self._keys_left = rules.keys.advance(self._node, self._keys_left, ids)
         self._inside = inside & (ids != rules.control.close)

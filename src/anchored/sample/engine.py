@@ -25,6 +25,7 @@ from anchored.segments import (
     OBJECTIVES,
     Message,
     annotation_pieces,
+    check_annotations_come_back,
     conversation_pieces,
     encode_pieces,
 )
@@ -131,6 +132,7 @@ def sample(
     `progress` is called with the number of sequences that became final since its last call.
 
     Raises:
+        ConfigError: the tokenizer loses what an annotation is read by.
         DataError: the model's logits are not numbers.
     """
     model.eval()
@@ -179,11 +181,15 @@ def _rules(
     barred[len(tokenizer) :] = True
     names = _sampled_keys(schema, config)
     opens = [request for request in requests if request.open]
+    if opens:
+        check_annotations_come_back(tokenizer, schema)
     texts: list[str] = []
     if opens and (names is not None or any(request.pinned for request in opens)):
         texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    breaks = torch.zeros(width, dtype=torch.bool, device=device)
-    breaks[[i for i, text in enumerate(texts) if text.startswith("\n")]] = True
+    starts = [i for i, text in enumerate(texts) if text.startswith("\n")]
+    before = [tokenizer.encode(f"\n{name}:")[0] for name in names or "x"] if texts else []
+    breaks, leads = torch.zeros_like(barred), torch.zeros_like(barred)
+    breaks[starts], leads[before] = True, True
     return Rules(
         control=tokenizer.control,
         annotation=config.annotation,
@@ -192,6 +198,7 @@ def _rules(
         response_limit=config.max_response_tokens,
         barred=barred,
         breaks=breaks if texts else None,
+        leads=leads & ~breaks if texts else None,
         keys=KeyConstraint(schema, names, tokenizer, texts, width, device)
         if schema and names is not None and texts
         else None,
@@ -250,7 +257,7 @@ def _read(
     end = ids.index(control.close)
     response = tokenizer.decode(ids[end + 1 :])
     try:
-        annotation = parse_annotation(str(request.pinned) + tokenizer.decode(ids[:end]))
+        annotation = parse_annotation(str(request.pinned) + tokenizer.decode_pieces(ids[:end]))
         if schema:
             schema.check(annotation)
     except DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -30,6 +31,7 @@ from transformers.trainer_callback import PrinterCallback
 from anchored.config import Config, versions
 from anchored.data.collate import Collator
 from anchored.data.prepare import (
+    NewTokenizer,
     PrepareConfig,
     SourceConfig,
     load_prepared,
@@ -37,7 +39,14 @@ from anchored.data.prepare import (
     read_manifest,
 )
 from anchored.errors import ConfigError, DataError
-from anchored.files import building, claim, released_if_unused, write_json
+from anchored.files import (
+    as_os_error,
+    building,
+    claim,
+    naming,
+    released_if_unused,
+    write_json,
+)
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
@@ -118,8 +127,10 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         with arguments.main_process_first(local=False):
             claim(config.out, config)
             data = config.data
-            folder = _prepared(config, data, quiet) if isinstance(data, PrepareConfig) else data
-        return train(config, folder, arguments, quiet)
+            if isinstance(data, PrepareConfig):
+                _check_before_preparing(config, data)
+                data = _prepared(config, data, quiet)
+        return train(config, data, arguments, quiet)
 
 
 def sft(config: SFTConfig, quiet: bool = False) -> Path:
@@ -144,6 +155,7 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
             claim(config.out, config)
+            _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
                 data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
             folder = _prepared(config, data, quiet)
@@ -160,6 +172,18 @@ def _with_replay(
     if settings.share:
         sources = (*sources, write_replay(settings, *arguments))
     return sources
+
+
+def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
+    """Sees that `model.init` is there and has the tokenizer that the data is to be encoded with."""
+    if config.model.init is None or (config.out / "data").exists():
+        return
+    if isinstance(data.tokenizer, NewTokenizer):
+        raise ConfigError(
+            f"data.tokenizer: a new one cannot be that of {config.model.init}; leave it out"
+        )
+    if data.tokenizer is not None:
+        _check_tokenizer(config.model.init, AnchoredTokenizer.load(data.tokenizer))
 
 
 def _prepared(config: TrainConfig, data: PrepareConfig, quiet: bool) -> Path:
@@ -224,15 +248,14 @@ def train(
         return final
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     dataset, manifest = load_prepared(data, tokenizer)
-    write_json(config.out / DATASET, {"splits": manifest["splits"]})
-    if config.model.init is not None:
-        tokenizer.check(AnchoredTokenizer.load(config.model.init).fingerprint, config.model.init)
+    _check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
     done = checkpoint is not None and _at_its_end(checkpoint)
     source = ModelConfig(init=checkpoint) if done else config.model
     model = build_model(source, tokenizer, config.seed)
+    write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
-    with quiet_transformers(), _failed_writes_are_os_errors():
+    with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
         if not quiet:
             announce_cost(trainer, len(dataset), manifest)
@@ -245,6 +268,11 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
+
+
+def _check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
+    if init is not None:
+        tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)
 
 
 def _check_same_dataset(record: Path, data: Path, manifest: dict[str, Any]) -> None:
@@ -338,13 +366,16 @@ def newest_checkpoint(out: Path) -> str | None:
 
     `trainer_state.json` is what Trainer writes last.
     """
-    whole = []
-    for folder in out.glob("checkpoint-*"):
-        try:
-            whole.append((_trainer_state(folder)["global_step"], str(folder)))
-        except (OSError, ValueError):
-            continue
-    return max(whole)[1] if whole else None
+    steps = {str(folder): _step(folder) for folder in out.glob("checkpoint-*")}
+    return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint that was written whole; -1 for a half one."""
+    try:
+        return _trainer_state(checkpoint)["global_step"]
+    except (OSError, ValueError):
+        return -1
 
 
 def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
@@ -368,16 +399,32 @@ def _progress(hidden: bool) -> Progress:
 
 
 @contextmanager
-def _failed_writes_are_os_errors() -> Iterator[None]:
-    """A full disk reaches us as an error of safetensors or of torch's zip writer."""
+def _failed_writes_are_os_errors(out: Path) -> Iterator[None]:
+    """A full disk reaches us as an error of safetensors or of torch's zip writer.
+
+    Half a checkpoint is of no use, and would keep the disk full.
+    """
     try:
-        yield
-    except SafetensorError as error:
-        raise OSError(f"cannot write weights: {error}") from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        with naming(out):
+            yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        failed = error if isinstance(error, OSError) else _failed_write(error, out)
+        if failed is None:
             raise
-        raise OSError(f"cannot write checkpoint: {str(error).splitlines()[0]}") from error
+        for folder in out.glob("checkpoint-*"):
+            if _step(folder) < 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        raise failed from (None if failed is error else error)
+
+
+def _failed_write(error: Exception, out: Path) -> OSError | None:
+    if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        return as_os_error(error, out)
+    free = shutil.disk_usage(out).free / 2**20  # torch does not say what the system said
+    return OSError(
+        f"{out}: cannot write checkpoint: {free:,.1f} MiB of the disk are free; make room and run "
+        "again to go on"
+    )
 
 
 def _save(
