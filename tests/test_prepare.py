@@ -563,8 +563,8 @@ def test_a_real_full_disk_is_one_line_that_names_the_output(
     fields = {"out": str(out), "sources": [{"path": str(rows)}], "tokenizer": str(tokenizer)}
     config.write_text(json.dumps(fields), encoding="utf-8")
     assert cli.main(["prepare", str(config)]) == 2
-    error = capsys.readouterr().err.strip()
-    assert re.fullmatch(rf"anchored: error: {out}[\w/.-]*: No space left on device", error)
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"anchored: error: {out}[\w/.-]*: No space left on device\n", error)
     assert list(out.parent.iterdir()) == []
 
 
@@ -596,7 +596,7 @@ def test_bad_input_is_one_line_and_exit_status_2_and_leaves_nothing(
     }
     config.write_text(json.dumps(fields), encoding="utf-8")
     assert cli.main(["prepare", str(config)]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    (error,) = capsys.readouterr().err.split("\n")[:-1]
     assert error.startswith("anchored: error: ")
     assert message in error
     assert {path.name for path in tmp_path.iterdir()} == {name, "prepare.yaml"}

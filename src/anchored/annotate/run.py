@@ -242,7 +242,8 @@ def _write_shards(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    hidden = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("annotate", total=rows)
         for done in _finished(config, annotator, todo, workers):
             progress.advance(task, done)

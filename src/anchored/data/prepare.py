@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -257,8 +256,9 @@ def _progress(items: Iterable[Sourced], console: Console) -> Iterator[Sourced]:
         TextColumn("preparing: {task.completed:,} rows"),
         TimeElapsedColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    with nullcontext() if console.quiet else bar:
+    stderr = Console(stderr=True)
+    hidden = console.quiet or not stderr.is_interactive  # else it would leave an empty line
+    with Progress(*columns, console=stderr, transient=True, disable=hidden) as bar:
         task = bar.add_task("prepare", total=None)
         for number, sourced in enumerate(items, 1):
             if number % 256 == 0:

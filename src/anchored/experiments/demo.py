@@ -460,7 +460,9 @@ def execute(stages: list[Stage], workers: int, console: Console) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # in the workers: libraries' bars
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, console=console, transient=True) as progress,
+        Progress(
+            *columns, console=console, transient=True, disable=not console.is_interactive
+        ) as progress,
         ProcessPoolExecutor(workers, context, initializer=_become_worker) as pool,
     ):
         overall = progress.add_task("all stages", total=len(stages))

@@ -182,7 +182,8 @@ def _request(
 def _with_progress(
     source: Source, requests: Sequence[Request], config: SampleConfig
 ) -> list[Sample]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as bar:
         task = bar.add_task("sampling", total=len(requests))
         return sample(
             source.model,

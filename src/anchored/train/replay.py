@@ -127,8 +127,9 @@ def sample_annotations(
     loaded: Any = load_model(model, tokenizer)
     loaded, found = loaded.to(device), list[Annotation | None]()
     starts = range(0, len(requests), 16 * config.batch_size)
-    console = Console(stderr=True, quiet=quiet)
-    for start in track(starts, "replay annotations", console=console, transient=True):
+    console = Console(stderr=True)
+    bar = {"console": console, "transient": True, "disable": quiet or not console.is_interactive}
+    for start in track(starts, "replay annotations", **bar):
         settings = SampleConfig(
             max_annotation_tokens=config.max_annotation_tokens,
             batch_size=config.batch_size,

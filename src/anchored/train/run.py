@@ -395,7 +395,9 @@ def _progress(hidden: bool) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden)
+    console = Console(stderr=True)
+    hidden = hidden or not console.is_interactive
+    return Progress(*columns, console=console, transient=True, disable=hidden)
 
 
 @contextmanager
