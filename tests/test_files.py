@@ -150,6 +150,22 @@ def test_claim_tells_an_absent_field_from_a_changed_one(tmp_path):
         claim(tmp_path, Run())
 
 
+class Listed(Config):
+    sources: list[dict[str, object]]
+
+
+def test_claim_names_the_field_within_a_list_and_shortens_its_values(tmp_path):
+    sources: list[dict[str, object]] = [{"path": "a"}, {"path": "x" * 500, "limit": 3}]
+    claim(tmp_path, Listed(sources=sources))
+    longer = [sources[0], {**sources[1], "path": "y" * 500}]
+    with pytest.raises(ConfigError) as caught:
+        claim(tmp_path, Listed(sources=longer))
+    assert str(caught.value).startswith(f"{tmp_path}: holds a run with sources.1.path = 'xxx")
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"sources\.1\.path = 'x+, this one has None"):
+        claim(tmp_path, Listed(sources=sources[:1]))
+
+
 def test_a_claimed_folder_may_be_named_by_another_path(tmp_path: Path):
     class Placed(Config):
         out: Path

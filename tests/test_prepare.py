@@ -22,6 +22,7 @@ from anchored.data.prepare import (
 )
 from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
+from anchored.files import write_json
 from anchored.segments import NO_LOSS, OBJECTIVES, Kind
 from anchored.tokenizer import AnchoredTokenizer
 from conftest import line_breaks_lost
@@ -490,6 +491,16 @@ def test_an_added_file_is_refused_at_load(run, tmp_path):
     (tmp_path / "out" / "data-00001-of-00002.arrow").write_bytes(b"x")
     with pytest.raises(DataError, match="data-00001-of-00002"):
         load_prepared(tmp_path / "out")
+
+
+def test_an_annotated_folder_is_told_from_a_prepared_one(tmp_path):
+    write_json(tmp_path / MANIFEST, {"annotator": "offline-1"})
+    with pytest.raises(DataError) as caught:
+        load_prepared(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: annotated text, not a prepared dataset; run `anchored prepare` with it among "
+        "the sources"
+    )
 
 
 def test_a_folder_without_a_manifest_is_refused_at_load(tmp_path):

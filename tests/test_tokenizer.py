@@ -147,9 +147,18 @@ def test_a_tokenizer_without_end_of_sequence_is_refused():
         AnchoredTokenizer.adopt(hf)
 
 
-def test_a_folder_with_nothing_to_load_is_one_clear_line(tmp_path: Path):
-    with pytest.raises(ConfigError, match="tokenizer '"):
-        AnchoredTokenizer.load(tmp_path / "nothing")
+def test_a_folder_with_nothing_to_load_is_one_clear_line(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in (str(tmp_path / "nothing"), "runs/nothing", "./nothing", "a/b/c"):
+        with pytest.raises(ConfigError) as caught:
+            AnchoredTokenizer.load(name)
+        assert str(caught.value) == f"tokenizer {name!r}: no such folder"
+    for name in ("nothing", "owner/nothing"):
+        with pytest.raises(ConfigError, match=r": no such folder, and not found on the hub: \w"):
+            AnchoredTokenizer.load(name)
+    with pytest.raises(ConfigError, match=r"tokenizer 'runs': (?!no such)\w"):
+        AnchoredTokenizer.load("runs")
 
 
 def test_a_folder_whose_pre_tokenizer_changed_is_refused(tokenizer, tmp_path: Path):

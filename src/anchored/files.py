@@ -102,8 +102,8 @@ def claim(out: Path, config: Config) -> None:
         for field in {**before, **now}:
             if field not in ("out", "workers") and before.get(field) != now.get(field):
                 raise ConfigError(
-                    f"{out}: holds a run with {field} = {before.get(field)!r}, this one has "
-                    f"{now.get(field)!r}; choose another output folder, or that value to resume"
+                    f"{out}: holds a run with {field} = {before.get(field)!r:.80}, this one has "
+                    f"{now.get(field)!r:.80}; choose another output folder, or that value to resume"
                 )
         return
     if out.exists() and not out.is_dir():
@@ -127,11 +127,11 @@ def released_if_unused(out: Path) -> Iterator[None]:
 
 
 def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `{"a.b": value}`; an empty mapping is a value."""
-    if not isinstance(data, dict) or not data:
+    """Nested mappings and lists as `{"a.0.b": value}`; an empty one is a value."""
+    if not isinstance(data, dict | list) or not data:
         return {prefix or "configuration": data}
     leaves: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data):
         leaves |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves
 

@@ -223,9 +223,7 @@ class AnchoredTokenizer:
                 PreTrainedTokenizerFast if record.is_file() else AutoTokenizer
             ).from_pretrained(str(source))
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"tokenizer {str(source)!r}: {' '.join(str(error).split())[:200]}"
-            ) from None
+            raise load_error("tokenizer", source, error) from None
         tokenizer = cls.adopt(hf)
         if record.is_file():
             tokenizer.check(
@@ -245,3 +243,13 @@ class AnchoredTokenizer:
                 f"({self.hf.name_or_path or 'in memory'}) is {self.fingerprint}: same text, other "
                 "ids; use the tokenizer saved beside it or prepare the data again"
             )
+
+
+def load_error(what: str, source: str | Path, error: Exception) -> ConfigError:
+    """One line for what `from_pretrained` says in many; of a path, whether it is there at all."""
+    name, path = str(source), Path(source)
+    reason = " ".join(str(error).split())[:200]
+    if not path.exists():
+        deep = name.count("/") > 1 or ("/" in name and path.parent.is_dir())
+        reason = "no such folder" + ("" if deep else f", and not found on the hub: {reason}")
+    return ConfigError(f"{what} {name!r}: {reason}")

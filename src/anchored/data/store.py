@@ -191,7 +191,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a prepared dataset.
 
     Raises:
-        DataError: there is none, or it is of another format.
+        DataError: there is none, or it is of another format or of annotated text.
     """
     file = path / MANIFEST
     if not file.is_file():
@@ -199,6 +199,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: no {MANIFEST}, so no prepared dataset; make one with `anchored prepare`"
         )
     manifest = json.loads(file.read_text(encoding="utf-8"))
+    if "annotator" in manifest:
+        raise DataError(
+            f"{path}: annotated text, not a prepared dataset; run `anchored prepare` with it among "
+            "the sources"
+        )
     if manifest.get("format") != FORMAT:
         raise DataError(
             f"{file}: format {manifest.get('format')!r}, but this version reads {FORMAT}; "

@@ -19,7 +19,7 @@ from anchored.errors import ConfigError
 from anchored.files import write_jsonl
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.segments import Message
-from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
+from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, load_error
 from anchored.tokenizer import RECORD as TOKENIZER_RECORD
 from anchored.train.models import load_model
 from anchored.train.run import RECORD, read_record
@@ -120,7 +120,7 @@ def _foreign_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model {name!r}: {' '.join(str(error).split())[:200]}") from None
+        raise load_error("model", name, error) from None
 
 
 def _chat(hf: Any) -> str:

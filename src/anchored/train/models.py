@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from anchored.config import Config
 from anchored.errors import ConfigError
-from anchored.tokenizer import AnchoredTokenizer
+from anchored.tokenizer import AnchoredTokenizer, load_error
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice. Below 190M a name
@@ -123,8 +123,7 @@ def load_model(source: str | Path, tokenizer: AnchoredTokenizer) -> PreTrainedMo
         try:
             model = AutoModelForCausalLM.from_pretrained(str(source))
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"model {str(source)!r}: {reason}") from None
+            raise load_error("model", source, error) from None
     if model.get_input_embeddings().num_embeddings < len(tokenizer):  # pyright: ignore
         model.resize_token_embeddings(len(tokenizer))
     return model
