@@ -43,7 +43,7 @@ from anchored.files import atomic_write, claim, released_if_unused, write_json
 from anchored.report.score_table import markdown, rich_tables
 
 # Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
-EMBEDDING_THRESHOLDS = {"static": 0.84}
+EMBEDDING_THRESHOLDS = {"static": 0.9}
 EQUIVALENCES = "exact, overlap, embedding, classifier, classifier:<folder or hub id> or given"
 
 Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q, when_used="json")]
@@ -58,7 +58,7 @@ class ScoreConfig(Config):
     files: tuple[str, ...] = Field(min_length=1)
     n: int | None = Field(default=None, ge=2, description="texts a prompt: the first n of each")
     embedder: str = "static"
-    equivalence: str = "embedding"
+    equivalence: str = "overlap"
     threshold: float | None = Field(default=None, ge=-1, le=1)
     quality: Literal["given", "none"] = "none"
     attributes: Literal["offline", "none"] = "offline"
@@ -94,7 +94,8 @@ def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, An
 
 
 def _with_progress(config: ScoreConfig) -> dict[str, Any]:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
         return score(config, lambda done, total: bar.update(task, completed=done, total=total))
 
