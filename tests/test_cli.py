@@ -17,7 +17,17 @@ from anchored import __version__, cli
 from anchored.config import Config
 from anchored.errors import DataError
 
-COMMANDS = ("demo", "experiment", "annotate", "prepare", "pretrain", "sft", "sample", "inspect")
+COMMANDS = (
+    "demo",
+    "experiment",
+    "annotate",
+    "prepare",
+    "pretrain",
+    "sft",
+    "sample",
+    "score",
+    "inspect",
+)
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "numpy", "pydantic", "yaml", "rich"}
 
 

@@ -13,6 +13,7 @@ from anchored.evaluate.embedding import (
     StaticEmbedder,
     dissimilarity,
     mean_dissimilarity,
+    nearest_distance,
     unit,
     vendi,
 )
@@ -58,6 +59,21 @@ def test_mean_dissimilarity_averages_prompts_not_pairs() -> None:
     assert mean_dissimilarity([small, large]) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("n", [2, 40, 600])  # 600 rows are more than one block of similarities
+def test_nearest_distance_equals_the_loop_over_pairs(n: int) -> None:
+    vectors = clustered(n, 8, seed=6)
+    cosines = unit(vectors) @ unit(vectors).T
+    nearest = [max(cosines[i, j] for j in range(n) if j != i) for i in range(n)]
+    expected = sum(1 - cosine for cosine in nearest) / n
+    assert nearest_distance(vectors) == pytest.approx(expected, abs=1e-12)
+
+
+def test_nearest_distance_is_zero_where_each_has_a_copy_though_dissimilarity_is_not() -> None:
+    twins = np.repeat(np.eye(4), 2, axis=0)
+    assert nearest_distance(twins) == pytest.approx(0.0, abs=1e-15)
+    assert dissimilarity(twins) == pytest.approx(24 / 28)
+
+
 @pytest.mark.parametrize("q", [0.5, 1.0, 2.0, math.inf])
 @pytest.mark.parametrize(("n", "d"), [(30, 12), (12, 30)])
 def test_vendi_equals_brute_force_from_either_gram_matrix(n: int, d: int, q: float) -> None:
@@ -71,6 +87,14 @@ def test_vendi_equals_the_vendi_score_package(q: float) -> None:
     order: Any = "inf" if math.isinf(q) else q
     theirs = vendi_score.vendi.score_dual(vectors, q=order)
     assert vendi(vectors, q) == pytest.approx(float(theirs), abs=1e-9)
+
+
+def test_the_vendi_score_packages_score_of_vectors_ignores_q_and_ours_does_not() -> None:
+    vectors = clustered(60, 12, seed=4)
+    rows = unit(vectors)
+    score_x = vendi_score.vendi.score_X
+    assert score_x(rows, q=2) == score_x(rows, q=1)
+    assert vendi(vectors, 2) < vendi(vectors, 1) - 0.1
 
 
 def test_vendi_counts_distinct_directions() -> None:

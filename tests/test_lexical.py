@@ -1,10 +1,22 @@
 from __future__ import annotations
 
 import random
+import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from anchored.evaluate.lexical import distinct_n, ead, words
+from anchored.errors import DataError
+from anchored.evaluate.lexical import (
+    compression_ratio,
+    distinct_n,
+    ead,
+    empty_rate,
+    exact_duplicate_rate,
+    length_statistics,
+    words,
+)
 
 
 def brute_force(texts: list[str], n: int) -> tuple[int, int]:
@@ -56,3 +68,53 @@ def test_ead_of_random_words_does_not_fall_with_length_as_distinct_does() -> Non
     long = [" ".join(str(rng.randrange(500)) for _ in range(2000))]
     assert distinct_n(long, 1) < 0.35 * distinct_n(short, 1)
     assert ead(long, vocabulary=500) == pytest.approx(ead(short, vocabulary=500), rel=0.05)
+
+
+def test_duplicates_are_texts_that_repeat_an_earlier_one_but_for_outer_space() -> None:
+    assert exact_duplicate_rate(["Orion", "Orion ", "orion", "Vega", "\nOrion"]) == 2 / 5
+    assert exact_duplicate_rate(["a"] * 4) == 3 / 4
+
+
+def test_empty_rate_counts_texts_of_white_space_alone() -> None:
+    assert empty_rate(["", " \n", "a", "."]) == 0.5
+
+
+def test_compression_ratio_is_one_pass_over_the_lines() -> None:
+    texts = ["the fox and the sea", "naïve foxes", "the fox and the sea"]
+    raw = "\n".join(texts).encode()
+    assert compression_ratio(texts) == len(raw) / len(zlib.compress(raw, 9))
+    assert compression_ratio(["the fox and the sea " * 5] * 9) > 10
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=12), st.integers(0, 200))
+def test_compression_cuts_the_longest_texts_at_one_length_and_to_the_size(
+    texts: list[str], size: int
+) -> None:
+    raw = [text.encode() for text in texts]
+    total = sum(map(len, raw))
+    fitting = [c for c in range(max(map(len, raw)) + 1) if sum(min(len(x), c) for x in raw) <= size]
+    cut = [x[: max(fitting)] for x in raw]
+    joined = b"\n".join(cut)
+    expected = len(joined) / len(zlib.compress(joined, 9)) if any(cut) else 1.0
+    assert compression_ratio(texts, size) == expected
+    assert sum(map(len, cut)) > min(size, total) - len(texts)
+
+
+def test_more_of_the_same_compresses_better_unless_cut_to_one_size() -> None:
+    rng = random.Random(0)
+    short, long = ([" ".join(rng.choices("abcdefgh", k=n)) for _ in range(8)] for n in (30, 300))
+    size = sum(map(len, short))
+    assert compression_ratio(long) > 1.2 * compression_ratio(short)
+    assert compression_ratio(long, size) == pytest.approx(compression_ratio(short, size), rel=0.05)
+
+
+def test_length_statistics_are_of_words_and_characters() -> None:
+    found = length_statistics(["one two, three", ""])
+    assert found["words"] == {"mean": 2.0, "sd": 2.0, "min": 0.0, "median": 2.0, "max": 4.0}
+    assert found["characters"] == {"mean": 7.0, "sd": 7.0, "min": 0.0, "median": 7.0, "max": 14.0}
+
+
+@pytest.mark.parametrize("metric", [exact_duplicate_rate, empty_rate, length_statistics])
+def test_no_texts_are_refused(metric) -> None:
+    with pytest.raises(DataError, match="there are no texts"):
+        metric([])

@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="anchored", description=_purpose, allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _inspect):
+    for add in (
+        _demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _score, _inspect,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -324,6 +326,77 @@ def _run_sample(options: argparse.Namespace) -> None:
         out=options.out,
         as_json=options.json,
     )
+
+
+def _score(commands: Any) -> None:
+    summary = "how diverse are these texts? Any model's generations, several files side by side"
+    parser = _command(commands, "score", summary, _run_score)
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=_file,
+        metavar="FILE",
+        help="JSON lines of {prompt, generations: [...]} or of {prompt, response}",
+    )
+    parser.add_argument("--n", type=_positive, metavar="K", help="the first K texts of each prompt")
+    parser.add_argument(
+        "--embedder", metavar="NAME", help="static or sentence-transformers:<folder or hub id>"
+    )
+    parser.add_argument(
+        "--equivalence",
+        metavar="NAME",
+        help="exact, overlap, embedding, classifier[:<folder or hub id>] or given",
+    )
+    parser.add_argument("--threshold", type=float, metavar="X", help="of the equivalence")
+    parser.add_argument(
+        "--quality", choices=("given", "none"), help="given: the file's generation_scores, 1 to 10"
+    )
+    parser.add_argument(
+        "--attributes", choices=("offline", "none"), help="what semantic entropy is read by"
+    )
+    parser.add_argument("--schema", metavar="NAME", help="its attributes; default: general")
+    parser.add_argument("--calibration", type=_file, metavar="FILE", help="of the annotator")
+    parser.add_argument(
+        "--vendi-q", type=float, action="append", metavar="Q", help="orders of Vendi; repeatable"
+    )
+    parser.add_argument(
+        "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and table.md")
+
+
+def _run_score(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from anchored.config import validated
+
+    try:
+        from anchored.evaluate.score import ScoreConfig, run
+    except ModuleNotFoundError as error:
+        raise AnchoredError(
+            f"{error.name} is not installed; pip install 'anchored[evaluate]'"
+        ) from None
+
+    given = {
+        "files": [str(path) for path in options.files],
+        "n": options.n,
+        "embedder": options.embedder,
+        "equivalence": options.equivalence,
+        "threshold": options.threshold,
+        "quality": options.quality,
+        "attributes": options.attributes,
+        "schema_name": options.schema,
+        "calibration": options.calibration and str(options.calibration),
+        "vendi_orders": options.vendi_q,
+        "compare": "pairwise" if options.pairwise else None,
+        "seed": options.seed,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    config = validated(ScoreConfig, known, source="command line")
+    results = run(config, options.out, Console(stderr=options.json))
+    if options.json:
+        _print_json(results)
 
 
 def _inspect(commands: Any) -> None:

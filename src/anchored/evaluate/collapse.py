@@ -138,6 +138,21 @@ def interval(
     return _estimate([runs], statistic, lambda d: d[:, 0], resamples, seed)
 
 
+def difference(
+    first: Runs[T],
+    second: Runs[T],
+    statistic: Statistic[T],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """D_first - D_second of two models on the same seeds and prompts, with its 95 % interval.
+
+    Raises:
+        DataError: a seed or a prompt has no samples, or numbers of samples differ anywhere.
+    """
+    return _estimate([first, second], statistic, lambda d: d[:, 0] - d[:, 1], resamples, seed)
+
+
 def compare(
     base: Runs[T],
     sft: Runs[T],
@@ -156,7 +171,7 @@ def compare(
             (diversity at different N does not compare).
     """
     _common_sizes([base, sft, treatment])
-    collapse = _estimate([base, sft], statistic, lambda d: d[:, 0] - d[:, 1], resamples, seed)
+    collapse = difference(base, sft, statistic, resamples, seed)
     if collapse.low <= 0:
         return Comparison(
             None,

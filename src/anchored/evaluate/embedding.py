@@ -1,4 +1,4 @@
-"""Diversity in an embedding space: pairwise dissimilarity and the Vendi score.
+"""Diversity in an embedding space: pairwise and nearest dissimilarity, and the Vendi score.
 
 Shapes: N texts, D dimensions. Vectors are normalised here; a zero vector has no direction and is
 refused.
@@ -16,6 +16,7 @@ from anchored.errors import DataError
 from anchored.static_vectors import load_static_model, static_model_name
 
 FloatArray = NDArray[np.float64]
+BLOCK = 256  # rows of similarities held at once
 
 
 class StaticEmbedder:
@@ -107,3 +108,23 @@ def vendi(vectors: ArrayLike, q: float = 1.0) -> float:
     if q == 1:
         return float(np.exp(-(p * np.log(p)).sum()))
     return float((p**q).sum() ** (1 / (1 - q)))
+
+
+def nearest_distance(vectors: ArrayLike) -> float:
+    """Mean over texts of 1 - cos to the most similar other one; 0 where each has a copy.
+
+    In O(N^2 D) time but O(N D) memory: similarities are made `BLOCK` rows at a time.
+
+    Raises:
+        DataError: fewer than two rows, or a row without direction.
+    """
+    rows = unit(vectors)
+    n = len(rows)
+    if n < 2:
+        raise DataError(f"nearest distance: needs two texts or more, found {n}")
+    total = 0.0
+    for start in range(0, n, BLOCK):
+        similar = rows[start : start + BLOCK] @ rows.T
+        similar[np.arange(len(similar)), np.arange(start, start + len(similar))] = -np.inf
+        total += float((1 - similar.max(axis=1)).sum())
+    return max(0.0, total / n)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchored.errors import DataError
+from anchored.evaluate.generations import read_generations, read_sets
+from anchored.evaluate.noveltybench import Stamp
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_rows_with_generations_are_a_prompt_each(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Name a colour.", "generations": ["red", "blue"]},
+        {"prompt": "Name a tree.", "generations": ["oak", "elm", "oak"]},
+    ]
+    found = read_generations(write(tmp_path / "a.jsonl", rows))
+    assert found.prompts == ("Name a colour.", "Name a tree.")
+    assert found.texts == (("red", "blue"), ("oak", "elm", "oak"))
+    assert found.partitions == (None, None)
+    assert found.scores == (None, None)
+
+
+def test_flat_rows_are_grouped_by_prompt_in_order(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "response": r} for p, r in [("b", "1"), ("a", "2"), ("b", "3")]]
+    found = read_generations(write(tmp_path / "a.jsonl", rows))
+    assert found.prompts == ("b", "a")
+    assert found.texts == (("1", "3"), ("2",))
+
+
+def test_samples_without_a_prompt_are_answers_to_one(tmp_path: Path) -> None:
+    sample = {"annotation": None, "attempts": 1, "malformed": False, "finished": True}
+    rows = [{"prompt": None, "response": text, **sample} for text in ("one", "two")]
+    found = read_generations(write(tmp_path / "a.jsonl", rows))
+    assert found.prompts == ("",)
+    assert found.texts == (("one", "two"),)
+
+
+@pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
+def test_compressed_files_read_the_same(tmp_path: Path, ending: str, opener: Any) -> None:
+    plain = write(tmp_path / "a.jsonl", [{"prompt": "p", "generations": ["x", "y"]}])
+    packed = tmp_path / f"a.jsonl{ending}"
+    with opener(packed, "wb") as file:
+        file.write(plain.read_bytes())
+    assert read_generations(packed).texts == read_generations(plain).texts
+
+
+def test_noveltybench_rows_bring_partition_scores_and_their_version(tmp_path: Path) -> None:
+    old = {
+        "prompt": "p", "generations": ["x", "y"], "partition": [0, 0], "distinct": 0,
+        "generation_scores": [7, 0],
+    }  # fmt: skip
+    new = {
+        **old,
+        "generation_scores": [7, None],
+        "partition_config": {"stage": "partition", "version": "1.1", "alg": "llm",
+                             "judge_model": "some-judge"},
+        "score_config": {"stage": "score", "version": "1.1", "scorer": "llm",
+                         "judge_model": "some-judge"},
+    }  # fmt: skip
+    first = read_generations(write(tmp_path / "a.jsonl", [old]))
+    assert first.partitions == ((0, 0),)
+    assert first.scores == ((7, 0),)
+    assert first.partition_stamps == {Stamp("1.0", "given")}
+    second = read_generations(write(tmp_path / "b.jsonl", [new]))
+    assert second.scores == ((7, None),)
+    assert second.partition_stamps == {Stamp("1.1", "given llm some-judge")}
+    assert second.score_stamps == {Stamp("1.1", "given llm some-judge")}
+
+
+GOOD = {"prompt": "p", "generations": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, "line 2: generations: missing (fields: text); a row has prompt and"),
+        ({"prompt": "p", "response": "x"}, "line 2: generations: missing (fields: prompt, resp"),
+        ({"generations": ["x"]}, "line 2: prompt: missing"),
+        ({**GOOD, "prompt": 7}, "line 2: prompt: '7' is int, not text"),
+        ({**GOOD, "generations": "x"}, "line 2: generations: 'x' is no list of texts"),
+        ({**GOOD, "generations": []}, "line 2: generations: '[]' is no list of texts"),
+        ({**GOOD, "generations": ["x", None]}, "line 2: generations[1]: 'None' is NoneType, not"),
+        ({**GOOD, "partition": [0]}, "line 2: partition: '[0]' is no list of 2"),
+        ({**GOOD, "partition": [0, True]}, "line 2: partition[1]: True is no class number"),
+        ({**GOOD, "generation_scores": [1, "2"]}, "line 2: generation_scores[1]: '2' is no number"),
+    ],
+)
+def test_a_bad_row_is_named_with_line_field_and_value(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [GOOD, row])
+    with pytest.raises(DataError) as caught:
+        read_generations(path)
+    assert f"{path}: {message}" in str(caught.value)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl: holds no rows; a row has prompt and"):
+        read_generations(write(tmp_path / "a.jsonl", []))
+
+
+def sets_of(tmp_path: Path, *files: list[tuple[str, list[str]]]) -> list[Path]:
+    return [
+        write(tmp_path / f"{name}.jsonl", [{"prompt": p, "generations": g} for p, g in rows])
+        for name, rows in zip("abc", files, strict=False)
+    ]
+
+
+def test_sets_come_in_the_order_of_the_first_ones_prompts(tmp_path: Path) -> None:
+    paths = sets_of(
+        tmp_path,
+        [("p", ["1", "2"]), ("q", ["3", "4"]), ("p", ["5", "6"])],
+        [("q", ["c", "d"]), ("p", ["a", "b"]), ("p", ["e", "f"])],
+    )
+    first, second = read_sets(paths)
+    assert (first.name, second.name) == ("a", "b")
+    assert first.prompts == second.prompts == ("p", "q", "p")
+    assert second.texts == (("a", "b"), ("c", "d"), ("e", "f"))
+
+
+def test_sets_are_called_by_their_model_or_file_and_by_path_where_these_clash(
+    tmp_path: Path,
+) -> None:
+    row = {"prompt": "p", "generations": ["x"]}
+    named = write(tmp_path / "a.jsonl", [{**row, "model": "owner/m-1.5"}])
+    plain = write(tmp_path / "gpt-4.1.jsonl", [row])
+    assert [found.name for found in read_sets([named, plain])] == ["owner/m-1.5", "gpt-4.1"]
+    (tmp_path / "other").mkdir()
+    twin = write(tmp_path / "other" / "gpt-4.1.jsonl", [row])
+    assert [found.name for found in read_sets([plain, twin])] == [str(plain), str(twin)]
+
+
+def test_unequal_numbers_are_refused_with_the_n_that_mends_it(tmp_path: Path) -> None:
+    paths = sets_of(tmp_path, [("p", ["1", "2", "3"])], [("p", ["a", "b"])])
+    with pytest.raises(DataError, match=r"a: prompt 'p' has 3 texts, others have 2, .*use --n 2"):
+        read_sets(paths)
+    assert [found.texts for found in read_sets(paths, n=2)] == [(("1", "2"),), (("a", "b"),)]
+    with pytest.raises(DataError, match=r"b: prompt 'p' has 2 texts, not 3; use --n 2 or fewer"):
+        read_sets(paths, n=3)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([("p", ["1"]), ("q", ["2"])], [("p", ["1"])], "b: lacks 1 prompts of a, .* 'q'"),
+        ([("p", ["1"])], [("p", ["1"]), ("q", ["2"])], "a: lacks 1 prompts of b, .* 'q'"),
+    ],
+)
+def test_other_prompts_are_refused(
+    tmp_path: Path, first: list[Any], second: list[Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_sets(sets_of(tmp_path, first, second))
+
+
+def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
+    (path,) = sets_of(tmp_path, [("p", ["1"])])
+    with pytest.raises(DataError, match=r"a\.jsonl: is given twice"):
+        read_sets([path, path])
