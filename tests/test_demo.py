@@ -96,7 +96,9 @@ def test_the_folder_of_another_run_is_refused(finished: tuple[Path, dict[str, An
 
 def test_all_treatments_see_the_same_examples_and_replay_adds_steps() -> None:
     config = load_config(
-        demo.DemoConfig, None, ["light.examples=1200", "light.epochs=2", "light.batch_size=16"]
+        demo.DemoConfig,
+        None,
+        ["light.examples=1200", "light.epochs=2", "light.batch_size=16", "replay.share=0.25"],
     )
     steps = {name: demo.sft_steps(config, name) for name in demo.TREATMENTS}
     assert steps == {"standard": 150, "anchored": 150, "anchored_replay": 200, "tagged": 150}

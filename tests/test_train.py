@@ -16,7 +16,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -310,6 +310,7 @@ def foreign_model(folder: Path) -> Path:
     """A Llama model and its tokenizer, without a trace of us."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=280, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
@@ -587,7 +588,7 @@ def test_counterfactual_answers_take_the_place_of_their_originals(
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
     monkeypatch.setattr(replay_module, "sample", canned)
-    replay = {"counterfactual": 1.0, "candidates": 2}
+    replay = {"counterfactual": 1.0, "candidates": 2, "share": 0.25}
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay", replay=replay)
     sft(run, quiet=True)
     dataset, _ = load_prepared(run.out / "data")
