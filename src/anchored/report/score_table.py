@@ -71,16 +71,16 @@ def markdown(results: Results) -> str:
 
 def rich_tables(results: Results) -> Iterator[Table | Text]:
     """The same for a terminal."""
-    table = _table("", map(_name, results["models"]))
+    table = _table(map(_name, results["models"]))
     for metric, *cells in _figures(results):
         table.add_row(metric, *(_stacked(cell) for cell in cells))
     yield table
     yield Text(f"{caption(results)}\n", "dim")
     for name, other, found in _pairs(results):
-        title = f"{_name(name)} minus {_name(other)}"
-        table = _table(title, ("", "p", "p (Holm)", "detectable"))
-        for row in _rows(found, metrics(results)):
-            table.add_row(*row)
+        yield Text(f"{_name(name)} minus {_name(other)}", "bold")
+        table = _table(("difference", "p", "p (Holm)", "detectable"))
+        for metric, *cells in _rows(found, metrics(results)):
+            table.add_row(metric, *map(_stacked, cells))
         yield table
     notes = [*([power_note(results)] if results["comparisons"] else []), *results["notes"]]
     for note in notes:
@@ -152,10 +152,10 @@ def _digits(values: Iterable[Any]) -> int:
     return 3 if largest < 1 else max(0, 2 - math.floor(math.log10(largest)))
 
 
-def _table(first: str, others: Iterable[str]) -> Table:
+def _table(columns: Iterable[str]) -> Table:
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for name in others:
+    table.add_column("", no_wrap=True)
+    for name in columns:
         table.add_column(name, justify="right", overflow="fold")
     return table
 
