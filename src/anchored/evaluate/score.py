@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from anchored.annotation import Schema
 from anchored.config import Config, versions
-from anchored.errors import ConfigError
+from anchored.errors import ConfigError, DataError
 from anchored.evaluate import collapse, lexical
 from anchored.evaluate.embedders import Embedder, load_embedder
 from anchored.evaluate.entropy import semantic_entropy
@@ -117,13 +117,8 @@ def score(
         ConfigError: a backend is unknown or cannot be loaded.
         DataError: a file cannot be read, or the sets do not compare.
     """
-    sets = read_sets([Path(path) for path in config.files], config.n)
+    sets = _read(config)
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
-    if k < 2:
-        raise ConfigError(
-            f"{config.files[0]}: holds one text a prompt, and diversity needs two or more; "
-            "sample each prompt several times, and write one row a prompt with generations"
-        )
     readers = load_readers(config, sets)
     backends = readers.backends(sets)
     sizes = common_sizes(sets)
@@ -149,6 +144,16 @@ def score(
         "comparisons": _comparisons(measured, config),
         "notes": _notes(prompts, k, readers),
     }
+
+
+def _read(config: ScoreConfig) -> list[Generations]:
+    sets = read_sets([Path(path) for path in config.files], config.n)
+    if len(sets[0].texts[0]) < 2:
+        raise DataError(
+            f"{config.files[0]}: holds one text a prompt, and diversity needs two or more; "
+            "sample each prompt several times, and write one row a prompt with generations"
+        )
+    return sets
 
 
 def load_readers(config: ScoreConfig, sets: Sequence[Generations]) -> Readers:
