@@ -225,6 +225,15 @@ def test_given_partitions_of_two_versions_are_refused_side_by_side(tmp_path: Pat
     assert "distinct_k" in scored(old, new, equivalence="exact", quality="none")["models"]["new"]
 
 
+def test_a_file_that_mixes_versions_is_refused(tmp_path: Path) -> None:
+    old = given([0, 1, 0], [9, 5, 0], distinct=1)
+    new = {**old, "prompt": "q", "partition_config": {"version": "1.1", "alg": "llm"}}
+    path = write(tmp_path / "a.jsonl", [old, new])
+    message = r"partition: a row of a has version 1\.0 by given, another has version 1\.1 by given"
+    with pytest.raises(DataError, match=message):
+        scored(path, quality="none")
+
+
 def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [given([0, 0, 0], [9, 0, 0], distinct=0)])
     with pytest.raises(DataError, match=r"a: prompt 'p': generation_scores\[1\]: 0 is no score"):

@@ -222,7 +222,7 @@ def given_stamp(sets: Sequence[Generations], what: str) -> Stamp:
         own = sorted(found.partition_stamps if what == "partition" else found.score_stamps, key=str)
         if not own:
             raise _lacking(found.name, "partition" if what == "partition" else "generation_scores")
-        same_stamp({f"{found.name} (row {i})": s for i, s in enumerate(own)}, what)
+        same_stamp({f"a row of {found.name}": own[0], "another": own[-1]}, what)
         stamps[found.name] = own[0]
     return same_stamp(stamps, what)
 
