@@ -1,6 +1,6 @@
 """How often the 95 % intervals hold the truth, on simulated models whose figures are known exactly.
 
-    python benchmarks/coverage.py [--trials 400]
+    python benchmarks/coverage.py [--trials 1000]
 
 Over prompts (`anchored score`): each prompt of each trial has a Zipf distribution of its own over
 20 values, and k = 10 draws of it; the truth is the mean over such prompts of what the figure is at
@@ -118,7 +118,7 @@ def from_samples(trials: int) -> Iterator[tuple[str, float]]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=400)
+    parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials
     error = 100 * (0.95 * 0.05 / trials) ** 0.5
     print(f"{trials} trials; standard error {error:.1f} points.\n\n| interval | held |\n|---|---:|")

@@ -33,7 +33,7 @@ from anchored.evaluate.embedding import dissimilarity, nearest_distance, unit, v
 ROOT = Path(__file__).parents[1]
 VECTORS, DIMENSIONS = 10_000, 384
 LOOP_ROWS = 50
-TEXTS = (1_000, 2_000, 4_000, 8_000)
+TEXTS = (1_000, 2_000, 4_000)
 
 
 def main() -> None:

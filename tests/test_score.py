@@ -80,8 +80,9 @@ def test_every_figure_is_the_mean_over_prompts_of_its_metric(
         expected = np.mean([metric(texts) for texts in wide])
         assert found[name] == pytest.approx(expected, abs=1e-12), name
     sizes = [min(sum(map(len, a)), sum(map(len, b))) for a, b in zip(wide, narrow, strict=True)]
-    expected = np.mean([lexical.compression_ratio(*x) for x in zip(wide, sizes, strict=True)])
-    assert found["compression_ratio"] == pytest.approx(expected, abs=1e-12)
+    for name, texts in (("wide", wide), ("narrow", narrow)):
+        expected = np.mean([lexical.compression_ratio(*x) for x in zip(texts, sizes, strict=True)])
+        assert results["models"][name]["compression_ratio"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_narrow_model_is_less_diverse_by_every_figure(results: dict[str, Any]) -> None:

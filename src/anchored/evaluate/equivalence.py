@@ -82,18 +82,23 @@ class WordOverlap:
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
         split = [text.lower().split() for text in texts]
+        known = [(frozenset(words), len(words)) for words in split]  # made once: N^2 comparisons
 
         def same(head: int, i: int) -> bool:
-            by_rule = short_rule(split[head], split[i])
-            return overlap(split[head], split[i]) >= self.threshold if by_rule is None else by_rule
+            (first, n), (second, m) = known[head], known[i]
+            needed = SHORT_OVERLAP if max(n, m) <= SHORT else self.threshold
+            return _share(first, second, max(n, m)) >= needed
 
         return greedy(len(texts), lambda i, heads: (same(head, i) for head in heads))
 
 
 def overlap(first: Sequence[str], second: Sequence[str]) -> float:
     """Distinct common words over the number of words of the longer text; 1 where both are empty."""
-    longer = max(len(first), len(second))
-    return len({*first} & {*second}) / longer if longer else 1.0
+    return _share(frozenset(first), frozenset(second), max(len(first), len(second)))
+
+
+def _share(first: frozenset[str], second: frozenset[str], longer: int) -> float:
+    return len(first & second) / longer if longer else 1.0
 
 
 class EmbeddingThreshold:
