@@ -1,6 +1,6 @@
 """Equivalence backends against NoveltyBench's v1.0 classifier, on its published runs.
 
-    python benchmarks/equivalence.py [DATA] [EMBEDDER...]
+    python benchmarks/equivalence.py [DATA] [EMBEDDER...]      (default: static)
 
 The classifier's partitions are the reference. A threshold is the one of best pair F1 on the first
 two runs, and everything shown is measured on the other three. `F1` is of the pairs of texts called

@@ -14,10 +14,10 @@ What prompts and seeds add is only the part of their spread that sampling does n
 or it would count twice: lambda = max(0, 1 - sampling variance / jackknife variance).
 Entropies of a resample are biased low (rare values vanish): replicates are shifted to the estimate.
 
-Simulated coverage of the 95 % intervals (N = 256, Zipf attributes of 8 to 64 values): gap_closed 93
-to 95 %; a single model's Miller-Madow entropy 93 to 95 %, but 81 to 84 % where the tail is long and
-thin, since Miller-Madow itself is low there (by 0.06 nats with 15 % of the mass on 64 values). With
-three seeds that differ much more than sampling explains: 91 %.
+Simulated coverage of the 95 % intervals (benchmarks/coverage.py; N = 256, Zipf attributes of 8 to
+64 values): gap_closed 94 %; a single model's Miller-Madow entropy 92 %, but 82 % where the tail is
+long and thin, since Miller-Madow itself is low there (by 0.06 nats with 15 % of the mass on 64
+values). With three seeds that differ much more than sampling explains (not in the script): 91 %.
 """
 
 from __future__ import annotations
