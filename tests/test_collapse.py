@@ -145,6 +145,24 @@ def test_the_base_closes_the_whole_gap_and_sft_none_of_it() -> None:
     assert nothing.low < 0 < nothing.high
 
 
+@pytest.mark.parametrize("errors", [2.3, 20.0])
+def test_the_interval_of_a_gap_is_fiellers_even_where_the_collapse_is_small(errors: float) -> None:
+    """At 2.3 standard errors one replicate in a hundred shows none."""
+    noise = np.random.default_rng(10).normal(size=100)
+    noise = (noise - noise.mean()) / noise.std()
+    variance = 1 / 100
+    collapse = errors * math.sqrt(2 * variance)
+    closed = 0.5 * collapse
+    base, sft, treatment = ([[(m + noise).tolist()]] for m in (collapse, 0.0, closed))
+    found = compare(base, sft, treatment, mean_of, resamples=40_000).gap_closed
+    # (closed - g collapse)^2 = 1.96^2 variance (2 - 2 g + 2 g^2)
+    doubt = 2 * 1.96**2 * variance
+    ends = np.roots([collapse**2 - doubt, doubt - 2 * closed * collapse, closed**2 - doubt])
+    assert found is not None
+    assert found.mean == pytest.approx(0.5, abs=1e-12)
+    assert [found.low, found.high] == pytest.approx(sorted(ends), rel=0.1)
+
+
 def test_reduction_is_one_over_the_gap_that_stays() -> None:
     found = Comparison(Estimate(0.8, 0.75, 0.9)).as_json()["collapse_reduction"]
     assert found["lower_bound"] is False
