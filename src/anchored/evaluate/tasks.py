@@ -6,16 +6,19 @@ import contextlib
 import io
 import logging
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
-from lm_eval import simple_evaluate
+import numpy as np
 from lm_eval.api.task import Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import hash_string
+from lm_eval.utils import hash_string, set_torch_seed
 
 from anchored.errors import AnchoredError, ConfigError
 from anchored.evaluate.harness import AnchoredLM
@@ -104,7 +107,9 @@ def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
             "`lm-eval ls tasks` lists lm-eval's"
         )
     try:
-        return manager.load([name])["tasks"]
+        _seed()
+        with _without_notices():
+            return manager.load([name])["tasks"]
     except AnchoredError:
         raise
     except Exception as error:  # its loaders raise whatever datasets, jinja or a task's own code do
@@ -152,15 +157,16 @@ def evaluate_task(
     """
     name = str(task.task_name)
     lm.begin(name, progress)
-    run: Any = simple_evaluate  # whose decorator hides its parameters
+    _set_shots(task, num_fewshot)
+    run: Any = evaluate  # whose decorator hides its parameters
     with _quiet():
+        _seed()
         found = run(
-            model=lm,
-            tasks=[task],
-            num_fewshot=num_fewshot,
+            lm=lm,
+            task_dict={"tasks": {name: task}},
             limit=limit,
             apply_chat_template=lm.chat,
-            log_samples=True,
+            fewshot_as_multiturn=lm.chat,
         )
     samples = found["samples"][name]
     return Outcome(
@@ -178,17 +184,47 @@ def evaluate_task(
     )
 
 
+def _set_shots(task: Task, num_fewshot: int | None) -> None:
+    """As `lm_eval.simple_evaluate`: a task that says zero keeps it, one that says nothing gets it.
+
+    That function itself would also gather facts about the machine, for seconds a task.
+    """
+    known = task.get_config("num_fewshot")
+    if num_fewshot is not None and known != 0:
+        task.set_config(key="num_fewshot", value=num_fewshot)
+    elif known is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
+def _seed() -> None:
+    """lm-eval's seeds, for tasks that shuffle their choices."""
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    set_torch_seed(DEFAULT_OTHER_SEED)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without lm-eval's notices and bars: a run shows its own progress."""
+def _without_notices() -> Iterator[None]:
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's notices and bars: a run shows its own progress."""
+    nowhere = io.StringIO()
+    with (
+        _without_notices(),
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
+        yield
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
