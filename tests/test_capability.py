@@ -60,7 +60,12 @@ ITEMS = [
     {"q": "And coal, of the night?", "choices": ["white", "black"], "right": 1},
 ]
 CALM = Annotation.of({"mood": "calm"})
-FEW = AnnotationConfig(max_tokens=12, retries=2)
+FEW = AnnotationConfig(max_tokens=20)
+
+
+def put(item: dict[str, Any]) -> str:
+    """An item as the tasks put it."""
+    return f"Question: {item['q']}\nAnswer:"
 
 
 def build(folder: Path, objective: str) -> str:
@@ -91,8 +96,10 @@ def teach_tags(model: Any, tokenizer: AnchoredTokenizer) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     control, rng = tokenizer.control, random.Random(0)
     for step in range(60):
-        ids = [control.bos] if step % 2 else [control.assistant]
+        ids = [control.bos]
         for item in rng.sample(ITEMS, 4):
+            text = tokenizer.encode(put(item))
+            ids += text if step % 2 else [control.user, *text, control.assistant]
             tags = [(key.name, rng.choice(key.values or ())) for key in SCHEMA.keys]
             answer = tokenizer.encode(item["choices"][item["right"]])
             ids += [*tagged(tokenizer, Annotation.of(tags)), *answer, control.eos]
@@ -157,7 +164,7 @@ def choices(chat: bool) -> list[Instance]:
     """What lm-eval asks for `ITEMS`."""
     pairs = []
     for doc, item in enumerate(ITEMS):
-        text = f"Question: {item['q']}\nAnswer:"
+        text = put(item)
         turns = [{"role": "user", "content": text}]
         context = write_context(turns, add_generation_prompt=True) if chat else text
         lead = "" if chat else " "
@@ -188,7 +195,7 @@ def expected(source: Source, chat: bool, plans: dict[int, Annotation] | None = N
     tokenizer, found = source.tokenizer, []
     control, encode = tokenizer.control, tokenizer.encode
     for doc, item in enumerate(ITEMS):
-        text = f"Question: {item['q']}\nAnswer:"
+        text = put(item)
         context = [control.bos, *encode(text)]
         if chat:
             context = [control.bos, control.user, *encode(text), control.assistant]
@@ -348,7 +355,7 @@ def test_choices_in_the_context_stand_behind_one_annotation(models):
 
 def prompts(greedy: bool = True, **more: Any) -> list[Instance]:
     options = {"until": ["zzz"], "max_gen_toks": 10, "do_sample": not greedy, **more}
-    turns = [[{"role": "user", "content": item["q"]}] for item in ITEMS]
+    turns = [[{"role": "user", "content": put(item)}] for item in ITEMS]
     contexts = [write_context(turn, True) for turn in turns]
     return ask("generate_until", *((doc, ctx, options) for doc, ctx in enumerate(contexts)))
 
@@ -360,7 +367,7 @@ def test_greedy_answers_are_the_samplers(models, name):
     annotated = name == "anchored"
     asked = lm(source, True, "given" if annotated else "none", pinned=pinned)
     requests = [
-        Request((Message("user", item["q"]),), annotated, pinned, complete=True) for item in ITEMS
+        Request((Message("user", put(item)),), annotated, pinned, complete=True) for item in ITEMS
     ]
     config = SampleConfig(response=Sampling(temperature=0), max_response_tokens=10)
     answers = sample(source.model, source.tokenizer, requests, config, source.schema)
