@@ -20,7 +20,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string, set_torch_seed
 
-from anchored.errors import AnchoredError, ConfigError
+from anchored.errors import ConfigError
 from anchored.evaluate.harness import AnchoredLM
 
 # The nine behind the paper's average (it counts ARC as one name), by the folder of lm-eval that
@@ -110,8 +110,6 @@ def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
         _seed()
         with _without_notices():
             return manager.load([name])["tasks"]
-    except AnchoredError:
-        raise
     except Exception as error:  # its loaders raise whatever datasets, jinja or a task's own code do
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
         raise ConfigError(
