@@ -133,7 +133,7 @@ class Readers:
             step()
         values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
         samples = self._samples(found, readings, embedded)
-        return Measured(values, readings, samples, partitions, embedded)
+        return Measured(values, readings, samples, embedded, partitions)
 
     def _semantic(
         self, found: Generations, p: int, vectors: FloatArray, partition: Sequence[int]
@@ -196,16 +196,16 @@ class Readers:
 class Measured:
     """A set's figures: `values[metric]` is one value a prompt [P].
 
-    `readings[p]` are the attributes read off each text, `partitions[p]` its class among the
-    prompt's equivalent texts, `vectors[p]` its embedding [k, D]. With one prompt `samples[metric]`
-    is what to resample instead of prompts.
+    `readings[p]` are the attributes read off each text, `vectors[p]` the texts' embeddings [k, D],
+    `partitions[p]` the class of each among equivalent ones. With one prompt `samples[metric]` is
+    what to resample instead of prompts.
     """
 
     values: dict[str, FloatArray]
     readings: list[list[Annotation]]
     samples: dict[str, Sampled]
-    partitions: list[Sequence[int]]
     vectors: list[FloatArray]
+    partitions: list[Sequence[int]]
 
 
 def vendi_name(q: float) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,9 @@ from anchored.evaluate.measure import (
 )
 from anchored.evaluate.statistics import holm, mean_interval, paired_difference
 from anchored.files import atomic_write, claim, released_if_unused, write_json
+from anchored.report.score_html import write_score_report
 from anchored.report.score_table import markdown, rich_tables
+from anchored.report.shown import Shown, choose
 
 # Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
 EMBEDDING_THRESHOLDS = {"static": 0.9}
@@ -74,40 +77,43 @@ class ScoreConfig(Config):
 
 
 def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, Any]:
-    """Scores, shows the tables on `console` and, with `out`, writes results.json and table.md.
+    """Scores and shows the tables on `console`; results.json, table.md and report.html go to `out`.
 
     Raises:
         ConfigError: a backend is unknown or cannot be loaded, or `out` holds another run.
         DataError: a file cannot be read, or the sets do not compare.
     """
     if out is None:
-        results = _with_progress(config)
+        found = _with_progress(config)
     else:
         claim(out, config)
         with released_if_unused(out):
-            results = _with_progress(config)
-        write_json(out / "results.json", results)
-        atomic_write(out / "table.md", markdown(results))
-    for table in rich_tables(results):
+            found = _with_progress(config)
+        write_json(out / "results.json", found.results)
+        atomic_write(out / "table.md", markdown(found.results))
+        write_score_report(found.results, found.shown, out / "report.html")
+    for table in rich_tables(found.results):
         console.print(table)
-    return results
+    return found.results
 
 
-def _with_progress(config: ScoreConfig) -> dict[str, Any]:
+def _with_progress(config: ScoreConfig) -> Scored:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
-        return score(config, lambda done, total: bar.update(task, completed=done, total=total))
+        return scored(config, lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def score(
-    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scored:
+    """`results.json`, and the texts that a report shows beside it."""
+
+    results: dict[str, Any]
+    shown: Shown
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
     """The figures of every set, with intervals, and the differences between sets.
-
-    Args:
-        config: files and backends.
-        progress: called with the prompts done and the prompts of all sets.
 
     Returns:
         `models.<name>.<metric>` with `intervals`, `comparisons.<name>.against.<other>.<metric>`,
@@ -116,6 +122,21 @@ def score(
     Raises:
         ConfigError: a backend is unknown or cannot be loaded.
         DataError: a file cannot be read, or the sets do not compare.
+    """
+    return scored(config).results
+
+
+def scored(
+    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Scored:
+    """`score`, with texts to show.
+
+    Args:
+        config: files and backends.
+        progress: called with the prompts done and the prompts of all sets.
+
+    Raises:
+        ConfigError, DataError: see `score`.
     """
     sets = _read(config)
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
@@ -129,7 +150,7 @@ def score(
         )
         for found in sets
     }
-    return {
+    results = {
         "command": "score",
         "config": config.model_dump(mode="json"),
         "versions": versions(),
@@ -144,6 +165,7 @@ def score(
         "comparisons": _comparisons(measured, config),
         "notes": _notes(prompts, k, readers),
     }
+    return Scored(results, choose(sets, measured))
 
 
 def _read(config: ScoreConfig) -> list[Generations]:

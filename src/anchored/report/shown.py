@@ -16,6 +16,7 @@ from anchored.annotation import Annotation
 from anchored.evaluate.embedding import principal_axes
 from anchored.evaluate.generations import Generations
 from anchored.evaluate.measure import Measured
+from anchored.report.page import spread
 
 MAX_TEXTS = 600
 PROMPTS_WANTED = 6  # before more texts of each are
@@ -77,12 +78,6 @@ def choose(sets: Sequence[Generations], measured: Mapping[str, Measured]) -> Sho
     return Shown(
         tuple(_prompt(sets, measured, p, spread(k, texts)) for p in places), prompts, texts, k
     )
-
-
-def spread(length: int, wanted: int) -> list[int]:
-    """At most `wanted` indices below `length`, evenly spaced, the first included."""
-    count = min(length, wanted)
-    return [place * length // count for place in range(count)]
 
 
 def _prompt(
