@@ -19,7 +19,7 @@ from anchored.config import Config, versions
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import collapse, lexical
 from anchored.evaluate.embedders import Embedder, load_embedder
-from anchored.evaluate.entropy import semantic_entropy
+from anchored.evaluate.entropy import entropy, first_value, semantic_entropy
 from anchored.evaluate.equivalence import (
     OVERLAP,
     V1_CLASSIFIER,
@@ -256,7 +256,7 @@ def _model(
         "n": len(texts),
         "intervals": _intervals(measured, config),
         "lengths": lexical.length_statistics(texts),
-        "by_key": _by_key(measured, readers.attributes),
+        "by_key": _by_key(measured, readers.attributes, config),
         "file": path,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
     }
@@ -276,20 +276,35 @@ def _intervals(measured: Measured, config: ScoreConfig) -> dict[str, dict[str, f
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
-def _by_key(measured: Measured, attributes: Attributes | None) -> dict[str, Any]:
-    """Entropy and most frequent values of each attribute over all texts of the set."""
+def _by_key(
+    measured: Measured, attributes: Attributes | None, config: ScoreConfig
+) -> dict[str, Any]:
+    """Entropy and most frequent values of each attribute over all texts of the set.
+
+    What the prompts differ by is in these entropies; `within_prompts`, the mean over prompts, is
+    without it, and is what `semantic_entropy` is the mean of.
+    """
     if attributes is None:
         return {}
     readings = [reading for answers in measured.readings for reading in answers]
     return {
         key: {
-            "entropy": entropy.entropy,
-            "miller_madow": entropy.miller_madow,
-            "distinct": entropy.distinct,
-            "top": [list(pair) for pair in entropy.top],
+            "entropy": found.entropy,
+            "miller_madow": found.miller_madow,
+            "distinct": found.distinct,
+            "top": [list(pair) for pair in found.top],
+            "within_prompts": _within_prompts(measured, key, config),
         }
-        for key, entropy in semantic_entropy(readings, attributes.keys).by_key.items()
+        for key, found in semantic_entropy(readings, attributes.keys).by_key.items()
     }
+
+
+def _within_prompts(measured: Measured, key: str, config: ScoreConfig) -> dict[str, float] | None:
+    """None for one prompt, and where prompts have too few texts for an entropy."""
+    if len(measured.readings) < 2 or len(measured.readings[0]) < ENTROPY_SAMPLES:
+        return None
+    values = [entropy([first_value(r, key) for r in answers]) for answers in measured.readings]
+    return mean_interval(values, config.resamples, config.seed).as_json()
 
 
 def _comparisons(measured: Mapping[str, Measured], config: ScoreConfig) -> dict[str, Any]:

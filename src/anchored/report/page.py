@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,12 @@ class Row:
         """The markup."""
         paint = f' style="--c:{self.colour}"' if self.colour else ""
         cells = "".join(map(_cell, self.cells))
-        return f'<tr{paint}><th scope="row">{escape(self.heading)}</th>{cells}</tr>'
+        return f'<tr{paint}><th scope="row">{_breakable(self.heading)}</th>{cells}</tr>'
+
+
+def _breakable(name: str) -> str:
+    """A name that may break after its underscores and slashes, so that columns can be narrow."""
+    return re.sub("([_/])", r"\1<wbr>", escape(name))
 
 
 def _cell(cell: Cell) -> str:
@@ -115,7 +121,7 @@ def _cell(cell: Cell) -> str:
 
 def table(label: str, head: Iterable[str], rows: Iterable[Row], kind: str = "comparison") -> str:
     """A table that scrolls by itself where the page is narrow; `label` says what it is, aloud."""
-    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    names = "".join(f'<th scope="col">{_breakable(name)}</th>' for name in head)
     body = "".join(row.html() for row in rows)
     return scrolling(
         label,

@@ -34,9 +34,10 @@ _STRIPS = 5  # models that are still told apart, one below the other
 
 
 def entropy_plot(results: Results, width: int) -> str:
-    """Entropy of each attribute, a line a model, with intervals where `by_key` has `low`, `high`.
+    """Entropy of each attribute, a line a model, with intervals where `by_key` has them.
 
-    Returns the empty string where no model has `by_key`.
+    Within prompts where that is known, else over all of a model's texts. Returns the empty string
+    where no model has `by_key`.
     """
     models = [name for name, metrics in results["models"].items() if metrics.get("by_key")]
     keys = list(dict.fromkeys(key for name in models for key in results["models"][name]["by_key"]))
@@ -46,33 +47,38 @@ def entropy_plot(results: Results, width: int) -> str:
     legend, top = legend_of(models, results["models"], width)
     pitch, gap, left = 11, 16, _label_width(keys, width)
     block = pitch * len(models) + gap
-    peaks = (_entropy(results, name, key) for name in models for key in keys)
-    scale = Scale(0, ceiling(max(peaks, default=0)), left, width - 44)
+    entries = (_entropy(results, name, key) for name in models for key in keys)
+    ends = (end for entry in entries for end in (entry.get("high"), entry.get("mean")))
+    scale = Scale(0, ceiling(max(filter(is_number, ends), default=0)), left, width - 44)
+    within = all(results["models"][models[0]]["by_key"][k].get("within_prompts") for k in keys)
+    unit = "nats, mean over prompts" if within else "nats"
     height = top + block * len(keys) + 40
-    parts = [legend, _grid(scale, top, height - 40), _axis_title("nats", scale, height)]
+    parts = [legend, _grid(scale, top, height - 40), _axis_title(unit, scale, height)]
     for row, key in enumerate(keys):
         y = top + row * block + gap / 2
         parts.append(text_at(left - 10, y + pitch * len(models) / 2 + 4, shorten(key, 16), "end"))
         for place, name in enumerate(models):
-            entry = results["models"][name]["by_key"].get(key) or {}
             style = style_of(name, results["models"])
-            parts.append(_lollipop(entry, scale, y + pitch * (place + 0.5), style))
+            parts.append(
+                _lollipop(_entropy(results, name, key), scale, y + pitch * (place + 0.5), style)
+            )
     description = "; ".join(_entropy_words(results, name, keys) for name in models)
     return svg(width, height, "Entropy of each attribute, by model", description, parts)
 
 
-def _entropy(results: Results, model: str, key: str) -> float:
-    value = (results["models"][model]["by_key"].get(key) or {}).get("entropy")
-    return value if is_number(value) else 0.0
+def _entropy(results: Results, model: str, key: str) -> Mapping[str, Any]:
+    """`mean` and, where known, `low` and `high`."""
+    entry = results["models"][model]["by_key"].get(key) or {}
+    return entry.get("within_prompts") or {**entry, "mean": entry.get("entropy")}
 
 
 def _entropy_words(results: Results, model: str, keys: Sequence[str]) -> str:
-    values = ", ".join(f"{key} {number(_entropy(results, model, key))}" for key in keys)
+    values = ", ".join(f"{key} {number(_entropy(results, model, key)['mean'])}" for key in keys)
     return f"{model_label(model)}: {values}"
 
 
 def _lollipop(entry: Mapping[str, Any], scale: Scale, y: float, style: Style) -> str:
-    value = entry.get("entropy")
+    value = entry["mean"]
     if not is_number(value):
         return ""
     stem = line(scale(0), y, scale(value), y, style.colour, 1.5, opacity=0.45)

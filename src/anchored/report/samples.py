@@ -153,12 +153,12 @@ def _answer(text: ShownText, target: str, chars: int) -> str:
     flags = [f"<b>{text.number}</b>"]
     if text.same_as != text.number:
         flags.append(f"says the same as {text.same_as}")
-    if text.score is not None:
+    elif text.score is not None:
         flags.append(f"score {number(text.score, 1)}")
-    written = tags(str(text.written).split("\n"), read=False) if text.written else ""
-    read = tags(str(text.read).split("\n"), read=True) if text.read and not written else ""
+    found = text.written or text.read
+    chips = tags(str(found).split("\n"), read=not text.written) if found else ""
     return (
         f'<article class="answer" id="{target}" tabindex="0" aria-label="Text {text.number}">'
-        f'<p class="flags">{" · ".join(flags)}</p>{written}'
-        f'<p class="told" dir="auto">{prose(text.text, chars) or "(empty)"}</p>{read}</article>'
+        f'<p class="flags">{" · ".join(flags)}</p>{chips}'
+        f'<p class="told" dir="auto">{prose(text.text, chars) or "(empty)"}</p></article>'
     )

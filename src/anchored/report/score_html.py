@@ -75,11 +75,15 @@ def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
 
 def _header(results: Results) -> str:
     count = len(results["models"])
-    meta = f"{count} set{'s' if count > 1 else ''} · {caption(results)}"
+    meta = f"{count} set{'s' if count > 1 else ''} of texts · made by {_version(results)}"
     return (
         f'<p class="overline">anchored · {escape(results["command"])}</p><h1>{TITLE}</h1>'
         f'<p class="lede">{escape(finding(results))}</p><p class="meta">{escape(meta)}</p>'
     )
+
+
+def _version(results: Results) -> str:
+    return f"anchored {results['versions'].get('anchored', '')}".rstrip()
 
 
 def _figures(results: Results) -> Section:
@@ -97,8 +101,8 @@ def _differences(results: Results) -> Section:
     rest = "".join(found[_UNFOLDED:])
     body = "".join(found[:_UNFOLDED])
     if rest:
-        body += folded(f"{len(found) - _UNFOLDED} more comparisons", rest)
-    return Section("Differences", power_note(results), body)
+        body += folded(f"{len(found) - _UNFOLDED} more", rest)
+    return Section("Differences", power_note(results).replace("`", ""), body)
 
 
 def _difference_tables(results: Results) -> Iterator[str]:
@@ -106,8 +110,8 @@ def _difference_tables(results: Results) -> Iterator[str]:
     for name, other, found in pairs(results):
         title = f"{short_name(name)} minus {short_name(other)}"
         rows = (Row(metric, cells) for metric, cells in differences(found, order))
-        yield f"<h3>{escape(title)}</h3>"
-        yield table(title, ("", *DIFFERENCE_COLUMNS), rows, "figures")
+        shown = table(title, ("", *DIFFERENCE_COLUMNS), rows, "figures")
+        yield f"<h3>{escape(title)}</h3>{shown}"
 
 
 def _undone(results: Results) -> Section:
@@ -127,13 +131,13 @@ def _attributes(results: Results) -> Section:
     body = figure(
         "Entropy of each attribute",
         partial(entropy_plot, results),
-        "Plug-in entropy of each attribute's values over all texts of a set, in nats. Prompts "
-        "differ among themselves, which adds the same to every set.",
+        "Plug-in entropy of each attribute's values, in nats; bars are 95% intervals.",
     )
     body += figure(
         "Most frequent values",
         partial(top_values_plot, results),
-        "Each block is one value, as wide as its share of the texts; grey is the rest.",
+        "Each block is one value, as wide as its share of all texts; grey is the rest. (none): no "
+        "value was read.",
     )
     return Section("Attributes", "What the texts are about, as the annotator reads them.", body)
 
@@ -149,7 +153,7 @@ def _collapsed(results: Results) -> Section:
         f"The most frequent values of each attribute; in brackets, how often {model_label(first)} "
         "has them."
     )
-    return Section("What it collapsed into", intro, "".join(tables))
+    return Section("What each fell back on", intro, "".join(tables))
 
 
 def _trade_offs(results: Results) -> Section:

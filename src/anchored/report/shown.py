@@ -32,7 +32,8 @@ class ShownText:
         written: the annotation that the model wrote before it, None where it wrote none.
         read: the attributes read off it; empty where none were.
         same_as: the number of the first text of its prompt that says the same; its own if it is.
-        score: the file's own quality of it, None where it has none.
+        score: the file's own quality of it, None where it has none; what is scored is the first
+            text of those that say the same.
         at: its place on the map, on the two axes of `ShownPrompt.variance`.
     """
 
