@@ -301,7 +301,7 @@ def _by_key(
 
 def _within_prompts(measured: Measured, key: str, config: ScoreConfig) -> dict[str, float] | None:
     """None for one prompt, and where prompts have too few texts for an entropy."""
-    if len(measured.readings) < 2 or len(measured.readings[0]) < ENTROPY_SAMPLES:
+    if len(measured.readings) < 2 or min(map(len, measured.readings)) < ENTROPY_SAMPLES:
         return None
     values = [entropy([first_value(r, key) for r in answers]) for answers in measured.readings]
     return mean_interval(values, config.resamples, config.seed).as_json()

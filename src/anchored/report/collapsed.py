@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from anchored.report.drawing import style_of
 from anchored.report.escape import escape, shorten
-from anchored.report.page import Row, scrolling
+from anchored.report.page import Row, scrolling, table
 from anchored.report.plots import top_shares
 from anchored.report.tables import (
-    MISSING,
-    Cell,
     Results,
     cell,
     is_number,
@@ -22,43 +20,61 @@ from anchored.report.tables import (
 )
 
 _FAVOURITES = 4
-_BESIDE = ("adoption", "adoption_far", "quality", "utility_k", "perplexity")
+_BESIDE = ("adoption", "adoption_far", "quality", "utility_k", "perplexity", "frontier_area")
+_MARK = "†"
 
 
-def collapse_rows(results: Results) -> tuple[list[str], list[Row]]:
-    """Columns and rows of the methods that are held against SFT, the best `gap_closed` first.
+def undone(results: Results) -> str:
+    """The methods that are held against SFT, the best `gap_closed` first, below base and SFT.
 
-    A method with `short_of` has no rank and comes last: what it keeps it has not paid for.
+    One with `short_of` is marked and stands last, without a rank: it kept its range by not
+    learning. Empty where nothing is held against SFT.
     """
-    compared = {
-        name: found
-        for name, found in results["comparisons"].items()
-        if found.get("gap_closed") and name in results["models"]
-    }
+    order = _ranked(results)
+    if not order:
+        return ""
     models = results["models"]
-    beside = [c for c in _BESIDE if any(is_number(models[name].get(c)) for name in compared)]
-    columns = ["gap_closed", "collapse_reduction", *beside]
-    order = sorted(compared, key=lambda name: _rank_key(compared[name]))
-    rows = []
-    for rank, name in enumerate(order, 1):
-        short = _short_of(compared[name])
-        cells = [Cell(MISSING if short else str(rank))]
-        cells += [cell(results, name, column) for column in columns]
-        colour = style_of(name, models).colour
-        rows.append(Row(model_label(name), [*cells, Cell(short)], colour))
-    return columns, rows
+    head = [*results.get("benchmark", {}).get("metrics", ()), "gap_closed", "collapse_reduction"]
+    columns = [
+        name
+        for name in (*head, *_BESIDE)
+        if name in head[-2:] or any(is_number(model.get(name)) for model in models.values())
+    ]
+    rows = [_undone_row(results, name, columns) for name in order]
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in _marks(results))
+    return table("Collapse undone", ("", *columns), rows) + notes
 
 
-def _rank_key(found: Mapping[str, Any]) -> tuple[bool, float]:
+def _ranked(results: Results) -> list[str]:
+    found = results["comparisons"]
+    treatments = [name for name in found if found[name].get("gap_closed")]
+    others = [name for name in results["models"] if name not in treatments]
+    treatments.sort(key=lambda name: _rank(found[name]))
+    return [*others, *treatments] if treatments else []
+
+
+def _rank(found: Mapping[str, Any]) -> tuple[bool, float]:
     gap = found["gap_closed"].get("mean")
     return bool(found.get("short_of")), -gap if is_number(gap) else math.inf
 
 
-def _short_of(found: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{one['metric']} by {number(one['by'])} (margin {number(one['margin'])})"
-        for one in found.get("short_of") or []
-    )
+def _undone_row(results: Results, name: str, columns: Sequence[str]) -> Row:
+    marked = results["comparisons"].get(name, {}).get("short_of")
+    heading = model_label(name) + (f" {_MARK}" if marked else "")
+    cells = [cell(results, name, column) for column in columns]
+    return Row(heading, cells, style_of(name, results["models"]).colour)
+
+
+def _marks(results: Results) -> Iterator[str]:
+    for name, found in results["comparisons"].items():
+        for short in found.get("short_of") or ():
+            yield (
+                f"{_MARK} {model_label(name)} is not ranked: {short['metric']} "
+                f"{number(short['value'])}, SFT {number(short['sft'])}, margin "
+                f"{number(short['margin'])}."
+            )
+        if reason := (found.get("gap_closed") or {}).get("reason"):
+            yield f"{model_label(name)}: {reason}."
 
 
 def collapsed_into(results: Results, before: str, after: str) -> str:

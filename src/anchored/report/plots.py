@@ -7,7 +7,7 @@ large on a phone as on a desk: the page carries a wide and a narrow version.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,13 +180,17 @@ def _block(
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """A model in the plane: its place, the ends of its intervals, fainter places of its seeds."""
+    """A model in the plane: its place, the ends of its intervals, fainter places of its seeds.
+
+    `path` are its places by rising temperature.
+    """
 
     x: float
     y: float
     across: Mapping[str, Any] | None = None
     up: Mapping[str, Any] | None = None
     seeds: tuple[tuple[float, float], ...] = ()
+    path: tuple[tuple[float, float], ...] = ()
 
 
 def scatter_plot(results: Results, width: int) -> str:
@@ -218,8 +222,8 @@ def frontier_plot(results: Results, width: int) -> str:
 def trade_off_plot(results: Results, width: int, across: str, up: str) -> str:
     """The metric `up` against `across`, with the intervals of both.
 
-    Models of one `family` that differ in `temperature` are joined in its order: a frontier. Returns
-    the empty string where no model has both metrics.
+    The places of a model's temperatures, `by_temperature`, are joined: its frontier. Returns the
+    empty string where no model has both metrics.
     """
     axes = _Axes(across, up, across_is_share=across.startswith("adoption"))
     points = _points(results, across, up)
@@ -232,15 +236,22 @@ def _points(results: Results, across: str, up: str) -> dict[str, _Point]:
     for name, metrics in results["models"].items():
         if place := _place(metrics, across, up):
             bounds = metrics.get("intervals") or {}
-            by_seed = metrics.get("by_seed") or []
-            seeds = [at for seed in by_seed if (at := _place(seed, across, up))]
+            seeds = _places(metrics.get("by_seed"), across, up)
+            sweep = sorted(metrics.get("by_temperature") or [], key=lambda one: one["temperature"])
             points[name] = _Point(
                 *place,
                 bounds.get(across),
                 bounds.get(up),
-                tuple(seeds) if len(seeds) > 1 else (),
+                seeds if len(seeds) > 1 else (),
+                _places(sweep, across, up),
             )
     return points
+
+
+def _places(
+    rows: Sequence[Mapping[str, Any]] | None, across: str, up: str
+) -> tuple[tuple[float, float], ...]:
+    return tuple(at for row in rows or () if (at := _place(row, across, up)))
 
 
 def _place(metrics: Mapping[str, Any], across: str, up: str) -> tuple[float, float] | None:
@@ -267,11 +278,11 @@ def _scatter(
     legend, top = legend_of(list(points), models, width)
     height = (400 if width >= 600 else 320) + round(top)
     ends = [end for point in points.values() for end in (_ends(point.up) or (point.y, point.y))]
+    ends += [y for point in points.values() for _, y in point.path]
     across = _across(points, axes, width)
     up = Scale(min(0.0, *ends), ceiling(max(ends)), height - 52, top + 26)
     parts = [legend, _frame(across, up, axes), _axis_title(axes.across, across, height)]
     parts.append(text_at(0, top + 12, axes.up, muted=True))
-    parts += [_joined(path, points, models, across, up) for path in _families(models, points)]
     parts += [_drawn(point, across, up, style_of(name, models)) for name, point in points.items()]
     said = percent if axes.across_is_share else number
     description = "; ".join(
@@ -286,30 +297,10 @@ def _across(points: Mapping[str, _Point], axes: _Axes, width: int) -> Scale:
     if axes.across_is_share:
         return Scale(0, 1, start, end)
     ends = [e for point in points.values() for e in (_ends(point.across) or (point.x, point.x))]
+    ends += [x for point in points.values() for x, _ in point.path]
     step = tick_step(max(ends) - min(ends))
     low, high = math.floor(min(ends) / step), math.floor(max(ends) / step) + 1
     return Scale(low * step, high * step, start, end)
-
-
-def _families(models: Mapping[str, Any], points: Iterable[str]) -> list[list[str]]:
-    """Names of the points of each family, by rising temperature."""
-    families: dict[str, list[str]] = {}
-    for name in points:
-        if is_number(models[name].get("temperature")) and models[name].get("family"):
-            families.setdefault(models[name]["family"], []).append(name)
-    return [sorted(f, key=lambda name: models[name]["temperature"]) for f in families.values()]
-
-
-def _joined(
-    path: Sequence[str],
-    points: Mapping[str, _Point],
-    models: Iterable[str],
-    across: Scale,
-    up: Scale,
-) -> str:
-    corners = " ".join(f"{across(points[n].x):.1f},{up(points[n].y):.1f}" for n in path)
-    colour = style_of(path[0], models).colour
-    return element("polyline", points=corners, style=f"fill:none;stroke:{colour};stroke-width:1.5")
 
 
 def _drawn(point: _Point, across: Scale, up: Scale, style: Style) -> str:
@@ -318,7 +309,18 @@ def _drawn(point: _Point, across: Scale, up: Scale, style: Style) -> str:
         x = across(point.x)
         parts.append(line(x, up(high[0]), x, up(high[1]), style.colour, 3.5, opacity=0.5))
     parts += [mark(style, across(x), up(y), 3, opacity=0.35) for x, y in point.seeds]
+    parts.append(_frontier([(across(x), up(y)) for x, y in point.path], style))
     return "".join(parts) + mark(style, across(point.x), up(point.y), 6)
+
+
+def _frontier(path: Sequence[tuple[float, float]], style: Style) -> str:
+    if len(path) < 2:
+        return ""
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
+    drawn = element(
+        "polyline", points=corners, style=f"fill:none;stroke:{style.colour};stroke-width:1.5"
+    )
+    return drawn + "".join(mark(style, x, y, 3) for x, y in path)
 
 
 def _ends(bounds: Mapping[str, Any] | None) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ from anchored.report.tables import model_label, number, percent
 _ASPECT = 1.6  # width over height of a map, as in page.css
 _MARGIN = 1.14  # of the map around its outermost points
 _SAME_PLACE = 3  # decimals to which two places must agree to be one
+_BESIDE = 13  # pixels between markers of several models in one place
 _TIP_CHARS = 260
 
 
@@ -48,10 +49,14 @@ def _prompt(one: ShownPrompt, place: int, models: Sequence[str], chars: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """Texts of one model at one place of the map."""
+    """Texts of one model at one place of the map.
+
+    `shift` is how far beside it the marker stands, in CSS pixels, where other models have it too.
+    """
 
     model: str
     texts: tuple[ShownText, ...]
+    shift: float
 
     @property
     def at(self) -> tuple[float, float]:
@@ -65,12 +70,18 @@ class _Point:
 
 
 def _points(one: ShownPrompt) -> list[_Point]:
-    found: dict[tuple[str, float, float], list[ShownText]] = {}
+    found: dict[tuple[float, float], dict[str, list[ShownText]]] = {}
     for model, texts in one.texts.items():
         for text in texts:
-            x, y = (round(value, _SAME_PLACE) for value in text.at)
-            found.setdefault((model, x, y), []).append(text)
-    return [_Point(model, tuple(texts)) for (model, *_), texts in found.items()]
+            place = round(text.at[0], _SAME_PLACE), round(text.at[1], _SAME_PLACE)
+            found.setdefault(place, {}).setdefault(model, []).append(text)
+    points = [
+        _Point(model, tuple(texts), _BESIDE * (i - (len(models) - 1) / 2))
+        for models in found.values()
+        for i, (model, texts) in enumerate(models.items())
+    ]
+    order = list(one.texts)
+    return sorted(points, key=lambda point: (order.index(point.model), point.texts[0].number))
 
 
 def _map(one: ShownPrompt, place: int, models: Sequence[str]) -> str:
@@ -85,7 +96,8 @@ def _map(one: ShownPrompt, place: int, models: Sequence[str]) -> str:
         f'<div class="plane"><p class="tip hint">Point at a marker to read its text.</p>{links}'
         f"</div><figcaption>Embeddings of all texts of the prompt on their first two principal "
         f"axes: the one across holds {first} of their variance, the one up {second}; what the "
-        f"others hold does not show. A marker grows with the number of texts in its place."
+        f"others hold does not show. A marker grows with the number of texts in its place; "
+        f"models with the same place stand side by side."
         f"</figcaption></figure>"
     )
 
@@ -122,8 +134,9 @@ def _link(point: _Point, place: int, frame: _Frame, models: Sequence[str]) -> st
     picture = marker(style_of(point.model, models), 2 * radius + 8, radius)
     return (
         f'<a href="#{target}" aria-label="{escape(f"{point.name}: {text[:90]}")}">'
-        f'<span class="point" style="left:{left:.2f}%;top:{top:.2f}%;z-index:{max(1, 99 - count)}">'
-        f'{picture}</span><span class="tip" dir="auto"><b>{escape(point.name)}</b> {escape(text)}'
+        f'<span class="point" style="left:{left:.2f}%;top:{top:.2f}%;'
+        f'margin-left:{point.shift:g}px;z-index:{max(1, 99 - count)}">{picture}</span>'
+        f'<span class="tip" dir="auto"><b>{escape(point.name)}</b> {escape(text)}'
         f"</span></a>"
     )
 

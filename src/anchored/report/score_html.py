@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from anchored.report.collapsed import collapse_rows, collapsed_into
+from anchored.report.collapsed import collapsed_into, undone
 from anchored.report.escape import escape
 from anchored.report.page import (
     Row,
@@ -35,7 +35,7 @@ from anchored.report.score_table import (
     short_name,
 )
 from anchored.report.shown import Shown
-from anchored.report.tables import COLUMNS, Results, model_label
+from anchored.report.tables import Results, model_label
 
 TITLE = "How diverse are these texts?"
 _UNFOLDED = 3  # comparisons, or pairs of sets, that are shown at once
@@ -76,9 +76,11 @@ def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
 def _header(results: Results) -> str:
     count = len(results["models"])
     meta = f"{count} set{'s' if count > 1 else ''} of texts · made by {_version(results)}"
+    said = finding(results)
+    lede = f'<p class="lede">{escape(said)}</p>' if said else ""
     return (
         f'<p class="overline">anchored · {escape(results["command"])}</p><h1>{TITLE}</h1>'
-        f'<p class="lede">{escape(finding(results))}</p><p class="meta">{escape(meta)}</p>'
+        f'{lede}<p class="meta">{escape(meta)}</p>'
     )
 
 
@@ -115,16 +117,11 @@ def _difference_tables(results: Results) -> Iterator[str]:
 
 
 def _undone(results: Results) -> Section:
-    columns, rows = collapse_rows(results)
-    body = (
-        table("Collapse undone", ("", "rank", *columns, "falls short of SFT"), rows) if rows else ""
-    )
-    terms = definitions((name, {**COLUMNS, **METRICS}[name]) for name in columns)
     intro = (
-        "How much of what SFT lost each method keeps. A method that falls short of SFT in what it "
-        "was taught, or in quality, is not ranked: keeping the range by not learning is no cure."
+        "How much of the diversity that SFT lost each method keeps. One that falls short of SFT in "
+        "what was taught, or in quality, is marked and not ranked: not learning keeps everything."
     )
-    return Section("Collapse undone", intro, body and body + folded("What the columns mean", terms))
+    return Section("Collapse undone", intro, undone(results))
 
 
 def _attributes(results: Results) -> Section:
@@ -161,8 +158,8 @@ def _trade_offs(results: Results) -> Section:
         figure(
             f"{up} against {across}",
             lambda width, pair=(across, up): trade_off_plot(results, width, *pair),
-            "Up is more diverse, right is better. Bars are 95% intervals; a line joins the "
-            "temperatures of one model.",
+            "Up is more diverse, right is better. Bars are 95% intervals; a line joins one model's "
+            "temperatures.",
         )
         for across, up in _TRADE_OFFS
     )

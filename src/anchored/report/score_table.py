@@ -93,6 +93,8 @@ def caption(results: Results) -> str:
 def finding(results: Results) -> str:
     """What `distinct_k` says of the sets, in a sentence each; at most `SAID` of them."""
     models, k = results["models"], results["k"]
+    if "distinct_k" not in metrics(results):
+        return ""
     if not results["comparisons"]:
         said = (
             f"{short_name(name)} gives {number(model['distinct_k'])} different answers in {k}."

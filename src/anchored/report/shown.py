@@ -97,7 +97,8 @@ def _prompt(
 def _text(
     found: Generations, measured: Measured, p: int, i: int, at: NDArray[np.float64]
 ) -> ShownText:
-    partition, scores = measured.partitions[p], found.scores[p]
+    partition = measured.partitions[p] or range(len(found.texts[p]))
+    scores = found.scores[p]
     return ShownText(
         number=i + 1,
         text=found.texts[p][i],
