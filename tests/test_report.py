@@ -209,6 +209,15 @@ def test_the_frontier_shows_treatments_with_both_numbers_and_no_others(results):
     )
 
 
+def test_an_axis_that_goes_below_zero_has_round_ticks_and_zero_among_them(results):
+    results["comparisons"]["anchored"]["gap_closed"] = {"mean": 0.9, "low": -0.0945, "high": 0.97}
+    results["models"]["anchored"]["adoption_far"] = 0.8
+    space = "{http://www.w3.org/2000/svg}"
+    texts = ElementTree.fromstring(frontier_plot(results, 700)).iter(f"{space}text")
+    ticks = [text.text for text in texts if text.get("text-anchor") == "end"]
+    assert ticks == ["-0.2", "0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
 def test_models_of_one_report_differ_in_marker():
     names = ["base", "annotated_base", "standard", "anchored", "anchored_replay", "tagged", "gem"]
     assert len({style_of(name, names).marker for name in names}) == len(names)

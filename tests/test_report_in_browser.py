@@ -41,7 +41,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for s, name in enumerate(("before", "after_sft", "x" * 300)):
         texts = [
             HOSTILE,
-            "x" * 20_000,
+            "x" * 3_000,
             *(f"Mara {i * (s + 1)} met Otto in Paris at dawn." for i in range(6)),
         ]
         rows = [{"prompt": f"{HOSTILE} {p}", "generations": texts, "model": name} for p in range(4)]

@@ -77,6 +77,12 @@ def ceiling(peak: float) -> float:
     return step * math.ceil(peak * 1.02 / step) if peak > 0 else 1.0
 
 
+def rounded(values: Sequence[float]) -> tuple[float, float]:
+    """Ticks that hold all of `values` between them, the last above the largest."""
+    step = tick_step(max(values) - min(values))
+    return math.floor(min(values) / step) * step, (math.floor(max(values) / step) + 1) * step
+
+
 def tick_step(span: float) -> float:
     """The smallest round step of which at most six cover `span`."""
     steps = (size * base for size in (0.01, 0.1, 1, 10, 100) for base in (1, 2, 2.5, 5))
@@ -86,7 +92,7 @@ def tick_step(span: float) -> float:
 def ticks(low: float, high: float) -> list[float]:
     """Round numbers from `low`, itself one, to `high`, at most seven."""
     step = tick_step(high - low)
-    return [low + step * i for i in range(round((high - low) / step) + 1)]
+    return [round(low + step * i, 10) for i in range(round((high - low) / step) + 1)]
 
 
 def legend_of(shown: Sequence[str], models: Iterable[str], width: int) -> tuple[str, float]:

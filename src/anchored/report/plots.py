@@ -20,10 +20,10 @@ from anchored.report.drawing import (
     legend_of,
     line,
     mark,
+    rounded,
     style_of,
     svg,
     text_at,
-    tick_step,
     ticks,
 )
 from anchored.report.escape import escape, shorten
@@ -280,7 +280,7 @@ def _scatter(
     ends = [end for point in points.values() for end in (_ends(point.up) or (point.y, point.y))]
     ends += [y for point in points.values() for _, y in point.path]
     across = _across(points, axes, width)
-    up = Scale(min(0.0, *ends), ceiling(max(ends)), height - 52, top + 26)
+    up = Scale(*rounded([0.0, *ends]), height - 52, top + 26)
     parts = [legend, _frame(across, up, axes), _axis_title(axes.across, across, height)]
     parts.append(text_at(0, top + 12, axes.up, muted=True))
     parts += [_drawn(point, across, up, style_of(name, models)) for name, point in points.items()]
@@ -298,9 +298,7 @@ def _across(points: Mapping[str, _Point], axes: _Axes, width: int) -> Scale:
         return Scale(0, 1, start, end)
     ends = [e for point in points.values() for e in (_ends(point.across) or (point.x, point.x))]
     ends += [x for point in points.values() for x, _ in point.path]
-    step = tick_step(max(ends) - min(ends))
-    low, high = math.floor(min(ends) / step), math.floor(max(ends) / step) + 1
-    return Scale(low * step, high * step, start, end)
+    return Scale(*rounded(ends), start, end)
 
 
 def _drawn(point: _Point, across: Scale, up: Scale, style: Style) -> str:
