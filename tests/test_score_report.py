@@ -39,13 +39,16 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    """Two sets, three prompts, eight texts each; the second repeats one text."""
+    """Two sets, three prompts, eight texts each; the second repeats one text, the first some."""
     folder = tmp_path_factory.mktemp("sets")
     files = []
     for name, texts in (("wide", TEXTS * 2), ("narrow", TEXTS[:1] * 8)):
         path = folder / f"{name}.jsonl"
         rows = [
-            {"prompt": f"Prompt {p}", "generations": [f"{text} {p}" for text in texts]}
+            {
+                "prompt": f"Prompt {p}",
+                "generations": [f"{text} {p}" for text in (*TEXTS[:1] * p, *texts)[:8]],
+            }
             for p in range(3)
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
