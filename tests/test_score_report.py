@@ -276,6 +276,17 @@ def test_a_treatment_that_falls_short_of_sft_is_marked_and_stands_last(
     assert "† idle is not ranked: adoption 0.10, SFT 0.90, margin 0.05." in undone(treated)
 
 
+def test_the_collapse_table_names_the_metric_it_is_by_and_why_a_gap_is_missing(
+    treated: dict[str, Any],
+) -> None:
+    treated["comparisons"]["good"]["metric"] = "distinct_k"
+    nothing = {"mean": None, "low": None, "high": None, "reason": "SFT shows no collapse"}
+    treated["comparisons"]["weak"]["gap_closed"] = nothing
+    assert "gap_closed and collapse_reduction by distinct_k." in undone(treated)
+    assert "weak: SFT shows no collapse." in undone(treated)
+    assert row_headings(undone(treated)) == ["Base", "sft", "good", "weak", "idle †"]
+
+
 def test_a_gap_without_adoption_is_not_shown(treated: dict[str, Any]) -> None:
     assert "0.80" in undone(treated)
     treated["models"]["good"]["adoption"] = None

@@ -112,8 +112,14 @@ class Scored:
     shown: Shown
 
 
-def score(config: ScoreConfig) -> dict[str, Any]:
+def score(
+    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """The figures of every set, with intervals, and the differences between sets.
+
+    Args:
+        config: files and backends.
+        progress: called with the prompts done and the prompts of all sets.
 
     Returns:
         `models.<name>.<metric>` with `intervals`, `comparisons.<name>.against.<other>.<metric>`,
@@ -123,21 +129,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ConfigError: a backend is unknown or cannot be loaded.
         DataError: a file cannot be read, or the sets do not compare.
     """
-    return scored(config).results
+    return scored(config, progress).results
 
 
 def scored(
     config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Scored:
-    """`score`, with texts to show.
-
-    Args:
-        config: files and backends.
-        progress: called with the prompts done and the prompts of all sets.
-
-    Raises:
-        ConfigError, DataError: see `score`.
-    """
+    """`score`, which see for arguments and errors, with texts to show."""
     sets = _read(config)
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
     readers = load_readers(config, sets)

@@ -8,9 +8,11 @@ from typing import Any
 
 from anchored.report.drawing import style_of
 from anchored.report.escape import escape, shorten
-from anchored.report.page import Row, scrolling, table
+from anchored.report.page import Row, definitions, folded, scrolling, table
 from anchored.report.plots import top_shares
+from anchored.report.score_table import METRICS
 from anchored.report.tables import (
+    COLUMNS,
     Results,
     cell,
     is_number,
@@ -22,6 +24,7 @@ from anchored.report.tables import (
 _FAVOURITES = 4
 _BESIDE = ("adoption", "adoption_far", "quality", "utility_k", "perplexity", "frontier_area")
 _MARK = "†"
+_TERMS = {**METRICS, **COLUMNS}
 
 
 def undone(results: Results) -> str:
@@ -41,8 +44,10 @@ def undone(results: Results) -> str:
         if name in head[-2:] or any(is_number(model.get(name)) for model in models.values())
     ]
     rows = [_undone_row(results, name, columns) for name in order]
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in _marks(results))
-    return table("Collapse undone", ("", *columns), rows) + notes
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in _notes(results))
+    terms = definitions((name, _TERMS[name]) for name in columns if name in _TERMS)
+    shown = table("Collapse undone", ("", *columns), rows)
+    return shown + notes + folded("What the columns mean", terms)
 
 
 def _ranked(results: Results) -> list[str]:
@@ -65,7 +70,11 @@ def _undone_row(results: Results, name: str, columns: Sequence[str]) -> Row:
     return Row(heading, cells, style_of(name, results["models"]).colour)
 
 
-def _marks(results: Results) -> Iterator[str]:
+def _notes(results: Results) -> Iterator[str]:
+    """What the comparison is by, what each mark stands for, and why a gap is missing."""
+    compared = results["comparisons"].values()
+    for metric in sorted({found["metric"] for found in compared if "metric" in found}):
+        yield f"gap_closed and collapse_reduction by {metric}."
     for name, found in results["comparisons"].items():
         for short in found.get("short_of") or ():
             yield (

@@ -31,8 +31,9 @@ MODEL_LABELS = {
 COLUMNS = {
     "semantic_entropy": "Shannon entropy of each attribute over the sampled texts, averaged over "
     "attributes, in nats; plug-in estimate, comparable only at equal N.",
-    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy: 0 is standard SFT, "
-    "1 is the base. Not learning at all also gives 1: read it beside adoption.",
+    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy, if nothing "
+    "else is said: 0 is standard SFT, 1 is the base. Not learning at all also gives 1: read it "
+    "beside adoption.",
     "collapse_reduction": "(D_base - D_sft) / (D_base - D): how many times smaller the loss of "
     "diversity is. ≥ marks a lower bound, where the interval reaches the base.",
     "adoption": "Share of answers that show what SFT taught.",
