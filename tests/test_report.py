@@ -218,6 +218,13 @@ def test_an_axis_that_goes_below_zero_has_round_ticks_and_zero_among_them(result
     assert ticks == ["-0.2", "0", "0.2", "0.4", "0.6", "0.8", "1"]
 
 
+def test_the_most_frequent_values_are_of_all_models_where_there_is_no_standard_sft(results):
+    results["models"]["mine"] = results["models"].pop("standard")
+    space = "{http://www.w3.org/2000/svg}"
+    described = ElementTree.fromstring(top_values_plot(results, 700)).findtext(f"{space}desc")
+    assert described == "Base: hero Mara 20%; Anchored SFT: hero Mara 20%; mine: hero Ilya 60%"
+
+
 def test_models_of_one_report_differ_in_marker():
     names = ["base", "annotated_base", "standard", "anchored", "anchored_replay", "tagged", "gem"]
     assert len({style_of(name, names).marker for name in names}) == len(names)

@@ -172,6 +172,13 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def blend(colour: str, back: str, opacity: float) -> str:
+    """`colour` so opaque over `back`: a block of the most frequent values."""
+    parts = [[float(c) for c in one.split("(")[1].rstrip(")").split(",")] for one in (colour, back)]
+    mixed = [opacity * c + (1 - opacity) * b for c, b in zip(*parts, strict=True)]
+    return f"rgb({', '.join(map(str, mixed))})"
+
+
 def contrast(text: str, back: str) -> float:
     high, low = sorted((luminance(text), luminance(back)), reverse=True)
     return (high + 0.05) / (low + 0.05)
@@ -200,15 +207,17 @@ def test_markers_and_plot_text_stand_out_from_the_paper(
 ) -> None:
     page = visit(scored / "report.html", color_scheme=scheme).page
     used = page.evaluate(
-        """() => ['--card', '--paper', '--muted', '--ink', ...Array(8).keys()].map(name => {
+        """() => ['--card', '--paper', '--muted', '--ink', '--rest',
+        ...Array(8).keys()].map(name => {
         const e = document.createElement('i'); document.body.append(e);
         e.style.color = `var(${typeof name == 'number' ? '--m' + name : name})`;
         return getComputedStyle(e).color })"""
     )
-    *backs, muted, ink = used[:4]
+    *backs, muted, ink, rest = used[:5]
     for back in backs:
         assert min(contrast(muted, back), contrast(ink, back)) >= 4.5
-        assert min(contrast(colour, back) for colour in used[4:]) >= 3
+        assert min(contrast(colour, back) for colour in used[5:]) >= 3
+    assert min(contrast(ink, blend(colour, rest, 0.38)) for colour in used[5:]) >= 4.5
 
 
 def test_only_the_open_prompt_is_printed_and_whole(

@@ -30,6 +30,7 @@ from anchored.report.escape import escape, shorten
 from anchored.report.tables import Results, is_number, model_label, number, percent
 
 _CHART_WIDTH = 760
+_FILL = 0.38  # more would hide the text on a block in the dark
 _STRIPS = 5  # models that are still told apart, one below the other
 
 
@@ -95,7 +96,7 @@ def _whisker(bounds: Mapping[str, Any] | None, scale: Scale, y: float, colour: s
 def top_values_plot(results: Results, width: int) -> str:
     """The most frequent values of each attribute: a bar a model, a block a value, its share wide.
 
-    Shows base, standard and anchored, or the first models where there are none of these names;
+    Shows base, standard and anchored, or the first models where base or standard is missing;
     returns the empty string where they carry no `by_key`.
     """
     shown = _before_and_after(results)
@@ -125,7 +126,7 @@ def top_values_plot(results: Results, width: int) -> str:
 def _before_and_after(results: Results) -> list[str]:
     with_keys = [name for name, metrics in results["models"].items() if metrics.get("by_key")]
     known = [name for name in ("base", "standard", "anchored") if name in with_keys]
-    return known or with_keys[:_STRIPS]
+    return known if {"base", "standard"} <= set(known) else with_keys[:_STRIPS]
 
 
 def top_shares(metrics: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
@@ -173,7 +174,7 @@ def _block(
         width=max(0.0, width - 1.5),
         height=height,
         rx=2,
-        style=f"fill:{style.colour};fill-opacity:{max(0.16, 0.46 - 0.06 * rank):.2f}",
+        style=f"fill:{style.colour};fill-opacity:{max(0.16, _FILL - 0.05 * rank):.2f}",
     )
     return rect + (text_at(x + 5, y + 15, label) if label else "")
 
