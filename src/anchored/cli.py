@@ -364,7 +364,9 @@ def _score(commands: Any) -> None:
         "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the intervals")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and table.md")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write results.json, table.md and report.html"
+    )
 
 
 def _run_score(options: argparse.Namespace) -> None:

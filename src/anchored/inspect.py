@@ -23,7 +23,7 @@ from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
 from anchored.files import atomic_write, read_jsonl
 from anchored.report.escape import escape, shorten, visible
-from anchored.report.html import definitions, page
+from anchored.report.page import definitions, page
 from anchored.report.tables import number, percent
 from anchored.segments import NO_LOSS, Kind
 from anchored.tag_statistics import KeyStatistics, statistics

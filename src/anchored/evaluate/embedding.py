@@ -110,6 +110,33 @@ def vendi(vectors: ArrayLike, q: float = 1.0) -> float:
     return float((p**q).sum() ** (1 / (1 - q)))
 
 
+def principal_axes(vectors: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Unit vectors on the two axes along which they vary most (PCA): a map of the texts.
+
+    Returns:
+        Coordinates [N, 2], centred, in the units of the vectors (between unit vectors the squared
+        distance is 2 (1 - cos)), and each axis' share of all variance [2]. An axis points to where
+        its farthest text is, so that a map comes out the same everywhere; an axis along which
+        nothing varies is 0.
+
+    Raises:
+        DataError: no rows, or a row without direction.
+    """
+    rows = unit(vectors)
+    if not len(rows):
+        raise DataError("principal axes: there are no texts")
+    centred = rows - rows.mean(axis=0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    seen = singular > np.finfo(np.float64).eps * max(rows.shape)
+    axes = np.zeros((len(rows), 2))
+    kept = min(2, int(seen.sum()))
+    axes[:, :kept] = left[:, :kept] * singular[:kept]
+    farthest = axes[np.abs(axes).argmax(axis=0), [0, 1]]
+    shares = np.zeros(2)
+    shares[:kept] = singular[:kept] ** 2 / max((singular**2).sum(), np.finfo(np.float64).tiny)
+    return axes * np.where(farthest < 0, -1.0, 1.0), shares
+
+
 def nearest_distance(vectors: ArrayLike) -> float:
     """Mean over texts of 1 - cos to the most similar other one; 0 where each has a copy.
 

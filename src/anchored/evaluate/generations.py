@@ -2,7 +2,7 @@
 
 Rows are `{prompt, generations: [...]}`, a row a prompt (NoveltyBench's, with their `partition` and
 `generation_scores`, are such rows); or `{prompt, response}`, a row a text, grouped by prompt
-(`anchored sample --out` writes such rows).
+(`anchored sample --out` writes such rows, with the `annotation` that the model wrote first).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from anchored.annotation import Annotation
 from anchored.errors import DataError
 from anchored.evaluate.noveltybench import Stamp, stored_stamp
 from anchored.files import read_jsonl
@@ -30,7 +31,9 @@ class Generations:
     """One model's texts: `texts[p]` are the answers to `prompts[p]`, in the order they came.
 
     `partitions[p]` and `scores[p]` are what the file says of them, None where it says nothing;
-    the stamps say who judged. `models` are the names in the rows' field `model`.
+    the stamps say who judged. `models` are the names in the rows' field `model`. `annotations[p]`
+    are what the model wrote before each text, None before one without; where the form of the file
+    has no place for them there are none at all.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Generations:
     partition_stamps: frozenset[Stamp] = frozenset()
     score_stamps: frozenset[Stamp] = frozenset()
     models: frozenset[str] = frozenset()
+    annotations: tuple[tuple[Annotation | None, ...], ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -64,6 +68,7 @@ class Generations:
             texts=tuple(texts[:n] for texts in self.texts),
             partitions=tuple(found and found[:n] for found in self.partitions),
             scores=tuple(found and found[:n] for found in self.scores),
+            annotations=tuple(found[:n] for found in self.annotations),
         )
 
     def select(self, order: Sequence[int]) -> Generations:
@@ -74,7 +79,12 @@ class Generations:
             texts=tuple(self.texts[i] for i in order),
             partitions=tuple(self.partitions[i] for i in order),
             scores=tuple(self.scores[i] for i in order),
+            annotations=tuple(self.annotations[i] for i in order if self.annotations),
         )
+
+    def annotation(self, p: int, i: int) -> Annotation | None:
+        """What the model wrote before `texts[p][i]`; None where nothing is known of it."""
+        return self.annotations[p][i] if self.annotations else None
 
 
 def read_sets(paths: Sequence[Path], n: int | None = None) -> list[Generations]:
@@ -172,12 +182,34 @@ def read_generations(path: Path) -> Generations:
 
 
 def _flat(rows: Sequence[tuple[str, Row]]) -> Generations:
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[tuple[str, Annotation | None]]] = {}
     for where, row in rows:
-        groups.setdefault(_prompt(where, row), []).append(_text(where, "response", row["response"]))
+        answer = _text(where, "response", row["response"]), _annotation(where, row)
+        groups.setdefault(_prompt(where, row), []).append(answer)
     nothing = (None,) * len(groups)
-    texts = tuple(tuple(group) for group in groups.values())
-    return Generations("", tuple(groups), texts, nothing, nothing)
+    return Generations(
+        "",
+        tuple(groups),
+        tuple(tuple(text for text, _ in group) for group in groups.values()),
+        nothing,
+        nothing,
+        annotations=tuple(tuple(written for _, written in group) for group in groups.values()),
+    )
+
+
+def _annotation(where: str, row: Row) -> Annotation | None:
+    rows = row.get("annotation")
+    if rows is None:
+        return None
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{where}: annotation: {str(rows)[:80]!r} is no list of tags; write "
+            '[{"key": ..., "value": ...}], or leave the field out'
+        )
+    try:
+        return Annotation.from_rows(rows)
+    except DataError as error:
+        raise DataError(f"{where}: annotation: {error}") from None
 
 
 def _prompted(rows: Sequence[tuple[str, Row]]) -> Generations:

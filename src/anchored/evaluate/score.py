@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from anchored.config import Config, versions
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import collapse, lexical
 from anchored.evaluate.embedders import Embedder, load_embedder
-from anchored.evaluate.entropy import semantic_entropy
+from anchored.evaluate.entropy import entropy, first_value, semantic_entropy
 from anchored.evaluate.equivalence import (
     OVERLAP,
     V1_CLASSIFIER,
@@ -40,7 +41,9 @@ from anchored.evaluate.measure import (
 )
 from anchored.evaluate.statistics import holm, mean_interval, paired_difference
 from anchored.files import atomic_write, claim, released_if_unused, write_json
+from anchored.report.score_html import write_score_report
 from anchored.report.score_table import markdown, rich_tables
+from anchored.report.shown import Shown, choose
 
 # Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
 EMBEDDING_THRESHOLDS = {"static": 0.9}
@@ -74,30 +77,39 @@ class ScoreConfig(Config):
 
 
 def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, Any]:
-    """Scores, shows the tables on `console` and, with `out`, writes results.json and table.md.
+    """Scores and shows the tables on `console`; results.json, table.md and report.html go to `out`.
 
     Raises:
         ConfigError: a backend is unknown or cannot be loaded, or `out` holds another run.
         DataError: a file cannot be read, or the sets do not compare.
     """
     if out is None:
-        results = _with_progress(config)
+        found = _with_progress(config)
     else:
         claim(out, config)
         with released_if_unused(out):
-            results = _with_progress(config)
-        write_json(out / "results.json", results)
-        atomic_write(out / "table.md", markdown(results))
-    for table in rich_tables(results):
+            found = _with_progress(config)
+        write_json(out / "results.json", found.results)
+        atomic_write(out / "table.md", markdown(found.results))
+        write_score_report(found.results, found.shown, out / "report.html")
+    for table in rich_tables(found.results):
         console.print(table)
-    return results
+    return found.results
 
 
-def _with_progress(config: ScoreConfig) -> dict[str, Any]:
+def _with_progress(config: ScoreConfig) -> Scored:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
-        return score(config, lambda done, total: bar.update(task, completed=done, total=total))
+        return scored(config, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`results.json`, and the texts that a report shows beside it."""
+
+    results: dict[str, Any]
+    shown: Shown
 
 
 def score(
@@ -117,6 +129,13 @@ def score(
         ConfigError: a backend is unknown or cannot be loaded.
         DataError: a file cannot be read, or the sets do not compare.
     """
+    return scored(config, progress).results
+
+
+def scored(
+    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Scored:
+    """`score`, which see for arguments and errors, with texts to show."""
     sets = _read(config)
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
     readers = load_readers(config, sets)
@@ -129,7 +148,7 @@ def score(
         )
         for found in sets
     }
-    return {
+    results = {
         "command": "score",
         "config": config.model_dump(mode="json"),
         "versions": versions(),
@@ -144,6 +163,7 @@ def score(
         "comparisons": _comparisons(measured, config),
         "notes": _notes(prompts, k, readers),
     }
+    return Scored(results, choose(sets, measured))
 
 
 def _read(config: ScoreConfig) -> list[Generations]:
@@ -234,7 +254,7 @@ def _model(
         "n": len(texts),
         "intervals": _intervals(measured, config),
         "lengths": lexical.length_statistics(texts),
-        "by_key": _by_key(measured, readers.attributes),
+        "by_key": _by_key(measured, readers.attributes, config),
         "file": path,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
     }
@@ -254,20 +274,35 @@ def _intervals(measured: Measured, config: ScoreConfig) -> dict[str, dict[str, f
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
-def _by_key(measured: Measured, attributes: Attributes | None) -> dict[str, Any]:
-    """Entropy and most frequent values of each attribute over all texts of the set."""
+def _by_key(
+    measured: Measured, attributes: Attributes | None, config: ScoreConfig
+) -> dict[str, Any]:
+    """Entropy and most frequent values of each attribute over all texts of the set.
+
+    What the prompts differ by is in these entropies; `within_prompts`, the mean over prompts, is
+    without it, and is what `semantic_entropy` is the mean of.
+    """
     if attributes is None:
         return {}
     readings = [reading for answers in measured.readings for reading in answers]
     return {
         key: {
-            "entropy": entropy.entropy,
-            "miller_madow": entropy.miller_madow,
-            "distinct": entropy.distinct,
-            "top": [list(pair) for pair in entropy.top],
+            "entropy": found.entropy,
+            "miller_madow": found.miller_madow,
+            "distinct": found.distinct,
+            "top": [list(pair) for pair in found.top],
+            "within_prompts": _within_prompts(measured, key, config),
         }
-        for key, entropy in semantic_entropy(readings, attributes.keys).by_key.items()
+        for key, found in semantic_entropy(readings, attributes.keys).by_key.items()
     }
+
+
+def _within_prompts(measured: Measured, key: str, config: ScoreConfig) -> dict[str, float] | None:
+    """None for one prompt, and where prompts have too few texts for an entropy."""
+    if len(measured.readings) < 2 or min(map(len, measured.readings)) < ENTROPY_SAMPLES:
+        return None
+    values = [entropy([first_value(r, key) for r in answers]) for answers in measured.readings]
+    return mean_interval(values, config.resamples, config.seed).as_json()
 
 
 def _comparisons(measured: Mapping[str, Measured], config: ScoreConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from anchored.report.escape import shorten
-from anchored.report.tables import MISSING, interval, is_number, number
+from anchored.report.tables import MISSING, NAME_CHARS, Cell, figure, interval, is_number, number
 
 Results = Mapping[str, Any]
-NAME_CHARS = 40
 SIGNIFICANT = 0.05
+SAID = 3
+DIFFERENCE_COLUMNS = ("difference", "p", "p (Holm)", "detectable")
 
 METRICS = {
     "distinct_k": "Classes of equivalent texts among a prompt's k.",
@@ -53,16 +55,10 @@ def metrics(results: Results) -> list[str]:
 def markdown(results: Results) -> str:
     """Both tables, a row a metric, with what they rest on."""
     names = list(results["models"])
-    parts = [_lines(["", *map(_label, names)], _figures(results)), caption(results)]
-    for name, other, found in _pairs(results):
-        head = [
-            f"{_label(name)} minus {_label(other)}",
-            "difference",
-            "p",
-            "p (Holm)",
-            "detectable",
-        ]
-        parts += [_lines(head, _rows(found, metrics(results)))]
+    parts = [_lines(["", *map(_label, names)], figures(results)), caption(results)]
+    for name, other, found in pairs(results):
+        head = [f"{_label(name)} minus {_label(other)}", *DIFFERENCE_COLUMNS]
+        parts += [_lines(head, differences(found, metrics(results)))]
     if results["comparisons"]:
         parts.append(power_note(results))
     parts += [_backends(results), *results["notes"]]
@@ -71,15 +67,15 @@ def markdown(results: Results) -> str:
 
 def rich_tables(results: Results) -> Iterator[Table | Text]:
     """The same for a terminal."""
-    table = _table(map(_name, results["models"]))
-    for metric, *cells in _figures(results):
-        table.add_row(metric, *(_stacked(cell) for cell in cells))
+    table = _table(map(short_name, results["models"]))
+    for metric, cells in figures(results):
+        table.add_row(metric, *map(_stacked, cells))
     yield table
     yield Text(f"{caption(results)}\n", "dim")
-    for name, other, found in _pairs(results):
-        yield Text(f"{_name(name)} minus {_name(other)}", "bold")
-        table = _table(("difference", "p", "p (Holm)", "detectable"))
-        for metric, *cells in _rows(found, metrics(results)):
+    for name, other, found in pairs(results):
+        yield Text(f"{short_name(name)} minus {short_name(other)}", "bold")
+        table = _table(DIFFERENCE_COLUMNS)
+        for metric, cells in differences(found, metrics(results)):
             table.add_row(metric, *map(_stacked, cells))
         yield table
     notes = [*([power_note(results)] if results["comparisons"] else []), *results["notes"]]
@@ -94,6 +90,37 @@ def caption(results: Results) -> str:
     return f"{text} over {'prompts' if p > 1 else 'texts'}."
 
 
+def finding(results: Results) -> str:
+    """What `distinct_k` says of the sets, in a sentence each; at most `SAID` of them."""
+    models, k = results["models"], results["k"]
+    if "distinct_k" not in metrics(results):
+        return ""
+    if not results["comparisons"]:
+        said = (
+            f"{short_name(name)} gives {number(model['distinct_k'])} different answers in {k}."
+            for name, model in models.items()
+        )
+    else:
+        said = (
+            f"{short_name(name)} gives {number(models[name]['distinct_k'])} different answers in "
+            f"{k}, {short_name(other)} {number(models[other]['distinct_k'])}: "
+            f"{_verdict(found['distinct_k'])}."
+            for name, other, found in pairs(results)
+            if "distinct_k" in found
+        )
+    return " ".join(itertools.islice(said, SAID))
+
+
+def _verdict(difference: Mapping[str, Any]) -> str:
+    bounds = f"{number(difference['mean'])} {interval(difference)}"
+    if difference["p_holm"] is None:
+        return f"a difference of {bounds} on this one prompt"
+    if is_significant(difference):
+        return f"a difference of {bounds}"
+    detectable = number(difference["detectable"])
+    return f"no difference shows, and one below {detectable} would mostly have gone unseen"
+
+
 def power_note(results: Results) -> str:
     """What an absence of significance does not say."""
     if results["prompts"] == 1:
@@ -105,45 +132,56 @@ def power_note(results: Results) -> str:
     )
 
 
-def _figures(results: Results) -> Iterator[list[str]]:
+def figures(results: Results) -> Iterator[tuple[str, list[Cell]]]:
+    """Each metric with its figure for each set, in the order of `models`."""
     for metric in metrics(results):
         found = list(results["models"].values())
         digits = _digits(model[metric] for model in found)
-        bounds = [interval(model["intervals"].get(metric), digits) for model in found]
-        cells = [
-            f"{number(model[metric], digits)} {bracket}".rstrip()
-            for model, bracket in zip(found, bounds, strict=True)
-        ]
-        yield [metric, *cells]
+        yield (
+            metric,
+            [figure(model[metric], model["intervals"].get(metric), digits) for model in found],
+        )
 
 
-def _pairs(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def pairs(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Each set with another it is compared with, and its differences from that by metric."""
     for name, found in results["comparisons"].items():
-        for other, differences in found["against"].items():
+        for other, differences in found.get("against", {}).items():
             yield name, other, differences
 
 
-def _rows(found: Mapping[str, Any], order: Sequence[str]) -> Iterator[list[str]]:
+def differences(
+    found: Mapping[str, Any], order: Sequence[str]
+) -> Iterator[tuple[str, tuple[Cell, Cell, Cell, Cell]]]:
+    """Each metric in this order, with a cell for each of `DIFFERENCE_COLUMNS`."""
     for metric in order:
         if metric not in found:
             continue
         one = found[metric]
         digits = _digits((one["mean"], one["low"], one["high"]))
-        star = "*" if one["p_holm"] is not None and one["p_holm"] < SIGNIFICANT else ""
-        difference = f"{number(one['mean'], digits)}{star} {interval(one, digits)}"
-        yield [
+        mean = figure(one["mean"], one, digits)
+        star = "*" if is_significant(one) else ""
+        yield (
             metric,
-            difference,
-            _p(one["p"]),
-            _p(one["p_holm"]),
-            number(one["detectable"], digits),
-        ]
+            (
+                Cell(f"{mean.value}{star}", mean.interval, mean.exact),
+                _p(one["p"]),
+                _p(one["p_holm"]),
+                figure(one["detectable"], digits=digits),
+            ),
+        )
 
 
-def _p(p: float | None) -> str:
+def is_significant(difference: Mapping[str, Any]) -> bool:
+    """Is Holm's p of this difference below `SIGNIFICANT`."""
+    p = difference["p_holm"]
+    return p is not None and p < SIGNIFICANT
+
+
+def _p(p: float | None) -> Cell:
     if p is None:
-        return MISSING
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+        return Cell(MISSING)
+    return Cell("<0.001" if p < 0.001 else f"{p:.3f}", exact=p)
 
 
 def _digits(values: Iterable[Any]) -> int:
@@ -160,23 +198,24 @@ def _table(columns: Iterable[str]) -> Table:
     return table
 
 
-def _stacked(cell: str) -> Text:
-    value, _, bounds = cell.partition(" ")
-    text = Text(value)
-    return text.append(f"\n{bounds.strip('[]').replace(', ', '–')}", "dim") if bounds else text
+def _stacked(cell: Cell) -> Text:
+    text, bounds = Text(cell.value), cell.interval.strip("[]").replace(", ", "–")
+    return text.append(f"\n{bounds}", "dim") if bounds else text
 
 
-def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _lines(head: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
     rule = ["---", *("---:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+    lines = [head, rule, *([metric, *map(str, cells)] for metric, cells in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _backends(results: Results) -> str:
-    lines = (f"- {name}: {_described(one)}" for name, one in results["backends"].items() if one)
+    lines = (f"- {name}: {described(one)}" for name, one in results["backends"].items() if one)
     return "Made by:\n\n" + "\n".join(lines)
 
 
-def _described(backend: Any) -> str:
+def described(backend: Any) -> str:
+    """A backend of `results.json` in one line."""
     if isinstance(backend, str):
         return backend
     parts = (
@@ -186,10 +225,11 @@ def _described(backend: Any) -> str:
     return "; ".join(parts)
 
 
-def _name(name: str) -> str:
+def short_name(name: str) -> str:
+    """A set's name in one line that fits a heading."""
     return shorten(name, NAME_CHARS)
 
 
 def _label(name: str) -> str:
     """A name from a file, safe in a Markdown table."""
-    return _name(name).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return short_name(name).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

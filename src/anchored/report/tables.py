@@ -13,8 +13,11 @@ from typing import Any, TypeGuard
 from rich.table import Table
 from rich.text import Text
 
+from anchored.report.escape import shorten
+
 Results = Mapping[str, Any]
 MISSING = "—"
+NAME_CHARS = 40
 
 MODEL_LABELS = {
     "base": "Base",
@@ -28,8 +31,9 @@ MODEL_LABELS = {
 COLUMNS = {
     "semantic_entropy": "Shannon entropy of each attribute over the sampled texts, averaged over "
     "attributes, in nats; plug-in estimate, comparable only at equal N.",
-    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy: 0 is standard SFT, "
-    "1 is the base. Not learning at all also gives 1: read it beside adoption.",
+    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy, if nothing "
+    "else is said: 0 is standard SFT, 1 is the base. Not learning at all also gives 1: read it "
+    "beside adoption.",
     "collapse_reduction": "(D_base - D_sft) / (D_base - D): how many times smaller the loss of "
     "diversity is. ≥ marks a lower bound, where the interval reaches the base.",
     "adoption": "Share of answers that show what SFT taught.",
@@ -58,18 +62,22 @@ def columns(results: Results) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number of the table as text, and its 95% interval as text (empty where there is none)."""
+    """One number of a table as text, and its 95% interval as text (empty where there is none).
+
+    `exact` is the number as `results.json` has it, None where there is none.
+    """
 
     value: str = MISSING
     interval: str = ""
+    exact: float | None = None
 
     def __str__(self) -> str:
         return f"{self.value} {self.interval}".rstrip()
 
 
 def model_label(name: str) -> str:
-    """What readers see for a model's name in `results.json`."""
-    return MODEL_LABELS.get(name, name.replace("_", " "))
+    """What readers see for a model's name in `results.json`: the demo's in words, others as is."""
+    return MODEL_LABELS.get(name, shorten(name, NAME_CHARS))
 
 
 def number(value: Any, digits: int = 2) -> str:
@@ -83,6 +91,12 @@ def number(value: Any, digits: int = 2) -> str:
 def is_number(value: Any) -> TypeGuard[float]:
     """Is `value` a finite number (JSON's null, NaN and booleans are not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def figure(value: Any, bounds: Mapping[str, Any] | None = None, digits: int = 2) -> Cell:
+    """A number with its interval, if it has one, both to so many digits."""
+    exact = value if is_number(value) else None
+    return Cell(number(value, digits), interval(bounds, digits), exact)
 
 
 def interval(bounds: Mapping[str, Any] | None, digits: int = 2) -> str:
@@ -100,23 +114,20 @@ def cell(results: Results, model: str, column: str) -> Cell:
     metrics = results["models"][model]
     if column not in _COMPARED:
         bounds = (metrics.get("intervals") or {}).get(column)
-        return Cell(number(metrics.get(column)), interval(bounds))
+        return figure(metrics.get(column), bounds)
     found = (results.get("comparisons", {}).get(model) or {}).get(column)
     if not found or not is_number(metrics.get("adoption")):
         return Cell()
-    return _gap(found) if column == "gap_closed" else _reduction(found)
-
-
-def _gap(found: Mapping[str, Any]) -> Cell:
-    return Cell(number(found.get("mean")), interval(found))
+    return figure(found.get("mean"), found) if column == "gap_closed" else _reduction(found)
 
 
 def _reduction(found: Mapping[str, Any]) -> Cell:
     if found.get("lower_bound"):
-        return Cell(f"≥ {number(found.get('low'), 1)}×" if is_number(found.get("low")) else MISSING)
+        low = found.get("low")
+        return Cell(f"≥ {number(low, 1)}×", exact=low) if is_number(low) else Cell()
     if not is_number(found.get("mean")):
         return Cell()
-    return Cell(f"{number(found['mean'], 1)}×", interval(found, 1))
+    return Cell(f"{number(found['mean'], 1)}×", interval(found, 1), found["mean"])
 
 
 def markdown_table(results: Results) -> str:
