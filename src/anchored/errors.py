@@ -22,3 +22,7 @@ class TokenizerMismatch(AnchoredError):
 
 class EndpointError(AnchoredError):
     """A remote model did not answer as its protocol promises."""
+
+
+class RequestFailed(EndpointError):
+    """One request to a remote model failed; others to it may not."""
