@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _score, _inspect,
+        _demo, _experiment, _annotate, _prepare, _pretrain, _sft,
+        _sample, _evaluate, _score, _inspect,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -328,6 +329,89 @@ def _run_sample(options: argparse.Namespace) -> None:
     )
 
 
+def _evaluate(commands: Any) -> None:
+    summary = "sample models on benchmarks by name, and tell how much of a collapse is undone"
+    parser = _command(commands, "evaluate", summary, _run_evaluate)
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="[NAME=]MODEL|CONFIG",
+        help="folders, hub ids or endpoint:URL#NAME; those called base and sft take these roles. "
+        "Or one .yaml with a.b=c behind it",
+    )
+    _add_overrides(parser)
+    parser.add_argument(
+        "--benchmark",
+        action="append",
+        metavar="NAME",
+        help="stories; noveltybench, wildchat, infinitychat, each also with =PATH or =hub; or a "
+        ".txt or .jsonl file of prompts; repeatable",
+    )
+    parser.add_argument("--out", metavar="DIR", help="run again to resume")
+    parser.add_argument("--base", metavar="NAME", help="the model before fine-tuning")
+    parser.add_argument("--sft", metavar="NAME", help="the model that may have collapsed")
+    parser.add_argument("--seeds", type=_positive, metavar="N", help="sets of samples; default: 1")
+    parser.add_argument(
+        "--temperature", type=float, action="append", metavar="T", help="repeatable: a sweep"
+    )
+    parser.add_argument("--samples", type=_positive, metavar="K", help="of each prompt")
+    parser.add_argument("--limit", type=_positive, metavar="P", help="the first P prompts")
+    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of a response")
+    parser.add_argument(
+        "--pin", action="append", default=[], metavar="KEY=VALUE", help="a tag to impose"
+    )
+    parser.add_argument("--no-annotation", action="store_true", help="leave annotations out")
+    parser.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="NAME=chat|prefill",
+        help="put the prompt to this model as a user's turn, or let it go on from it; repeatable",
+    )
+    parser.add_argument(
+        "--reference", metavar="MODEL", help="model that measures perplexity; default: none"
+    )
+    _add_readers(parser)
+
+
+def _run_evaluate(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from anchored.config import load_config
+
+    try:
+        from anchored.evaluate.run import run
+        from anchored.evaluate.settings import EvaluateConfig, named_models
+    except ModuleNotFoundError as error:
+        raise AnchoredError(
+            f"{error.name} is not installed; pip install 'anchored[evaluate]'"
+        ) from None
+
+    words = [*options.models, *options.overrides]
+    is_config = words[0].endswith((".yaml", ".yml"))
+    settings = {"annotation": not options.no_annotation, "pins": options.pin}
+    given = {
+        "out": options.out,
+        "benchmarks": options.benchmark,
+        "base": options.base,
+        "sft": options.sft,
+        "seeds": options.seeds and list(range(options.seeds)),
+        "temperatures": options.temperature,
+        "samples": options.samples,
+        "limit": options.limit,
+        "max_tokens": options.max_new_tokens,
+        "reference": options.reference,
+        "models": None if is_config else named_models(words, options.ask, settings),
+        **{f"readers.{name}": value for name, value in _readers(options).items()},
+    }
+    overrides = [f"{field}={json.dumps(value)}" for field, value in given.items() if value]
+    path = Path(words[0]) if is_config else None
+    config = load_config(EvaluateConfig, path, [*overrides, *(words[1:] if is_config else ())])
+    results = run(config, Console(stderr=options.json))
+    if options.json:
+        _print_json(results)
+
+
 def _score(commands: Any) -> None:
     summary = "how diverse are these texts? Any model's generations, several files side by side"
     parser = _command(commands, "score", summary, _run_score)
@@ -339,6 +423,16 @@ def _score(commands: Any) -> None:
         help="JSON lines of {prompt, generations: [...]} or of {prompt, response}",
     )
     parser.add_argument("--n", type=_positive, metavar="K", help="the first K texts of each prompt")
+    _add_readers(parser)
+    parser.add_argument(
+        "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and table.md")
+
+
+def _add_readers(parser: argparse.ArgumentParser) -> None:
+    """The backends that texts are read by."""
     parser.add_argument(
         "--embedder", metavar="NAME", help="static or sentence-transformers:<folder or hub id>"
     )
@@ -359,11 +453,21 @@ def _score(commands: Any) -> None:
     parser.add_argument(
         "--vendi-q", type=float, action="append", metavar="Q", help="orders of Vendi; repeatable"
     )
-    parser.add_argument(
-        "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and table.md")
+
+
+def _readers(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `ReadersConfig` that were given."""
+    given = {
+        "embedder": options.embedder,
+        "equivalence": options.equivalence,
+        "threshold": options.threshold,
+        "quality": options.quality,
+        "attributes": options.attributes,
+        "schema_name": options.schema,
+        "calibration": options.calibration and str(options.calibration),
+        "vendi_orders": options.vendi_q,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _run_score(options: argparse.Namespace) -> None:
@@ -381,14 +485,7 @@ def _run_score(options: argparse.Namespace) -> None:
     given = {
         "files": [str(path) for path in options.files],
         "n": options.n,
-        "embedder": options.embedder,
-        "equivalence": options.equivalence,
-        "threshold": options.threshold,
-        "quality": options.quality,
-        "attributes": options.attributes,
-        "schema_name": options.schema,
-        "calibration": options.calibration and str(options.calibration),
-        "vendi_orders": options.vendi_q,
+        **_readers(options),
         "compare": "pairwise" if options.pairwise else None,
         "seed": options.seed,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -18,6 +19,7 @@ from anchored.config import Config, read_yaml, to_yaml
 from anchored.errors import AnchoredError, ConfigError, DataError
 
 CONFIG_NAME = "config.yaml"
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".json", ".txt", ".model")
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -201,3 +203,15 @@ def _row(data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{where}: holds {type(data).__name__}, not an object {{...}}")
     return data
+
+
+def folder_digest(folder: Path) -> str:
+    """Twelve hex digits of the SHA-256 of a model folder's weights and settings."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _WEIGHTS_AND_SETTINGS and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:12]

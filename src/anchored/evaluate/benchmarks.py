@@ -65,6 +65,11 @@ class Benchmark:
         turns = [[(m.role, m.content) for m in prompt.messages] for prompt in self.prompts]
         return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
+    @property
+    def asked(self) -> list[Prompt]:
+        """Every prompt as often as it is sampled."""
+        return [prompt for prompt in self.prompts for _ in range(self.samples)]
+
     def prefill(self, prompt: Prompt) -> str:
         """What a model without a chat format is given to continue."""
         return f"{prompt.text}\n\n" if self.opening is None else self.opening

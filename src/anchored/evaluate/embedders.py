@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 
 from anchored.errors import ConfigError
 from anchored.evaluate.embedding import StaticEmbedder
+from anchored.files import folder_digest
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
-_WEIGHTS_AND_SETTINGS = (".safetensors", ".json", ".txt", ".model")
 
 
 class Embedder(Protocol):
@@ -96,9 +95,4 @@ def _revision(source: str, model: Any) -> str | None:
     if not Path(source).is_dir():
         configs = (getattr(part, "config", None) for part in model.modules())
         return next((c for c in (getattr(x, "_commit_hash", None) for x in configs) if c), None)
-    digest = hashlib.sha256()
-    for path in sorted(Path(source).rglob("*")):
-        if path.suffix in _WEIGHTS_AND_SETTINGS:
-            digest.update(path.relative_to(source).as_posix().encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    return folder_digest(Path(source))

@@ -1,0 +1,371 @@
+"""What a benchmark's samples say: each model's figures, and how much of a collapse is undone.
+
+All texts are read by the readers of `anchored score`. A figure is the mean over prompts of a value
+a prompt; semantic entropy and dissimilarity are within a prompt's texts, never between prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchored.config import Config
+from anchored.evaluate import collapse
+from anchored.evaluate.adoption import MINIMUM, AdoptionClassifier
+from anchored.evaluate.frontier import Sweep, common_box, frontier_area
+from anchored.evaluate.generations import Generations
+from anchored.evaluate.measure import Measured, Readers, Sampled
+from anchored.evaluate.perplexity import ReferenceModel, TextLoss
+from anchored.evaluate.score import ReadersConfig, by_key, differences, intervals
+
+FloatArray = NDArray[np.float64]
+SEMANTIC = "semantic_entropy"
+TOLD_APART = 0.8  # AUC below which the classifier's verdicts are noted as doubtful
+
+
+class Margins(Config):
+    """How far a treatment may fall behind SFT before its diversity counts for nothing.
+
+    Args:
+        adoption: share of answers.
+        quality: points of the score from 1 to 10.
+        perplexity: share by which it may lie above SFT's. Varied text is less predictable than
+            text that repeats itself, so this is not zero.
+    """
+
+    adoption: float = 0.05
+    quality: float = 0.5
+    perplexity: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The models that a collapse is measured between."""
+
+    base: str
+    sft: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One model's texts at one temperature and seed, read.
+
+    `adopted[p][i]` and `losses[p][i]` are of text i of prompt p: 1 where it shows what SFT taught,
+    and its loss under the reference, None for an empty text.
+    """
+
+    measured: Measured
+    adopted: list[list[float]] | None
+    losses: list[list[TextLoss | None]] | None
+
+
+Runs = Sequence[Reading]  # one a seed
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything that reads the texts of one benchmark.
+
+    Args:
+        readers: of `anchored score`.
+        settings: intervals and their seed.
+        metrics: figures of diversity, the main one first.
+        classifier: of adoption; None where it cannot be told.
+        reference: for perplexity; None without.
+    """
+
+    readers: Readers
+    settings: ReadersConfig
+    metrics: tuple[str, ...]
+    classifier: AdoptionClassifier | None
+    reference: ReferenceModel | None
+
+    def read(self, found: Generations, sizes: Sequence[int], step: Callable[[], None]) -> Reading:
+        """Reads one set; `sizes` are bytes a prompt at which to compress."""
+        return Reading(
+            self.readers.measure(found, sizes, step),
+            [self.classifier.adopted(texts).astype(float).tolist() for texts in found.texts]
+            if self.classifier
+            else None,
+            _losses(self.reference, found) if self.reference else None,
+        )
+
+    def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
+        """Name and version of everything that a figure rests on."""
+        return {
+            **self.readers.backends(sets),
+            "adoption": {
+                "name": "classifier of SFT answers against base continuations, both held out",
+                **{k: round(v, 4) for k, v in asdict(self.classifier.quality).items()},
+            }
+            if self.classifier
+            else None,
+            "perplexity": self.reference.name if self.reference else None,
+        }
+
+    def keys(self) -> tuple[str, ...]:
+        """The attributes that semantic entropy is over."""
+        return self.readers.attributes.keys if self.readers.attributes else ()
+
+
+def train_classifier(sft: Sequence[str], base: Sequence[str]) -> AdoptionClassifier | None:
+    """From held-out answers; None where there are too few distinct ones to learn from."""
+    if min(len(set(sft)), len(set(base))) < MINIMUM:
+        return None
+    return AdoptionClassifier.train(sft, base)
+
+
+def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
+    """One model's figures at one temperature: means over seeds, with intervals.
+
+    Returns:
+        `<metric>`, `n`, `intervals`, `by_key` and `by_seed`, the form in `results.json`.
+    """
+    measured = pooled([run.measured for run in runs])
+    return {
+        **{name: float(values.mean()) for name, values in measured.values.items()},
+        **_verdicts(runs),
+        "n": sum(map(len, runs[0].measured.vectors)),
+        "intervals": {
+            **intervals(measured, panel.settings),
+            **_adoption_interval(runs, panel.settings),
+        },
+        "by_key": by_key(measured, panel.readers.attributes),
+        "by_seed": [
+            {
+                "seed": seed,
+                **{name: float(v.mean()) for name, v in run.measured.values.items()},
+                **_verdicts([run]),
+            }
+            for seed, run in zip(seeds, runs, strict=True)
+        ],
+    }
+
+
+def pooled(seeds: Sequence[Measured]) -> Measured:
+    """Several seeds as one: values are means over them, readings and vectors lie side by side.
+
+    With more seeds than one intervals come from prompts and seeds, so what is resampled is kept.
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    first, prompts = seeds[0], range(len(seeds[0].readings))
+    names = first.samples or (first.values if len(prompts) > 1 else ())
+    return Measured(
+        {name: np.mean([m.values[name] for m in seeds], axis=0) for name in first.values},
+        [[reading for m in seeds for reading in m.readings[p]] for p in prompts],
+        {name: _resampled(seeds, name) for name in names},
+        [np.concatenate([m.vectors[p] for m in seeds]) for p in prompts],
+    )
+
+
+def _resampled(seeds: Sequence[Measured], name: str) -> Sampled:
+    """Statistic and runs of a metric over all seeds."""
+    if name in seeds[0].samples:
+        statistic = seeds[0].samples[name][0]
+        return statistic, [run for m in seeds for run in m.samples[name][1]]
+    return collapse.mean_of, [[[value] for value in m.values[name].tolist()] for m in seeds]
+
+
+def compare_all(
+    panel: Panel, runs: Mapping[str, Runs], roles: Roles | None, margins: Margins
+) -> dict[str, Any]:
+    """`comparisons` of the results: each model against SFT and base or, without roles, the first.
+
+    Returns:
+        `<name>.against.<other>.<metric>` for all but the first; with roles, for every treatment
+        also `metric`, `gap_closed` and `collapse_reduction` by it, the same by the other metrics as
+        `by_<metric>`, and `short_of`.
+    """
+    measured = {name: pooled([run.measured for run in found]) for name, found in runs.items()}
+    first, *others = runs
+
+    def against(name: str, other: str) -> dict[str, Any]:
+        found = differences(measured[name], measured[other], panel.settings)
+        return {"against": {other: found}}
+
+    if roles is None:
+        return {name: against(name, first) for name in others}
+    return {roles.sft: against(roles.sft, roles.base)} | {
+        name: {
+            **_gaps(panel, runs[roles.base], runs[roles.sft], runs[name]),
+            **against(name, roles.sft),
+            "short_of": short_of(runs[name], runs[roles.sft], margins),
+        }
+        for name in runs
+        if name not in (roles.base, roles.sft)
+    }
+
+
+def short_of(treatment: Runs, sft: Runs, margins: Margins) -> list[dict[str, Any]]:
+    """Where a treatment falls behind SFT by more than the margin: `{metric, value, sft, margin}`.
+
+    Judged by the means, not by the ends of their intervals.
+    """
+    found = []
+    ours, theirs = _judged(treatment), _judged(sft)
+    for metric in ours:
+        value, reached, margin = ours[metric], theirs[metric], getattr(margins, metric)
+        behind = value / reached - 1 if metric == "perplexity" else reached - value
+        if behind > margin:
+            found.append({"metric": metric, "value": value, "sft": reached, "margin": margin})
+    return found
+
+
+def _judged(runs: Runs) -> dict[str, float]:
+    """Adoption and whatever is known of quality."""
+    values = pooled([run.measured for run in runs]).values
+    quality = {"quality": float(values["quality"].mean())} if "quality" in values else {}
+    return _verdicts(runs) | quality
+
+
+def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any]:
+    found = {}
+    for metric in panel.metrics:
+        sides = [runs_of(panel, runs, metric) for runs in (base, sft, treatment)]
+        if None not in sides:
+            statistic = sides[0][0]  # pyright: ignore[reportOptionalSubscript]
+            of = [side[1] for side in sides if side]
+            compared = collapse.compare(
+                of[0], of[1], of[2], statistic, panel.settings.resamples, panel.settings.seed
+            )
+            found[metric] = compared.as_json()
+    main, *others = found
+    return {
+        "metric": main,
+        **found[main],
+        **{f"by_{metric}": found[metric] for metric in others},
+    }
+
+
+def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
+    """What is resampled for a metric of diversity: texts where the statistic takes weights.
+
+    Else prompts' values, which one prompt has too few of: None, as for a metric not measured.
+    """
+    measured = [run.measured for run in runs]
+    if metric not in measured[0].values:
+        return None
+    if metric == SEMANTIC:
+        return collapse.entropy_within(panel.keys()), [m.readings for m in measured]
+    if metric == "dissimilarity":
+        return collapse.dissimilarity_of, [[list(v) for v in m.vectors] for m in measured]
+    return _resampled(measured, metric) if len(measured[0].readings) > 1 else None
+
+
+def sweep_areas(
+    panel: Panel, runs: Mapping[str, Mapping[float, Runs]]
+) -> tuple[dict[str, Any] | None, dict[str, tuple[float, collapse.Estimate | None]]]:
+    """What the frontiers are of, and each model's `frontier_area`; nothing without a quality.
+
+    Args:
+        panel: the readers.
+        runs: by model and temperature.
+    """
+    known = next(iter(next(iter(runs.values())).values()))[0]
+    quality = "quality" if "quality" in known.measured.values else "perplexity"
+    metric = next((name for name in panel.metrics if name in known.measured.values), None)
+    if metric is None or (quality == "perplexity" and known.losses is None):
+        return None, {}
+    sweeps = {
+        name: Sweep(
+            np.array([_quality_by_prompt(found, quality) for found in by.values()]),
+            np.array([pooled([r.measured for r in found]).values[metric] for found in by.values()]),
+        )
+        for name, by in runs.items()
+    }
+    box = common_box(list(sweeps.values()))
+    if box is None or not all(np.isfinite(sweep.quality).all() for sweep in sweeps.values()):
+        return None, {}
+    settings = panel.settings
+    return (
+        {
+            "diversity": metric,
+            "quality": quality if quality == "quality" else "minus the log of perplexity",
+            "box": {"quality": list(box.quality), "diversity": list(box.diversity)},
+        },
+        {
+            name: frontier_area(sweep, box, settings.resamples, settings.seed)
+            for name, sweep in sweeps.items()
+        },
+    )
+
+
+def _quality_by_prompt(runs: Runs, quality: str) -> FloatArray:
+    """A value a prompt [P], more being better; NaN where a prompt has no text with a loss."""
+    if quality == "quality":
+        return pooled([run.measured for run in runs]).values["quality"]
+    prompts = range(len(runs[0].measured.readings))
+    return np.array([-_cross_entropy(_written(runs, [p])) for p in prompts])
+
+
+def doubts(panel: Panel, roles: Roles | None) -> list[str]:
+    """Notes on what the comparison does not rest on firmly."""
+    if roles is None:
+        return []
+    if panel.classifier is None:
+        return [
+            f"adoption is not known: fewer than {MINIMUM} distinct held-out answers of "
+            f"{roles.base} or {roles.sft} to learn from; gap_closed is not shown without it."
+        ]
+    if panel.classifier.quality.auc < TOLD_APART:
+        return [
+            f"adoption is doubtful: the classifier tells {roles.sft} from {roles.base} with an AUC "
+            f"of {panel.classifier.quality.auc:.2f} only, so SFT taught little that its form shows."
+        ]
+    return []
+
+
+def _verdicts(runs: Runs) -> dict[str, float]:
+    """`adoption` and `perplexity`, where they are known."""
+    found = {}
+    if adopted := [flag for run in runs for flags in run.adopted or [] for flag in flags]:
+        found["adoption"] = sum(adopted) / len(adopted)
+    if written := _written(runs):
+        found["perplexity"] = math.exp(_cross_entropy(written))
+    return found
+
+
+def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[str, float]]:
+    adopted = [run.adopted for run in runs if run.adopted is not None]
+    if not adopted:
+        return {}
+    found = collapse.interval(adopted, collapse.mean_of, settings.resamples, settings.seed)
+    return {"adoption": {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}}
+
+
+def _written(runs: Runs, prompts: Sequence[int] | None = None) -> list[TextLoss]:
+    """Losses of all texts that are not empty."""
+    return [
+        loss
+        for run in runs
+        for p, losses in enumerate(run.losses or [])
+        if prompts is None or p in prompts
+        for loss in losses
+        if loss is not None
+    ]
+
+
+def _cross_entropy(losses: Sequence[TextLoss]) -> float:
+    """Nats a token over all texts together; NaN without any."""
+    tokens = sum(loss.tokens for loss in losses)
+    return math.fsum(loss.nats for loss in losses) / tokens if tokens else math.nan
+
+
+def _losses(reference: ReferenceModel, found: Generations) -> list[list[TextLoss | None]]:
+    """Of each text given its prompt and a blank line."""
+    pairs = [
+        (text, f"{prompt}\n\n")
+        for prompt, texts in zip(found.prompts, found.texts, strict=True)
+        for text in texts
+    ]
+    written = [i for i, (text, _) in enumerate(pairs) if text.strip()]
+    losses = reference.losses([pairs[i][0] for i in written], [pairs[i][1] for i in written])
+    by_place = dict(zip(written, losses, strict=True))
+    flat = iter(by_place.get(i) for i in range(len(pairs)))
+    return [[next(flat) for _ in texts] for texts in found.texts]
