@@ -152,7 +152,7 @@ def test_places_have_streams_of_their_own() -> None:
 
 
 def test_samples_of_other_weights_are_refused(whole: Path) -> None:
-    with pytest.raises(DataError, match="holds samples of weights .*, the model's are other"):
+    with pytest.raises(DataError, match=r"holds samples of weights .*, the model's are other"):
         is_complete(whole, "other")
 
 

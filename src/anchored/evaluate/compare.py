@@ -258,41 +258,47 @@ def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
     return _resampled(measured, metric) if len(measured[0].readings) > 1 else None
 
 
-def sweep_areas(
-    panel: Panel, runs: Mapping[str, Mapping[float, Runs]]
-) -> tuple[dict[str, Any] | None, dict[str, tuple[float, collapse.Estimate | None]]]:
-    """What the frontiers are of, and each model's `frontier_area`; nothing without a quality.
+@dataclass(frozen=True, slots=True)
+class Frontiers:
+    """What the frontiers are of, and each model's area; or the reason why there are none."""
 
-    Args:
-        panel: the readers.
-        runs: by model and temperature.
-    """
+    described: dict[str, Any] | None
+    areas: Mapping[str, tuple[float, collapse.Estimate | None]]
+    reason: str | None = None
+
+
+def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Frontiers:
+    """The `frontier_area` of each model; `runs` are by model and temperature."""
     known = next(iter(next(iter(runs.values())).values()))[0]
     quality = "quality" if "quality" in known.measured.values else "perplexity"
-    metric = next((name for name in panel.metrics if name in known.measured.values), None)
-    if metric is None or (quality == "perplexity" and known.losses is None):
-        return None, {}
-    sweeps = {
-        name: Sweep(
-            np.array([_quality_by_prompt(found, quality) for found in by.values()]),
-            np.array([pooled([r.measured for r in found]).values[metric] for found in by.values()]),
-        )
-        for name, by in runs.items()
-    }
+    if quality == "perplexity" and known.losses is None:
+        return Frontiers(None, {}, "a sweep needs a quality for it: give a reference")
+    metric = next(name for name in panel.metrics if name in known.measured.values)
+    sweeps = {name: _sweep(by, quality, metric) for name, by in runs.items()}
+    blank = [name for name, sweep in sweeps.items() if not np.isfinite(sweep.quality).all()]
+    if blank:
+        return Frontiers(None, {}, f"{blank[0]} left a prompt without a single text")
     box = common_box(list(sweeps.values()))
-    if box is None or not all(np.isfinite(sweep.quality).all() for sweep in sweeps.values()):
-        return None, {}
+    if box is None:
+        return Frontiers(None, {}, f"all models are the same in {quality} or {metric}")
     settings = panel.settings
-    return (
-        {
-            "diversity": metric,
-            "quality": quality if quality == "quality" else "minus the log of perplexity",
-            "box": {"quality": list(box.quality), "diversity": list(box.diversity)},
-        },
-        {
-            name: frontier_area(sweep, box, settings.resamples, settings.seed)
-            for name, sweep in sweeps.items()
-        },
+    described = {
+        "diversity": metric,
+        "quality": quality if quality == "quality" else "minus the log of perplexity",
+        "box": {"quality": list(box.quality), "diversity": list(box.diversity)},
+    }
+    areas = {
+        name: frontier_area(sweep, box, settings.resamples, settings.seed)
+        for name, sweep in sweeps.items()
+    }
+    return Frontiers(described, areas)
+
+
+def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> Sweep:
+    runs = list(by_temperature.values())
+    return Sweep(
+        np.array([_quality_by_prompt(found, quality) for found in runs]),
+        np.array([pooled([r.measured for r in found]).values[metric] for found in runs]),
     )
 
 

@@ -104,6 +104,7 @@ def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) ->
     console.print(
         f"evaluate: {len(config.models)} models, {total} samples, {total - missing} of them there",
         highlight=False,
+        soft_wrap=True,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     shown = console.is_terminal
@@ -111,7 +112,8 @@ def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) ->
         task = bar.add_task("sampling", total=missing)
         for i, (sampler, group) in enumerate(_by_model(pending, config)):
             if i == 0:
-                console.print(_estimate(sampler, group[0], config, pending, done), highlight=False)
+                said = _estimate(sampler, group[0], config, pending, done)
+                console.print(said, highlight=False, soft_wrap=True)
             for job in group:
                 bar.update(task, description=f"{job.model}, {job.benchmark.name}")
                 settings = sample_config(config.sample, job.benchmark, job.place)

@@ -13,7 +13,7 @@ from anchored.config import to_yaml, versions
 from anchored.errors import ConfigError
 from anchored.evaluate import compare
 from anchored.evaluate.benchmarks import Benchmark, load_benchmark
-from anchored.evaluate.compare import Panel, Runs
+from anchored.evaluate.compare import Frontiers, Panel, Runs
 from anchored.evaluate.generate import Place
 from anchored.evaluate.generations import Generations, read_sets
 from anchored.evaluate.jobs import SAMPLES, Job, plan, sample_all
@@ -56,9 +56,10 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     sections = (f"## {name}\n\n{markdown(one)}" for name, one in found.items())
     atomic_write(config.out / "table.md", "\n".join(sections))
     for name, one in found.items():
-        console.rule(name)
+        console.print(f"{name}:", style="bold", highlight=False)
         for table in rich_tables(one):
             console.print(table)
+    console.print(f"Every figure and difference: {config.out / 'table.md'}", highlight=False)
     return results
 
 
@@ -105,20 +106,17 @@ def benchmark_results(
     panel = _panel(benchmark, sets, config)
     runs = _read(panel, sets, config)
     main = {name: by[config.main_temperature] for name, by in runs.items()}
-    frontier, areas = (
-        compare.sweep_areas(panel, runs) if len(config.temperatures) > 1 else (None, {})
-    )
+    sweep = len(config.temperatures) > 1
+    frontiers = compare.sweep_areas(panel, runs) if sweep else compare.Frontiers(None, {})
     models = {
         name: {**_model(panel, by, config), **_described(name, own, config)}
         for name, by in runs.items()
     }
-    for name, (area, estimate) in areas.items():
+    for name, (area, estimate) in frontiers.areas.items():
         models[name]["frontier_area"] = area
         if estimate:
-            models[name]["intervals"]["frontier_area"] = {
-                "low": estimate.low,
-                "high": estimate.high,
-            }
+            ends = {"low": estimate.low, "high": estimate.high}
+            models[name]["intervals"]["frontier_area"] = ends
     measured = [found for job, found in sets.items() if not job.place.held_out]
     return {
         "benchmark": benchmark.as_json(),
@@ -128,9 +126,20 @@ def benchmark_results(
         "backends": panel.backends(measured),
         "models": models,
         "comparisons": compare.compare_all(panel, main, config.roles, config.margins),
-        "frontier": frontier,
-        "notes": compare.doubts(panel, config.roles),
+        "frontier": frontiers.described,
+        "notes": [*compare.doubts(panel, config.roles), *_notes(models, frontiers)],
     }
+
+
+def _notes(models: Mapping[str, Mapping[str, Any]], frontiers: Frontiers) -> list[str]:
+    unread = [
+        f"{name}: {model['malformed']} annotations could not be read, and their answers are empty."
+        for name, model in models.items()
+        if model["malformed"]
+    ]
+    if frontiers.reason:
+        unread.append(f"frontier_area is left out: {frontiers.reason}.")
+    return unread
 
 
 def _panel(benchmark: Benchmark, sets: Mapping[Job, Generations], config: EvaluateConfig) -> Panel:

@@ -34,8 +34,11 @@ def markdown(results: Results) -> str:
 
 
 def rich_tables(results: Results) -> Iterator[Table | Text]:
-    """The same for a terminal, a column a model."""
-    if ranked := order(results):
+    """The collapse for a terminal, a column a model; without roles, the tables of a score."""
+    ranked = order(results)
+    if not ranked:
+        yield from score_table.rich_tables(results)
+    else:
         table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("", no_wrap=True)
         for name in ranked:
@@ -45,9 +48,9 @@ def rich_tables(results: Results) -> Iterator[Table | Text]:
             texts = (Text(f"{one.value}\n{one.interval}".strip()) for one in found)
             table.add_row(column, *texts)
         yield table
-        for line in explanations(results):
+        yield Text(f"{score_table.caption(results)}\n", "dim")
+        for line in (*explanations(results), *results["notes"]):
             yield Text(f"{line}\n", "dim")
-    yield from score_table.rich_tables(results)
 
 
 def order(results: Results) -> list[str]:
