@@ -15,13 +15,12 @@ from rich.console import Console
 from anchored.cli import main
 from anchored.config import load_config, validated
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate import compare, jobs
+from anchored.evaluate import backends, compare, jobs
 from anchored.evaluate.benchmarks import Benchmark, Prompt
 from anchored.evaluate.collapse import compare as gap
 from anchored.evaluate.collapse import dissimilarity_of
 from anchored.evaluate.embedding import StaticEmbedder
 from anchored.evaluate.generate import ModelSource
-from anchored.evaluate.perplexity import TextLoss
 from anchored.evaluate.run import run
 from anchored.evaluate.score import ScoreConfig, score
 from anchored.evaluate.settings import EvaluateConfig, named_models
@@ -226,28 +225,24 @@ def test_a_sweep_with_a_quality_has_areas_and_figures_by_temperature(
     tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Shortest:
-        """A reference to which a text is the worse the more names there are to choose from."""
+        """A quality that is the worse the higher its letters stand in the alphabet."""
 
-        name = "shortest"
+        def as_json(self, sets: Any) -> dict[str, Any]:
+            return {"perplexity": "by letters"}
 
-        @classmethod
-        def load(cls, source: str) -> Shortest:
-            return cls()
+        def figures(self, found: Any, p: int, partition: Any) -> dict[str, float]:
+            return {"perplexity": float(np.mean([sum(map(ord, t)) / 1e3 for t in found.texts[p]]))}
 
-        def losses(self, texts: list[str], given: list[str]) -> list[TextLoss]:
-            assert given[0] == "Story 0\n\n"
-            return [TextLoss(sum(map(ord, text)) / 1e3, len(text)) for text in texts]
-
-    monkeypatch.setattr("anchored.evaluate.run.ReferenceModel", Shortest)
-    results = evaluated(tmp_path, ALL, temperatures=[0.2, 1.0], reference="r")
+    monkeypatch.setattr(backends, "load_quality", lambda name: Shortest())
+    results = evaluated(tmp_path, ALL, temperatures=[0.2, 1.0])
     found = results["models"]["good"]
     assert [one["temperature"] for one in found["by_temperature"]] == [0.2, 1.0]
     assert found["by_temperature"][1]["dissimilarity"] == found["dissimilarity"]
     assert found["by_temperature"][0]["vendi"] < found["vendi"]
     path = tmp_path / "out" / "samples" / "good" / "mine" / "T1-seed0.jsonl"
     texts = [row["response"] for _, row in read_jsonl(path)]
-    nats = sum(sum(map(ord, text)) / 1e3 for text in texts) / sum(map(len, texts))
-    assert found["perplexity"] == pytest.approx(math.exp(nats), abs=1e-12)
+    mean = np.mean([sum(map(ord, text)) / 1e3 for text in texts])
+    assert found["perplexity"] == pytest.approx(mean, abs=1e-12)
     assert results["frontier"]["diversity"] == "dissimilarity"
     assert 0 <= found["frontier_area"] <= 1
     assert found["intervals"]["frontier_area"]["low"] <= found["frontier_area"]
@@ -255,16 +250,16 @@ def test_a_sweep_with_a_quality_has_areas_and_figures_by_temperature(
 
 
 def test_the_margin_of_perplexity_is_a_share_and_only_above_it_counts() -> None:
-    def reading(nats: float) -> list[Any]:
-        measured = compare.Measured({}, [[]], {}, [])
-        return [compare.Reading(measured, None, [[TextLoss(nats, 1), None]])]
+    def reading(perplexity: float) -> list[Any]:
+        values = {"perplexity": np.array([perplexity - 1, perplexity + 1])}
+        return [compare.Reading(compare.Measured(values, [], {}, [], [], []), None)]
 
-    margins = compare.Margins()
-    sft = reading(1.0)
-    assert compare.short_of(reading(1.0 + math.log(1.19)), sft, margins) == []
-    assert compare.short_of(reading(0.5), sft, margins) == []
-    (found,) = compare.short_of(reading(1.0 + math.log(1.21)), sft, margins)
-    assert (found["metric"], found["margin"]) == ("perplexity", 0.2)
+    margins, sft = compare.Margins(), reading(10.0)
+    assert compare.short_of(reading(11.9), sft, margins) == []
+    assert compare.short_of(reading(5.0), sft, margins) == []
+    assert compare.short_of(reading(12.1), sft, margins) == [
+        {"metric": "perplexity", "value": 12.1, "sft": 10.0, "margin": 0.2}
+    ]
 
 
 def test_too_few_held_out_answers_leave_adoption_out_with_a_note(
@@ -286,7 +281,7 @@ def test_a_sweep_without_a_quality_says_what_is_missing(
     results = evaluated(tmp_path, {"a": "wide"}, temperatures=[0.2, 0.5], count=2)
     assert (results["temperature"], results["frontier"]) == (0.2, None)
     assert results["notes"] == [
-        "frontier_area is left out: a sweep needs a quality for it: give a reference."
+        "frontier_area is left out: it takes a quality; choose one with --quality."
     ]
 
 

@@ -6,9 +6,8 @@ a prompt; semantic entropy and dissimilarity are within a prompt's texts, never 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,15 @@ from numpy.typing import NDArray
 from anchored.config import Config
 from anchored.evaluate import collapse
 from anchored.evaluate.adoption import MINIMUM, AdoptionClassifier
+from anchored.evaluate.backends import ReadersConfig
 from anchored.evaluate.frontier import Sweep, common_box, frontier_area
 from anchored.evaluate.generations import Generations
-from anchored.evaluate.measure import Measured, Readers, Sampled
-from anchored.evaluate.perplexity import ReferenceModel, TextLoss
-from anchored.evaluate.score import ReadersConfig, by_key, differences, intervals
+from anchored.evaluate.measure import Measured, Readers, Sampled, on_common_prompts
+from anchored.evaluate.score import by_key, differences, intervals
 
 FloatArray = NDArray[np.float64]
 SEMANTIC = "semantic_entropy"
+QUALITIES = ("quality", "perplexity")
 TOLD_APART = 0.8  # AUC below which the classifier's verdicts are noted as doubtful
 
 
@@ -55,13 +55,12 @@ class Roles:
 class Reading:
     """One model's texts at one temperature and seed, read.
 
-    `adopted[p][i]` and `losses[p][i]` are of text i of prompt p: 1 where it shows what SFT taught,
-    and its loss under the reference, None for an empty text.
+    `adopted[p][i]` is 1 where text i of prompt p shows what SFT taught; None where that cannot be
+    told.
     """
 
     measured: Measured
     adopted: list[list[float]] | None
-    losses: list[list[TextLoss | None]] | None
 
 
 Runs = Sequence[Reading]  # one a seed
@@ -76,14 +75,12 @@ class Panel:
         settings: intervals and their seed.
         metrics: figures of diversity, the main one first.
         classifier: of adoption; None where it cannot be told.
-        reference: for perplexity; None without.
     """
 
     readers: Readers
     settings: ReadersConfig
     metrics: tuple[str, ...]
     classifier: AdoptionClassifier | None
-    reference: ReferenceModel | None
 
     def read(self, found: Generations, sizes: Sequence[int], step: Callable[[], None]) -> Reading:
         """Reads one set; `sizes` are bytes a prompt at which to compress."""
@@ -92,7 +89,6 @@ class Panel:
             [self.classifier.adopted(texts).astype(float).tolist() for texts in found.texts]
             if self.classifier
             else None,
-            _losses(self.reference, found) if self.reference else None,
         )
 
     def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
@@ -105,12 +101,28 @@ class Panel:
             }
             if self.classifier
             else None,
-            "perplexity": self.reference.name if self.reference else None,
         }
 
     def keys(self) -> tuple[str, ...]:
         """The attributes that semantic entropy is over."""
         return self.readers.attributes.keys if self.readers.attributes else ()
+
+
+def on_same_prompts(
+    runs: Mapping[str, Mapping[float, Runs]],
+) -> tuple[dict[str, dict[float, Runs]], list[str]]:
+    """All runs with each figure over the prompts that have it in every one; notes on those cut."""
+    places = [(name, t, i) for name, by in runs.items() for t in by for i in range(len(by[t]))]
+    flat = {repr(place): runs[place[0]][place[1]][place[2]].measured for place in places}
+    measured, notes = on_common_prompts(flat)
+    cut = {
+        name: {
+            t: [replace(run, measured=measured[repr((name, t, i))]) for i, run in enumerate(found)]
+            for t, found in by.items()
+        }
+        for name, by in runs.items()
+    }
+    return cut, notes
 
 
 def train_classifier(sft: Sequence[str], base: Sequence[str]) -> AdoptionClassifier | None:
@@ -129,7 +141,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     measured = pooled([run.measured for run in runs])
     return {
         **{name: float(values.mean()) for name, values in measured.values.items()},
-        **_verdicts(runs),
+        **_adoption(runs),
         "n": sum(map(len, runs[0].measured.vectors)),
         "intervals": {
             **intervals(measured, panel.settings),
@@ -140,7 +152,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
             {
                 "seed": seed,
                 **{name: float(v.mean()) for name, v in run.measured.values.items()},
-                **_verdicts([run]),
+                **_adoption([run]),
             }
             for seed, run in zip(seeds, runs, strict=True)
         ],
@@ -148,7 +160,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def pooled(seeds: Sequence[Measured]) -> Measured:
-    """Several seeds as one: values are means over them, readings and vectors lie side by side.
+    """Several seeds as one: values are means over them, counted readings lie side by side.
 
     With more seeds than one intervals come from prompts and seeds, so what is resampled is kept.
     """
@@ -156,11 +168,11 @@ def pooled(seeds: Sequence[Measured]) -> Measured:
         return seeds[0]
     first, prompts = seeds[0], range(len(seeds[0].readings))
     names = first.samples or (first.values if len(prompts) > 1 else ())
-    return Measured(
-        {name: np.mean([m.values[name] for m in seeds], axis=0) for name in first.values},
-        [[reading for m in seeds for reading in m.readings[p]] for p in prompts],
-        {name: _resampled(seeds, name) for name in names},
-        [np.concatenate([m.vectors[p] for m in seeds]) for p in prompts],
+    return replace(
+        first,
+        values={name: np.mean([m.values[name] for m in seeds], axis=0) for name in first.values},
+        samples={name: _resampled(seeds, name) for name in names},
+        counted=[[reading for m in seeds for reading in m.counted[p]] for p in prompts],
     )
 
 
@@ -220,8 +232,8 @@ def short_of(treatment: Runs, sft: Runs, margins: Margins) -> list[dict[str, Any
 def _judged(runs: Runs) -> dict[str, float]:
     """Adoption and whatever is known of quality."""
     values = pooled([run.measured for run in runs]).values
-    quality = {"quality": float(values["quality"].mean())} if "quality" in values else {}
-    return _verdicts(runs) | quality
+    known = [name for name in QUALITIES if name in values]
+    return {**_adoption(runs), **{name: float(values[name].mean()) for name in known}}
 
 
 def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any]:
@@ -252,7 +264,8 @@ def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
     if metric not in measured[0].values:
         return None
     if metric == SEMANTIC:
-        return collapse.entropy_within(panel.keys()), [m.readings for m in measured]
+        counted = [[readings for readings in m.counted if readings] for m in measured]
+        return collapse.entropy_within(panel.keys()), counted
     if metric == "dissimilarity":
         return collapse.dissimilarity_of, [[list(v) for v in m.vectors] for m in measured]
     return _resampled(measured, metric) if len(measured[0].readings) > 1 else None
@@ -268,16 +281,19 @@ class Frontiers:
 
 
 def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Frontiers:
-    """The `frontier_area` of each model; `runs` are by model and temperature."""
-    known = next(iter(next(iter(runs.values())).values()))[0]
-    quality = "quality" if "quality" in known.measured.values else "perplexity"
-    if quality == "perplexity" and known.losses is None:
-        return Frontiers(None, {}, "a sweep needs a quality for it: give a reference")
-    metric = next(name for name in panel.metrics if name in known.measured.values)
-    sweeps = {name: _sweep(by, quality, metric) for name, by in runs.items()}
-    blank = [name for name, sweep in sweeps.items() if not np.isfinite(sweep.quality).all()]
-    if blank:
-        return Frontiers(None, {}, f"{blank[0]} left a prompt without a single text")
+    """The `frontier_area` of each model; `runs` are by model and temperature, NaNs in place."""
+    known = next(iter(next(iter(runs.values())).values()))[0].measured.values
+    quality = next((name for name in QUALITIES if name in known), None)
+    if quality is None:
+        return Frontiers(None, {}, "it takes a quality; choose one with --quality")
+    metric = next(name for name in panel.metrics if name in known)
+    raw = {name: _sweep(by, quality, metric) for name, by in runs.items()}
+    there = np.logical_and.reduce(
+        [np.isfinite(one.quality + one.diversity).all(axis=0) for one in raw.values()]
+    )
+    if not there.any():
+        return Frontiers(None, {}, f"no prompt has {quality} and {metric} for every model")
+    sweeps = {n: Sweep(one.quality[:, there], one.diversity[:, there]) for n, one in raw.items()}
     box = common_box(list(sweeps.values()))
     if box is None:
         return Frontiers(None, {}, f"all models are the same in {quality} or {metric}")
@@ -285,6 +301,7 @@ def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Front
     described = {
         "diversity": metric,
         "quality": quality if quality == "quality" else "minus the log of perplexity",
+        "prompts": int(there.sum()),
         "box": {"quality": list(box.quality), "diversity": list(box.diversity)},
     }
     areas = {
@@ -295,19 +312,18 @@ def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Front
 
 
 def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> Sweep:
-    runs = list(by_temperature.values())
-    return Sweep(
-        np.array([_quality_by_prompt(found, quality) for found in runs]),
-        np.array([pooled([r.measured for r in found]).values[metric] for found in runs]),
-    )
+    """Means over seeds by temperature and prompt; a perplexity as minus its log."""
 
+    def values(name: str) -> FloatArray:
+        return np.array(
+            [
+                np.mean([run.measured.values[name] for run in found], axis=0)
+                for found in by_temperature.values()
+            ]
+        )
 
-def _quality_by_prompt(runs: Runs, quality: str) -> FloatArray:
-    """A value a prompt [P], more being better; NaN where a prompt has no text with a loss."""
-    if quality == "quality":
-        return pooled([run.measured for run in runs]).values["quality"]
-    prompts = range(len(runs[0].measured.readings))
-    return np.array([-_cross_entropy(_written(runs, [p])) for p in prompts])
+    found = values(quality)
+    return Sweep(-np.log(found) if quality == "perplexity" else found, values(metric))
 
 
 def doubts(panel: Panel, roles: Roles | None) -> list[str]:
@@ -327,14 +343,10 @@ def doubts(panel: Panel, roles: Roles | None) -> list[str]:
     return []
 
 
-def _verdicts(runs: Runs) -> dict[str, float]:
-    """`adoption` and `perplexity`, where they are known."""
-    found = {}
-    if adopted := [flag for run in runs for flags in run.adopted or [] for flag in flags]:
-        found["adoption"] = sum(adopted) / len(adopted)
-    if written := _written(runs):
-        found["perplexity"] = math.exp(_cross_entropy(written))
-    return found
+def _adoption(runs: Runs) -> dict[str, float]:
+    """`adoption`, where it is known."""
+    flags = [flag for run in runs for flags in run.adopted or [] for flag in flags]
+    return {"adoption": sum(flags) / len(flags)} if flags else {}
 
 
 def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[str, float]]:
@@ -343,35 +355,3 @@ def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[st
         return {}
     found = collapse.interval(adopted, collapse.mean_of, settings.resamples, settings.seed)
     return {"adoption": {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}}
-
-
-def _written(runs: Runs, prompts: Sequence[int] | None = None) -> list[TextLoss]:
-    """Losses of all texts that are not empty."""
-    return [
-        loss
-        for run in runs
-        for p, losses in enumerate(run.losses or [])
-        if prompts is None or p in prompts
-        for loss in losses
-        if loss is not None
-    ]
-
-
-def _cross_entropy(losses: Sequence[TextLoss]) -> float:
-    """Nats a token over all texts together; NaN without any."""
-    tokens = sum(loss.tokens for loss in losses)
-    return math.fsum(loss.nats for loss in losses) / tokens if tokens else math.nan
-
-
-def _losses(reference: ReferenceModel, found: Generations) -> list[list[TextLoss | None]]:
-    """Of each text given its prompt and a blank line."""
-    pairs = [
-        (text, f"{prompt}\n\n")
-        for prompt, texts in zip(found.prompts, found.texts, strict=True)
-        for text in texts
-    ]
-    written = [i for i, (text, _) in enumerate(pairs) if text.strip()]
-    losses = reference.losses([pairs[i][0] for i in written], [pairs[i][1] for i in written])
-    by_place = dict(zip(written, losses, strict=True))
-    flat = iter(by_place.get(i) for i in range(len(pairs)))
-    return [[next(flat) for _ in texts] for texts in found.texts]

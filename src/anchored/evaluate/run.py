@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,14 +13,14 @@ from rich.progress import Progress
 from anchored.config import to_yaml, versions
 from anchored.errors import ConfigError
 from anchored.evaluate import compare
+from anchored.evaluate.backends import JOURNAL, load_readers
 from anchored.evaluate.benchmarks import Benchmark, load_benchmark
 from anchored.evaluate.compare import Frontiers, Panel, Runs
 from anchored.evaluate.generate import Place
 from anchored.evaluate.generations import Generations, read_sets
 from anchored.evaluate.jobs import SAMPLES, Job, plan, sample_all
 from anchored.evaluate.measure import common_sizes
-from anchored.evaluate.perplexity import ReferenceModel
-from anchored.evaluate.score import load_readers
+from anchored.evaluate.score import write_failures
 from anchored.evaluate.settings import EvaluateConfig
 from anchored.files import CONFIG_NAME, atomic_write, read_jsonl, write_json
 from anchored.report.collapse_table import markdown, rich_tables
@@ -94,8 +95,8 @@ def benchmark_results(
     """What the samples of one benchmark say.
 
     Returns:
-        `benchmark`, `temperature`, `prompts` P, samples a prompt `k`, `backends`, `models`,
-        `comparisons`, `frontier` (of a sweep with a quality) and `notes`.
+        `benchmark`, `temperature`, `prompts` P, samples a prompt `k`, `backends`, `judge`,
+        `models`, `comparisons`, `frontier` (of a sweep with a quality) and `notes`.
 
     Raises:
         ConfigError: a backend cannot be loaded.
@@ -104,10 +105,11 @@ def benchmark_results(
     own = [job for job in jobs if job.benchmark.name == benchmark.name]
     sets = dict(zip(own, read_sets([job.path for job in own]), strict=True))
     panel = _panel(benchmark, sets, config)
-    runs = _read(panel, sets, config)
+    read = _read(panel, sets, config)
+    runs, cut = compare.on_same_prompts(read)
     main = {name: by[config.main_temperature] for name, by in runs.items()}
     sweep = len(config.temperatures) > 1
-    frontiers = compare.sweep_areas(panel, runs) if sweep else compare.Frontiers(None, {})
+    frontiers = compare.sweep_areas(panel, read) if sweep else compare.Frontiers(None, {})
     models = {
         name: {**_model(panel, by, config), **_described(name, own, config)}
         for name, by in runs.items()
@@ -118,16 +120,20 @@ def benchmark_results(
             ends = {"low": estimate.low, "high": estimate.high}
             models[name]["intervals"]["frontier_area"] = ends
     measured = [found for job, found in sets.items() if not job.place.held_out]
+    answers = panel.readers.answers
+    failures = answers.failures if answers else []
+    write_failures(config.out / f"failures-{benchmark.name}.jsonl", failures)
     return {
         "benchmark": benchmark.as_json(),
         "temperature": config.main_temperature,
         "prompts": len(benchmark.prompts),
         "k": benchmark.samples,
         "backends": panel.backends(measured),
+        "judge": answers and answers.as_json(),
         "models": models,
         "comparisons": compare.compare_all(panel, main, config.roles, config.margins),
         "frontier": frontiers.described,
-        "notes": [*compare.doubts(panel, config.roles), *_notes(models, frontiers)],
+        "notes": [*compare.doubts(panel, config.roles), *_notes(models, frontiers), *cut],
     }
 
 
@@ -158,12 +164,16 @@ def _panel(benchmark: Benchmark, sets: Mapping[Job, Generations], config: Evalua
     )
     measured = [found for job, found in sets.items() if not job.place.held_out]
     return Panel(
-        load_readers(config.readers, measured),
+        load_readers(config.readers, measured, _journal(config), Console(stderr=True)),
         config.readers,
         benchmark.metrics,
         classifier,
-        ReferenceModel.load(config.reference) if config.reference else None,
     )
+
+
+def _journal(config: EvaluateConfig) -> Path:
+    """Where a judge's answers are kept: one file for all benchmarks."""
+    return Path(config.readers.journal or config.out / JOURNAL)
 
 
 def _read(

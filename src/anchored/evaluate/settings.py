@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from anchored.config import Config
 from anchored.errors import ConfigError
+from anchored.evaluate.backends import ReadersConfig
 from anchored.evaluate.compare import Margins, Roles
 from anchored.evaluate.generate import ENDPOINT, ModelSource
-from anchored.evaluate.score import ReadersConfig
 from anchored.sample.engine import SampleConfig
 
 BASE, SFT = "base", "sft"
@@ -36,7 +36,6 @@ class EvaluateConfig(Config):
             response come from the fields above.
         concurrency: most requests in flight to an endpoint.
         readers: backends of `anchored score`.
-        reference: model by which perplexity is measured, a folder or hub id.
         margins: how far a treatment may fall behind SFT.
     """
 
@@ -53,7 +52,6 @@ class EvaluateConfig(Config):
     sample: SampleConfig = SampleConfig()
     concurrency: int = Field(default=64, ge=1)
     readers: ReadersConfig = ReadersConfig()
-    reference: str | None = None
     margins: Margins = Margins()
 
     @field_validator("models")
