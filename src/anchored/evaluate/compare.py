@@ -110,7 +110,7 @@ class Panel:
 
 def on_same_prompts(
     runs: Mapping[str, Mapping[float, Runs]],
-) -> tuple[dict[str, dict[float, Runs]], list[str]]:
+) -> tuple[Mapping[str, Mapping[float, Runs]], list[str]]:
     """All runs with each figure over the prompts that have it in every one; notes on those cut."""
     places = [(name, t, i) for name, by in runs.items() for t in by for i in range(len(by[t]))]
     flat = {repr(place): runs[place[0]][place[1]][place[2]].measured for place in places}
