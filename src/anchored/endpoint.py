@@ -247,7 +247,8 @@ class Endpoint:
     def _failure(self, path: str, trouble: _Trouble, waits: _Waits) -> EndpointError:
         """The error that says what happened and what to do about it."""
         status = f"HTTP {trouble.status}: " if trouble.status else ""
-        message = " ".join(trouble.message.split())[:300]
+        shown = "".join(c if c.isprintable() else " " for c in trouble.message)
+        message = " ".join(shown.split())[:300]
         if self.config.key:
             message = message.replace(self.config.key, "***")
         what = f"{self.config.url}/{path}: {status}{message}"
