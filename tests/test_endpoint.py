@@ -190,7 +190,8 @@ def test_nobody_listening_is_said_with_the_address() -> None:
 
 
 def test_the_key_is_in_no_message_traceback_or_dump() -> None:
-    echo = Answer(status=401, error={"message": f"Incorrect API key provided: {KEY}"})
+    message = "\x1b[31m".rjust(260) + f" Incorrect API key provided: {KEY}"
+    echo = Answer(status=401, error={"message": message})
     with serving(in_turn(echo)) as server:
         with pytest.raises(EndpointError) as error:
             chat(server)
@@ -203,6 +204,7 @@ def test_the_key_is_in_no_message_traceback_or_dump() -> None:
             repr(Endpoint(shown)),
         ]
     assert "Incorrect API key provided: ***" in texts[0]
+    assert "\x1b" not in texts[0]
     assert all(KEY not in text for text in texts)
 
 

@@ -159,7 +159,8 @@ def test_every_failure_is_a_row_the_rest_is_written_and_the_next_run_asks_for_th
     with serving(spoilt) as server:
         assert main(arguments(server, path, out)) == 1
         assert capsys.readouterr().err.splitlines()[-1] == (
-            "anchored: error: 7 judgements failed; run again to retry them"
+            f"anchored: error: 7 judgements failed; see {out / 'failures.jsonl'}; run again to "
+            "retry them"
         )
         failures = {
             re.search(r"Tale 0\.\d:", row["question"])[0]: row["error"]  # pyright: ignore

@@ -518,7 +518,8 @@ def _run_score(options: argparse.Namespace) -> None:
     if options.json:
         _print_json(results)
     if results["judge"] and (failed := results["judge"]["failed"]):
-        raise Incomplete(f"{failed} judgements failed; run again to retry them")
+        where = f"; see {options.out / 'failures.jsonl'}" if options.out else ""
+        raise Incomplete(f"{failed} judgements failed{where}; run again to retry them")
 
 
 def _score_fields(options: argparse.Namespace) -> dict[str, Any]:

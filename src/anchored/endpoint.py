@@ -29,6 +29,7 @@ from anchored.throttle import Limiter, Pace
 
 CHARACTERS_A_TOKEN = 4  # an estimate for English; what was really read is in `Reply`
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
+SHOWN = 300  # characters of a server's message
 LOST_IN_A_ROW = 10  # failures without one success between them, after which a server is down
 
 T = TypeVar("T")
@@ -247,9 +248,9 @@ class Endpoint:
     def _failure(self, path: str, trouble: _Trouble, waits: _Waits) -> EndpointError:
         """The error that says what happened and what to do about it."""
         status = f"HTTP {trouble.status}: " if trouble.status else ""
-        message = " ".join(trouble.message.split())[:300]
-        if self.config.key:
-            message = message.replace(self.config.key, "***")
+        message = trouble.message.replace(self.config.key or "\0", "***")  # before it is cut
+        printable = "".join(c if c.isprintable() else " " for c in message)
+        message = " ".join(printable.split())[:SHOWN]
         what = f"{self.config.url}/{path}: {status}{message}"
         if trouble.final:
             return EndpointError(f"{what}; {self._way_out(trouble.status)}")

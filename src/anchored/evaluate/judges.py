@@ -149,7 +149,7 @@ async def verdict(endpoint: Endpoint, question: Question, sampling: Mapping[str,
     and llama.cpp know. A refusal is not asked again: constrained, it would become an invention.
 
     Returns:
-        `prompt`, tokens, `requests`, and `value` with the `answer` it was read from, or `error`.
+        The prompt's id, tokens, and `value` with the `answer` it was read from, or `error`.
 
     Raises:
         EndpointError: no request to this server can succeed.

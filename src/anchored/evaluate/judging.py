@@ -216,7 +216,8 @@ def consult(
     questions = inquiry.questions(sets)
     with Journal(journal) as rows:
         if console:
-            console.print(f"judge {inquiry.config.model}: {plan(inquiry, questions, rows)}")
+            line = f"judge {inquiry.config.model}: {plan(inquiry, questions, rows)}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         left = {key: q for key, q in questions.items() if not answered(rows, key)}
         with Progress(
             console=console, transient=True, disable=not (console and console.is_terminal)

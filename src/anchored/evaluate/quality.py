@@ -137,7 +137,9 @@ class RewardModel:
         try:
             with quiet_transformers():
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-                model: Any = AutoModelForSequenceClassification.from_pretrained(source)
+                model: Any = AutoModelForSequenceClassification.from_pretrained(
+                    source, use_safetensors=True
+                )
         except (OSError, ValueError) as error:
             raise _not_loaded("reward", source, error) from None
         if model.config.num_labels != 1 or not self._tokenizer.chat_template:
