@@ -114,11 +114,7 @@ def benchmark_results(
         name: {**_model(panel, by, config), **_described(name, own, config)}
         for name, by in runs.items()
     }
-    for name, (area, estimate) in frontiers.areas.items():
-        models[name]["frontier_area"] = area
-        if estimate:
-            ends = {"low": estimate.low, "high": estimate.high}
-            models[name]["intervals"]["frontier_area"] = ends
+    _add_areas(models, frontiers)
     measured = [found for job, found in sets.items() if not job.place.held_out]
     answers = panel.readers.answers
     failures = answers.failures if answers else []
@@ -135,6 +131,14 @@ def benchmark_results(
         "frontier": frontiers.described,
         "notes": [*compare.doubts(panel, config.roles), *_notes(models, frontiers), *cut],
     }
+
+
+def _add_areas(models: Mapping[str, dict[str, Any]], frontiers: Frontiers) -> None:
+    for name, (area, estimate) in frontiers.areas.items():
+        models[name]["frontier_area"] = area
+        if estimate:
+            ends = {"low": estimate.low, "high": estimate.high}
+            models[name]["intervals"]["frontier_area"] = ends
 
 
 def _notes(models: Mapping[str, Mapping[str, Any]], frontiers: Frontiers) -> list[str]:
