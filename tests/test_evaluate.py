@@ -354,6 +354,8 @@ def test_the_command_from_folders_to_a_table_and_from_a_file(
         (["a", "--benchmark", "noveltybanch"], "benchmark 'noveltybanch': unknown"),
         (["a", "--benchmark", "stories", "--pin", "mood"], "write each pin as key=value"),
         (["none.yaml"], "none.yaml: no such file"),
+        (["none.yaml", "--pin", "a=b"], "--pin, --ask, --no-annotation: write them in the file"),
+        (["a", "--dry-run"], "--dry-run: there are no texts yet to project from"),
     ],
 )
 def test_bad_usage_is_one_line_status_2_and_nothing_written(

@@ -387,6 +387,29 @@ def _run_evaluate(options: argparse.Namespace) -> None:
             f"{error.name} is not installed; pip install 'anchored[evaluate]'"
         ) from None
 
+    words = [*options.models, *options.overrides]
+    fields = _evaluate_fields(options)
+    if words[0].endswith((".yaml", ".yml")):
+        if options.pin or options.ask or options.no_annotation:
+            raise AnchoredError("--pin, --ask, --no-annotation: write them in the file, by model")
+        path, rest = Path(words[0]), words[1:]
+    else:
+        settings = {"annotation": not options.no_annotation, "pins": options.pin}
+        path, rest = None, []
+        fields["models"] = named_models(words, options.ask, settings)
+    overrides = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
+    config = load_config(EvaluateConfig, path, [*overrides, *rest])
+    results = run(config, Console(stderr=options.json))
+    if options.json:
+        _print_json(results)
+    if failed := sum(
+        one["judge"]["failed"] for one in results["benchmarks"].values() if one["judge"]
+    ):
+        raise Incomplete(f"{failed} judgements failed; run again to retry them")
+
+
+def _evaluate_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of an `EvaluateConfig` that were given, but for the models."""
     if options.dry_run:
         raise AnchoredError(
             "--dry-run: there are no texts yet to project from; sample without a judge, then "
@@ -395,33 +418,19 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     readers = _reader_fields(options)
     if not options.judge_url:  # --concurrency is an endpoint's too
         readers.pop("judge", None)
-    words = [*options.models, *options.overrides]
-    is_config = words[0].endswith((".yaml", ".yml"))
-    settings = {"annotation": not options.no_annotation, "pins": options.pin}
-    given = {
-        "out": options.out,
-        "benchmarks": options.benchmark,
-        "base": options.base,
-        "sft": options.sft,
-        "seeds": options.seeds and list(range(options.seeds)),
-        "temperatures": options.temperature,
-        "samples": options.samples,
-        "limit": options.limit,
-        "max_tokens": options.max_new_tokens,
-        "concurrency": options.concurrency,
-        "models": None if is_config else named_models(words, options.ask, settings),
+    return _given(
+        out=options.out,
+        benchmarks=options.benchmark,
+        base=options.base,
+        sft=options.sft,
+        seeds=options.seeds and list(range(options.seeds)),
+        temperatures=options.temperature,
+        samples=options.samples,
+        limit=options.limit,
+        max_tokens=options.max_new_tokens,
+        concurrency=options.concurrency,
         **{f"readers.{name}": value for name, value in readers.items()},
-    }
-    overrides = [f"{field}={json.dumps(value)}" for field, value in given.items() if value]
-    path = Path(words[0]) if is_config else None
-    config = load_config(EvaluateConfig, path, [*overrides, *(words[1:] if is_config else ())])
-    results = run(config, Console(stderr=options.json))
-    if options.json:
-        _print_json(results)
-    if failed := sum(
-        one["judge"]["failed"] for one in results["benchmarks"].values() if one["judge"]
-    ):
-        raise Incomplete(f"{failed} judgements failed; run again to retry them")
+    )
 
 
 def _score(commands: Any) -> None:
