@@ -368,3 +368,30 @@ def test_bad_usage_is_one_line_status_2_and_nothing_written(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_gives_the_quality_and_a_treatment_can_fall_short_of_it(
+    tmp_path: Path, scripted: list[str]
+) -> None:
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("openai")
+    from fake_server import Answer, serving
+
+    def verdict(seen: Any) -> Answer:
+        return Answer(f"score: {8 if 'Here it begins' in seen.prompt else 5}")
+
+    with serving(verdict) as server:
+        judged = {"quality": "judge", "judge": {"url": server.url, "model": "judge"}}
+        results = evaluated(tmp_path, ALL, readers={**READERS, **judged}, count=3)
+        asked = len(server.seen)
+        evaluated(tmp_path, ALL, readers={**READERS, **judged}, count=3)
+        assert len(server.seen) == asked  # every verdict is kept
+    assert [results["models"][name]["quality"] for name in ("sft", "good", "lazy")] == [8, 8, 5]
+    assert results["comparisons"]["lazy"]["short_of"][1] == {
+        "metric": "quality", "value": 5.0, "sft": 8.0, "margin": 0.5
+    }  # fmt: skip
+    assert results["judge"]["failed"] == 0
+    assert columns(results)[-2:] == ["adoption", "quality"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.yaml", "journal.jsonl", "results.json", "samples", "table.md"
+    }  # fmt: skip
