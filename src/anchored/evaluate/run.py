@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from anchored.config import to_yaml, versions
-from anchored.errors import ConfigError
+from anchored.errors import AnchoredError, ConfigError
 from anchored.evaluate import compare
 from anchored.evaluate.backends import JOURNAL, load_readers
 from anchored.evaluate.benchmarks import Benchmark, load_benchmark
@@ -42,7 +44,8 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     benchmarks = _benchmarks(config)
     jobs = plan(config, benchmarks)
     _own(config)
-    sample_all(jobs, config, Console(stderr=True))
+    with _released_if_empty(config.out):
+        sample_all(jobs, config, Console(stderr=True))
     found = {one.name: benchmark_results(one, jobs, config) for one in benchmarks}
     first = next(iter(found.values()))
     results = {
@@ -87,6 +90,18 @@ def _own(config: EvaluateConfig) -> None:
         raise ConfigError(f"{config.out}: holds something else; choose an empty or new folder")
     (config.out / SAMPLES).mkdir(parents=True, exist_ok=True)
     atomic_write(saved, to_yaml(config))
+
+
+@contextmanager
+def _released_if_empty(out: Path) -> Iterator[None]:
+    """Removes the folder again if the body fails on its input before there is one sample."""
+    try:
+        yield
+    except AnchoredError:
+        made = any(path.stat().st_size for path in out.glob(f"{SAMPLES}/*/*/*.jsonl*"))
+        if not made and {path.name for path in out.iterdir()} == {CONFIG_NAME, SAMPLES}:
+            shutil.rmtree(out)
+        raise
 
 
 def benchmark_results(
