@@ -26,6 +26,7 @@ COMMANDS = (
     "sft",
     "sample",
     "score",
+    "capability",
     "inspect",
 )
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "numpy", "pydantic", "yaml", "rich"}
@@ -76,7 +77,11 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_every_command_has_its_handler():
     for name in COMMANDS:
-        more = {"demo": [], "experiment": [__file__, "--out", "x"]}
+        more = {
+            "demo": [],
+            "experiment": [__file__, "--out", "x"],
+            "capability": ["m", "--task", "t", "--out", "x"],
+        }
         options = cli.parse([name, *more.get(name, [__file__])])
         assert options.handler.__name__ == f"_run_{name}"
 
@@ -275,6 +280,27 @@ def test_sample_turns_flags_into_two_samplings(monkeypatch):
     assert (config.response.temperature, config.annotation.temperature) == (0.7, 1.0)
     assert (config.response.min_p, config.annotation.min_p) == (0.0, 0.1)
     assert (config.max_response_tokens, config.seed) == (9, 0)
+
+
+class CapabilityConfig(Config):
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    pins: tuple[tuple[str, str], ...] = ()
+    annotation: str = "sampled"
+    seed: int
+
+
+def test_capability_passes_models_and_tasks_and_leaves_defaults_alone(stage, capsys):
+    run = Called({"tasks": 2})
+    stage("anchored.evaluate.capability", CapabilityConfig=CapabilityConfig, run=run)
+    tasks = ["--task", "x", "--task", "y"]
+    assert cli.main(["capability", "a", "b", *tasks, "--out", "o", "--json"]) == 0
+    expected = CapabilityConfig(models=("a", "b"), tasks=("x", "y"), seed=0)
+    assert run.args[:2] == (expected, Path("o"))
+    assert json.loads(capsys.readouterr().out) == {"tasks": 2}
+    pins = ["--annotation", "given", "--pin", "mood=calm"]
+    assert cli.main(["capability", "a", "--task", "x", *pins, "--out", "o"]) == 0
+    assert (run.args[0].annotation, run.args[0].pins) == ("given", (("mood", "calm"),))
 
 
 def test_inspect_passes_what_to_show(stage):

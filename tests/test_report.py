@@ -24,9 +24,14 @@ from anchored.report.plots import (
     top_shares,
     top_values_plot,
 )
-from anchored.report.tables import Cell, caption, cell, columns
+from anchored.report.tables import Cell, caption, cell, columns, number
 
 PLOTS = (entropy_plot, top_values_plot, scatter_plot)
+
+
+def test_a_rounded_number_keeps_its_sign_unless_it_is_zero():
+    found = [number(-0.0054, 3), number(-0.004, 2), number(-0.006, 2), number(-1.0, 0)]
+    assert found == ["-0.005", "0.00", "-0.01", "-1"]
 
 
 def model(

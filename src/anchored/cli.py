@@ -44,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _score, _inspect,
+        _demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _score, _capability,
+        _inspect,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -472,6 +473,67 @@ def _judge_fields(options: argparse.Namespace) -> dict[str, Any]:
         price_in=options.price_in,
         price_out=options.price_out,
     )
+
+
+def _capability(commands: Any) -> None:
+    summary = "lm-eval's tasks on models, behind their annotations where they have them"
+    parser = _command(commands, "capability", summary, _run_capability)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="model folder or hub id")
+    parser.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="a task of lm-eval, a YAML file, or paper-zero-shot; repeatable",
+    )
+    parser.add_argument("--include-path", metavar="DIR", help="a folder with more task files")
+    parser.add_argument(
+        "--annotation",
+        choices=("sampled", "given", "none"),
+        help="what stands before an annotated model's answers; default: sampled",
+    )
+    parser.add_argument(
+        "--pin", type=_pin, action="append", metavar="KEY=VALUE", help="a tag to impose"
+    )
+    parser.add_argument(
+        "--format", choices=("auto", "chat", "document"), help="how tasks are put; default: auto"
+    )
+    parser.add_argument("--num-fewshot", type=_count, metavar="N", help="default: the task's")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="first items of each task")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="sequences run together")
+    parser.add_argument("--seed", type=int, default=0, help="of annotations and sampled answers")
+    parser.add_argument("--out", type=Path, required=True, help="run again to resume")
+
+
+def _run_capability(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from anchored.config import validated
+
+    try:
+        from anchored.evaluate.capability import CapabilityConfig, run
+    except ModuleNotFoundError as error:
+        raise AnchoredError(
+            f"{error.name} is not installed; pip install 'anchored[lm-eval]'"
+        ) from None
+
+    given = {
+        "models": options.models,
+        "tasks": options.task,
+        "include_path": options.include_path,
+        "annotation": options.annotation,
+        "pins": options.pin,
+        "format": options.format,
+        "num_fewshot": options.num_fewshot,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    config = validated(CapabilityConfig, known, source="command line")
+    results = run(config, options.out, Console(stderr=options.json))
+    if options.json:
+        _print_json(results)
 
 
 def _inspect(commands: Any) -> None:

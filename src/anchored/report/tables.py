@@ -76,7 +76,8 @@ def number(value: Any, digits: int = 2) -> str:
     """A finite number with fixed digits; a dash for None and for what is not finite."""
     if not is_number(value):
         return MISSING
-    return f"{value:.{digits}f}".replace("-0.00", "0.00")
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def is_number(value: Any) -> TypeGuard[float]:

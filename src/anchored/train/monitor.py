@@ -45,15 +45,22 @@ class LossByKind:
         num_items_in_batch: torch.Tensor | int | None = None,
         target_kinds: torch.Tensor | None = None,
         token_count: torch.Tensor | int = 0,
+        in_annotation: torch.Tensor | None = None,
+        base_logits: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """Loss () from `logits` (N, V) and `shift_labels`, `target_kinds` (N,)."""
+        """Loss () from `logits` (N, V) and `shift_labels`, `target_kinds` (N,).
+
+        Where `in_annotation` (N,), the target is the distribution of `base_logits` (M, V).
+        """
+        logits = logits.float().view(-1, vocab_size)
         losses = functional.cross_entropy(
-            logits.float().view(-1, vocab_size),
-            shift_labels.view(-1),
-            ignore_index=NO_LOSS,
-            reduction="none",
+            logits, shift_labels.view(-1), ignore_index=NO_LOSS, reduction="none"
         )
+        if in_annotation is not None and base_logits is not None:
+            base = base_logits.float().softmax(dim=-1)
+            soft = functional.cross_entropy(logits[in_annotation], base, reduction="none")
+            losses = losses.masked_scatter(in_annotation, soft)
         if target_kinds is not None and torch.is_grad_enabled():
             self._add(losses.detach(), target_kinds, token_count)
         return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,8 @@ class ReplayConfig(Config):
 
     Args:
         share: share of the training examples that are replay; 0 is the paper's method.
+        targets: what is learnt at each place of an annotation: the base model's `distribution`, for
+            which its weights are held a second time, or the sampled `token`.
         counterfactual: share of the SFT answers retold about sampled values, see
             `train.counterfactual`; for SFT data that covers few values.
         candidates: retellings of each such answer to choose from.
@@ -45,6 +47,7 @@ class ReplayConfig(Config):
     """
 
     share: float = Field(default=0.4, ge=0, lt=1)
+    targets: Literal["distribution", "token"] = "distribution"
     counterfactual: float = Field(default=0.0, ge=0, le=1)
     candidates: int = Field(default=4, gt=0)
     max_annotation_tokens: int = Field(default=160, gt=0)

@@ -50,6 +50,7 @@ from anchored.files import (
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.base_targets import BaseTargets
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
 from anchored.train.monitor import (
@@ -255,6 +256,8 @@ def train(
     model = build_model(source, tokenizer, config.seed)
     write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
+    if _learns_base_distribution(config):
+        BaseTargets(model, tokenizer.control)
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
         if not quiet:
@@ -268,6 +271,15 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
+
+
+def _learns_base_distribution(config: TrainConfig) -> bool:
+    return (
+        isinstance(config, SFTConfig)
+        and OBJECTIVES[config.objective].replay
+        and config.replay.share > 0
+        and config.replay.targets == "distribution"
+    )
 
 
 def _check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:

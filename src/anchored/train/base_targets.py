@@ -1,0 +1,63 @@
+"""Replay against the base model's own distribution (ours, not in the paper).
+
+A replayed annotation is one draw from R; learning the draw pulls R towards the few that were made.
+So at each of its places the target is everything that the base model would have written there:
+cross-entropy to its distribution, whose gradient is that of KL(base || model) and is zero while R
+has not moved.
+
+Shapes: B rows, T tokens, N tokens with loss, M of them in annotations, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from anchored.segments import Kind
+from anchored.tokenizer import ControlIds
+
+
+class BaseTargets:
+    """A frozen copy of the model as SFT finds it, asked before each training step.
+
+    Holds the weights a second time, and costs a forward pass over the rows that have loss on their
+    annotation.
+
+    Args:
+        model: the pretrained model; what `loss_function` it has must take what `__call__` adds.
+        control: its `open` and `close` are part of an annotation.
+    """
+
+    def __init__(self, model: PreTrainedModel, control: ControlIds) -> None:
+        self._base: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        self._ends = (control.open, control.close)
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(
+        self, model: torch.nn.Module, args: tuple[Any, ...], batch: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Adds `in_annotation` (N,) and `base_logits` (M, V) to a batch of `Collator`."""
+        if not model.training or "target_kinds" not in batch:
+            return None
+        kinds, labels = batch["target_kinds"], batch["shift_labels"]
+        found = (kinds == Kind.TAG_KEY) | (kinds == Kind.TAG_VALUE)
+        for control in self._ends:
+            found |= labels == control
+        if not found.any():
+            return None
+        return args, {**batch, "in_annotation": found, "base_logits": self._logits(batch, found)}
+
+    @torch.no_grad()
+    def _logits(self, batch: dict[str, Any], found: torch.Tensor) -> torch.Tensor:
+        places = torch.zeros_like(batch["logits_to_keep"])  # (B, T)
+        places[batch["logits_to_keep"]] = found
+        rows = places.any(dim=1)
+        return self._base.to(found.device)(
+            input_ids=batch["input_ids"][rows],
+            position_ids=batch["position_ids"][rows],
+            logits_to_keep=places[rows],
+            use_cache=False,
+        ).logits.view(int(found.sum()), -1)
