@@ -252,7 +252,7 @@ def _body(config: SampleConfig, place: int) -> dict[str, Any]:
 def sample_config(settings: SampleConfig, benchmark: Benchmark, place: Place) -> SampleConfig:
     """`settings` with the temperature, seed and response limit of this place."""
     response = settings.response.model_copy(update={"temperature": place.temperature})
-    seed = 2 * place.seed + place.held_out  # no two places share a stream
+    seed = 2 * place.seed + place.held_out  # streams apart; temperatures share one
     return settings.model_copy(
         update={
             "response": response,
