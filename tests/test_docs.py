@@ -29,9 +29,16 @@ def test_examples_in_the_documentation_give_what_they_show(page):
 @pytest.mark.parametrize(("name", "text"), SHOWN)
 def test_configurations_shown_are_valid(tmp_path: Path, name: str, text: str):
     from anchored.data.prepare import PrepareConfig
+    from anchored.evaluate.settings import EvaluateConfig
     from anchored.train.run import PretrainConfig, SFTConfig
 
     path = tmp_path / "shown.yaml"
     path.write_text(text, encoding="utf-8")
-    classes = {"prepare": PrepareConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "": Schema}
+    classes = {
+        "prepare": PrepareConfig,
+        "pretrain": PretrainConfig,
+        "sft": SFTConfig,
+        "evaluate": EvaluateConfig,
+        "": Schema,
+    }
     classes[name].model_validate(read_yaml(path))

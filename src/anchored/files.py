@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -18,6 +19,12 @@ from anchored.config import Config, read_yaml, to_yaml
 from anchored.errors import AnchoredError, ConfigError, DataError
 
 CONFIG_NAME = "config.yaml"
+_WEIGHTS_AND_SETTINGS = (".safetensors", ".json", ".txt", ".model")
+# Fields that change how fast or at what price a run goes, and not what comes out.
+_NOT_COMPARED = {
+    "out", "workers", "journal", "url", "key_env", "concurrency", "timeout", "attempts", "patience",
+    "requests_per_minute", "tokens_per_minute", "price_in", "price_out",
+}  # fmt: skip
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -89,8 +96,8 @@ def building(path: Path) -> Iterator[Path]:
 def claim(out: Path, config: Config) -> None:
     """Makes `out` the folder of this very run: writes `config.yaml` first, compares it later.
 
-    The fields `out` and `workers` are not compared: a folder may be moved, or named by another
-    path, and a run resumed on a machine with more cores.
+    Fields that do not touch the outcome are not compared: a folder may be moved, or named by
+    another path, and a run resumed on a machine with more cores or against a server elsewhere.
 
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
@@ -100,7 +107,9 @@ def claim(out: Path, config: Config) -> None:
         before = _leaves(read_yaml(saved))
         now = _leaves(config.model_dump(mode="json"))
         for field in {**before, **now}:
-            if field not in ("out", "workers") and before.get(field) != now.get(field):
+            if field.rpartition(".")[2] not in _NOT_COMPARED and before.get(field) != now.get(
+                field
+            ):
                 raise ConfigError(
                     f"{out}: holds a run with {field} = {before.get(field)!r:.80}, this one has "
                     f"{now.get(field)!r:.80}; choose another output folder, or that value to resume"
@@ -201,3 +210,15 @@ def _row(data: Any, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{where}: holds {type(data).__name__}, not an object {{...}}")
     return data
+
+
+def folder_digest(folder: Path) -> str:
+    """Twelve hex digits of the SHA-256 of a model folder's weights and settings."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _WEIGHTS_AND_SETTINGS and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:12]

@@ -4,150 +4,168 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress
 
-from anchored.annotation import Schema
-from anchored.config import Config, versions
+from anchored.config import versions
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import collapse, lexical
-from anchored.evaluate.embedders import Embedder, load_embedder
+from anchored.evaluate.attributes import AttributeReader
+from anchored.evaluate.backends import JOURNAL, ReadersConfig, inquiry, load_readers
 from anchored.evaluate.entropy import entropy, first_value, semantic_entropy
-from anchored.evaluate.equivalence import (
-    OVERLAP,
-    V1_CLASSIFIER,
-    V1_THRESHOLD,
-    Classifier,
-    EmbeddingThreshold,
-    Equivalence,
-    Exact,
-    WordOverlap,
-)
 from anchored.evaluate.generations import Generations, read_sets
+from anchored.evaluate.judging import Plan, projected
 from anchored.evaluate.measure import (
     ENTROPY_SAMPLES,
-    Attributes,
     Measured,
     Readers,
-    calibration_sample,
     common_sizes,
+    on_common_prompts,
 )
 from anchored.evaluate.statistics import holm, mean_interval, paired_difference
-from anchored.files import atomic_write, claim, released_if_unused, write_json
+from anchored.files import atomic_write, claim, released_if_unused, write_json, write_jsonl
 from anchored.report.score_html import write_score_report
 from anchored.report.score_table import markdown, rich_tables
 from anchored.report.shown import Shown, choose
 
-# Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
-EMBEDDING_THRESHOLDS = {"static": 0.9}
-EQUIVALENCES = "exact, overlap, embedding, classifier, classifier:<folder or hub id> or given"
 
-Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q, when_used="json")]
-
-
-class ScoreConfig(Config):
-    """What to score and by which backends; saved with the result.
-
-    `threshold` is the embedding's cosine, the word overlap's share or the classifier's probability.
-    """
+class ScoreConfig(ReadersConfig):
+    """What to score and by which backends; saved with the result."""
 
     files: tuple[str, ...] = Field(min_length=1)
     n: int | None = Field(default=None, ge=2, description="texts a prompt: the first n of each")
-    embedder: str = "static"
-    equivalence: str = "overlap"
-    threshold: float | None = Field(default=None, ge=-1, le=1)
-    quality: Literal["given", "none"] = "none"
-    attributes: Literal["offline", "none"] = "offline"
-    schema_name: str = "general"
-    calibration: str | None = Field(
-        default=None, description="of the annotator; by default it learns from the texts scored"
-    )
-    vendi_orders: tuple[Annotated[Order, Field(ge=0)], ...] = (1.0,)
-    tokenize: str = Field(default="13a", description="sacrebleu's tokeniser for self-BLEU")
     compare: Literal["first", "pairwise"] = "first"
-    resamples: int = Field(default=2000, ge=100)
-    seed: int = 0
 
 
 def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, Any]:
     """Scores and shows the tables on `console`; results.json, table.md and report.html go to `out`.
 
+    Where a judge failed, its failures go to failures.jsonl; the same run again asks for those only.
+
     Raises:
-        ConfigError: a backend is unknown or cannot be loaded, or `out` holds another run.
+        ConfigError: a backend is unknown or cannot be loaded, `out` holds another run, or a judge
+            has no file to keep its answers in.
         DataError: a file cannot be read, or the sets do not compare.
+        EndpointError: a server does not answer at all; what it answered before is kept.
     """
+    journal = _journal(config, out)
     if out is None:
-        found = _with_progress(config)
+        found = _with_progress(config, journal)
     else:
         claim(out, config)
         with released_if_unused(out):
-            found = _with_progress(config)
+            found = _with_progress(config, journal)
         write_json(out / "results.json", found.results)
         atomic_write(out / "table.md", markdown(found.results))
         write_score_report(found.results, found.shown, out / "report.html")
+        write_failures(out / "failures.jsonl", found.failures)
     for table in rich_tables(found.results):
         console.print(table)
     return found.results
 
 
-def _with_progress(config: ScoreConfig) -> Scored:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=None)
-        return scored(config, lambda done, total: bar.update(task, completed=done, total=total))
+def project(config: ScoreConfig, out: Path | None) -> Plan:
+    """What the judge would be asked and cost, without asking it or writing anything.
+
+    Raises:
+        ConfigError: no judge is wanted.
+        DataError: a file cannot be read, or the sets do not compare.
+    """
+    asked = inquiry(config)
+    if asked is None:
+        raise ConfigError("--dry-run: no judge is asked for; there is nothing to project")
+    return projected(asked, _read(config), _journal(config, out))
+
+
+def _journal(config: ScoreConfig, out: Path | None) -> Path | None:
+    if config.journal:
+        return Path(config.journal)
+    if out is None and config.judged:
+        raise ConfigError(
+            f"{config.judged[0]} judge: its answers are paid for and must be kept; give --out or "
+            "--journal"
+        )
+    return out and out / JOURNAL
+
+
+def write_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the judgements that failed, a row each; without any there is no file."""
+    if failures:
+        write_jsonl(path, failures)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """`results.json`, and the texts that a report shows beside it."""
+    """`results.json`, the texts that a report shows beside it, and the judge's failures."""
 
     results: dict[str, Any]
     shown: Shown
+    failures: list[dict[str, Any]]
+
+
+def _with_progress(config: ScoreConfig, journal: Path | None) -> Scored:
+    console = Console(stderr=True)
+    sets = _read(config)
+    readers = load_readers(config, sets, journal, console)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=None)
+        return _scored(
+            config, sets, readers, lambda done, total: bar.update(task, completed=done, total=total)
+        )
 
 
 def score(
-    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
+    config: ScoreConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    journal: Path | None = None,
 ) -> dict[str, Any]:
     """The figures of every set, with intervals, and the differences between sets.
 
     Args:
         config: files and backends.
         progress: called with the prompts done and the prompts of all sets.
+        journal: where a judge's answers are kept; None forgets them.
 
     Returns:
         `models.<name>.<metric>` with `intervals`, `comparisons.<name>.against.<other>.<metric>`,
-        `backends`, `config`, `versions`, `seeds`, `notes`, `prompts` P and texts a prompt `k`.
+        `backends`, `judge`, `config`, `versions`, `seeds`, `notes`, `prompts` P and texts a prompt
+        `k`.
 
     Raises:
         ConfigError: a backend is unknown or cannot be loaded.
         DataError: a file cannot be read, or the sets do not compare.
+        EndpointError: a server does not answer at all.
     """
-    return scored(config, progress).results
-
-
-def scored(
-    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Scored:
-    """`score`, which see for arguments and errors, with texts to show."""
     sets = _read(config)
+    return _scored(config, sets, load_readers(config, sets, journal), progress).results
+
+
+def _scored(
+    config: ScoreConfig,
+    sets: Sequence[Generations],
+    readers: Readers,
+    progress: Callable[[int, int], None],
+) -> Scored:
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
-    readers = load_readers(config, sets)
     backends = readers.backends(sets)
     sizes = common_sizes(sets)
     steps = itertools.count(1)
-    measured = {
-        found.name: readers.measure(
-            found, sizes, lambda: progress(next(steps), prompts * len(sets))
-        )
-        for found in sets
-    }
+    measured, lacking = on_common_prompts(
+        {
+            found.name: readers.measure(
+                found, sizes, lambda: progress(next(steps), prompts * len(sets))
+            )
+            for found in sets
+        }
+    )
     results = {
         "command": "score",
         "config": config.model_dump(mode="json"),
@@ -156,14 +174,16 @@ def scored(
         "prompts": prompts,
         "k": k,
         "backends": backends,
+        "judge": readers.answers and readers.answers.as_json(),
         "models": {
             found.name: _model(found, path, measured[found.name], readers, config)
             for found, path in zip(sets, config.files, strict=True)
         },
         "comparisons": _comparisons(measured, config),
-        "notes": _notes(prompts, k, readers),
+        "notes": [*_notes(prompts, k, readers), *lacking],
     }
-    return Scored(results, choose(sets, measured))
+    failures = readers.answers.failures if readers.answers else []
+    return Scored(results, choose(sets, measured), failures)
 
 
 def _read(config: ScoreConfig) -> list[Generations]:
@@ -176,75 +196,6 @@ def _read(config: ScoreConfig) -> list[Generations]:
     return sets
 
 
-def load_readers(config: ScoreConfig, sets: Sequence[Generations]) -> Readers:
-    """The backends that the configuration names.
-
-    Raises:
-        ConfigError: one is unknown or cannot be loaded, or a threshold is missing or has no use.
-    """
-    embedder = load_embedder(config.embedder)
-    return Readers(
-        embedder,
-        load_equivalence(config, embedder),
-        _attributes(config, sets) if config.attributes == "offline" else None,
-        config.quality == "given",
-        config.vendi_orders,
-        config.tokenize,
-    )
-
-
-def load_equivalence(config: ScoreConfig, embedder: Embedder) -> Equivalence | None:
-    """The backend called `config.equivalence`; None for the file's own partition.
-
-    Raises:
-        ConfigError: see `load_readers`.
-    """
-    kind, _, source = config.equivalence.partition(":")
-    threshold = config.threshold
-    if config.equivalence in ("exact", "given"):
-        if threshold is not None:
-            raise ConfigError(
-                f"--threshold {threshold:g}: equivalence {kind} has none; leave it out"
-            )
-        return Exact() if kind == "exact" else None
-    if config.equivalence == "overlap":
-        return WordOverlap(OVERLAP if threshold is None else threshold)
-    if config.equivalence == "embedding":
-        return EmbeddingThreshold(embedder, _cosine(config))
-    if kind == "classifier" and (source or config.equivalence == kind):
-        return Classifier(source or V1_CLASSIFIER, V1_THRESHOLD if threshold is None else threshold)
-    raise ConfigError(f"equivalence {config.equivalence!r}: unknown; use {EQUIVALENCES}")
-
-
-def _cosine(config: ScoreConfig) -> float:
-    if config.threshold is not None:
-        return config.threshold
-    if config.embedder not in EMBEDDING_THRESHOLDS:
-        raise ConfigError(
-            f"equivalence embedding: no cosine is known at which texts are the same to "
-            f"{config.embedder}; give --threshold, or use --equivalence overlap"
-        )
-    return EMBEDDING_THRESHOLDS[config.embedder]
-
-
-def _attributes(config: ScoreConfig, sets: Sequence[Generations]) -> Attributes:
-    try:
-        from anchored.annotate.offline import OfflineAnnotator
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"attributes offline: {error.name} is not installed; pip install 'anchored[annotate]', "
-            "or use --attributes none"
-        ) from None
-    schema = Schema.load(config.schema_name)
-    if config.calibration is not None:
-        path = Path(config.calibration)
-        return Attributes(OfflineAnnotator.load(schema, path), config.calibration)
-    sample = calibration_sample(sets, config.seed)
-    return Attributes(
-        OfflineAnnotator.fit(schema, sample), f"on {len(sample)} of the texts scored here"
-    )
-
-
 def _model(
     found: Generations, path: str, measured: Measured, readers: Readers, config: ScoreConfig
 ) -> dict[str, Any]:
@@ -252,15 +203,16 @@ def _model(
     return {
         **{name: float(values.mean()) for name, values in measured.values.items()},
         "n": len(texts),
-        "intervals": _intervals(measured, config),
+        "intervals": intervals(measured, config),
         "lengths": lexical.length_statistics(texts),
-        "by_key": _by_key(measured, readers.attributes, config),
+        "by_key": by_key(measured, readers.attributes, config),
         "file": path,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
     }
 
 
-def _intervals(measured: Measured, config: ScoreConfig) -> dict[str, dict[str, float]]:
+def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, float]]:
+    """`{low, high}` of each figure that has an interval, over prompts or, with one, its texts."""
     if measured.samples:
         found = {
             name: collapse.interval(runs, statistic, config.resamples, config.seed)
@@ -274,17 +226,17 @@ def _intervals(measured: Measured, config: ScoreConfig) -> dict[str, dict[str, f
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
-def _by_key(
-    measured: Measured, attributes: Attributes | None, config: ScoreConfig
+def by_key(
+    measured: Measured, attributes: AttributeReader | None, config: ReadersConfig
 ) -> dict[str, Any]:
     """Entropy and most frequent values of each attribute over all texts of the set.
 
     What the prompts differ by is in these entropies; `within_prompts`, the mean over prompts, is
     without it, and is what `semantic_entropy` is the mean of.
     """
-    if attributes is None:
+    if attributes is None or not any(measured.counted):
         return {}
-    readings = [reading for answers in measured.readings for reading in answers]
+    readings = [reading for answers in measured.counted for reading in answers]
     return {
         key: {
             "entropy": found.entropy,
@@ -297,11 +249,12 @@ def _by_key(
     }
 
 
-def _within_prompts(measured: Measured, key: str, config: ScoreConfig) -> dict[str, float] | None:
+def _within_prompts(measured: Measured, key: str, config: ReadersConfig) -> dict[str, float] | None:
     """None for one prompt, and where prompts have too few texts for an entropy."""
-    if len(measured.readings) < 2 or min(map(len, measured.readings)) < ENTROPY_SAMPLES:
+    counted = [answers for answers in measured.counted if answers]
+    if len(counted) < 2 or min(map(len, counted)) < ENTROPY_SAMPLES:
         return None
-    values = [entropy([first_value(r, key) for r in answers]) for answers in measured.readings]
+    values = [entropy([first_value(r, key) for r in answers]) for answers in counted]
     return mean_interval(values, config.resamples, config.seed).as_json()
 
 
@@ -313,13 +266,14 @@ def _comparisons(measured: Mapping[str, Measured], config: ScoreConfig) -> dict[
         others = names[:1] if config.compare == "first" else names[:i]
         found[name] = {
             "against": {
-                other: _differences(measured[name], measured[other], config) for other in others
+                other: differences(measured[name], measured[other], config) for other in others
             }
         }
     return found
 
 
-def _differences(first: Measured, second: Measured, config: ScoreConfig) -> dict[str, Any]:
+def differences(first: Measured, second: Measured, config: ReadersConfig) -> dict[str, Any]:
+    """First minus second, metric by metric: `{mean, low, high, p, p_holm, detectable}`."""
     if first.samples:
         return {
             name: _of_samples(runs, second.samples[name][1], statistic, config)
@@ -337,7 +291,7 @@ def _differences(first: Measured, second: Measured, config: ScoreConfig) -> dict
     }
 
 
-def _of_samples(runs: Any, others: Any, statistic: Any, config: ScoreConfig) -> dict[str, Any]:
+def _of_samples(runs: Any, others: Any, statistic: Any, config: ReadersConfig) -> dict[str, Any]:
     """One prompt: an interval of the difference from its samples, and no p-value."""
     found = collapse.difference(runs, others, statistic, config.resamples, config.seed)
     return {**found.as_json(), "p": None, "p_holm": None, "detectable": None}
@@ -354,5 +308,10 @@ def _notes(prompts: int, k: int, readers: Readers) -> list[str]:
         notes.append(
             f"semantic_entropy is left out: it takes {ENTROPY_SAMPLES} texts a prompt, there are "
             f"{k}."
+        )
+    if readers.answers and (failed := len(readers.answers.failures)):
+        notes.append(
+            f"The judge failed on {failed} of {len(readers.answers.rows)} questions; entropies are "
+            "over as many texts of each prompt as every set has answers for."
         )
     return notes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
 from anchored.report.escape import escape, shorten
 from anchored.report.page import Row, definitions, folded, scrolling, table
@@ -15,15 +15,11 @@ from anchored.report.tables import (
     COLUMNS,
     Results,
     cell,
-    is_number,
     model_label,
-    number,
     percent,
 )
 
 _FAVOURITES = 4
-_BESIDE = ("adoption", "adoption_far", "quality", "utility_k", "perplexity", "frontier_area")
-_MARK = "†"
 _TERMS = {**METRICS, **COLUMNS}
 
 
@@ -33,57 +29,21 @@ def undone(results: Results) -> str:
     One with `short_of` is marked and stands last, without a rank: it kept its range by not
     learning. Empty where nothing is held against SFT.
     """
-    order = _ranked(results)
-    if not order:
+    ranked = order(results)
+    if not ranked:
         return ""
-    models = results["models"]
-    head = [*results.get("benchmark", {}).get("metrics", ()), "gap_closed", "collapse_reduction"]
-    columns = [
-        name
-        for name in (*head, *_BESIDE)
-        if name in head[-2:] or any(is_number(model.get(name)) for model in models.values())
-    ]
-    rows = [_undone_row(results, name, columns) for name in order]
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in _notes(results))
-    terms = definitions((name, _TERMS[name]) for name in columns if name in _TERMS)
-    shown = table("Collapse undone", ("", *columns), rows)
-    return shown + notes + folded("What the columns mean", terms)
+    shown = columns(results)
+    rows = [_undone_row(results, name, shown) for name in ranked]
+    notes = explanations(results, model_label)
+    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    terms = definitions((name, _TERMS[name]) for name in shown if name in _TERMS)
+    body = table("Collapse undone", ("", *shown), rows)
+    return body + said + folded("What the columns mean", terms)
 
 
-def _ranked(results: Results) -> list[str]:
-    found = results["comparisons"]
-    treatments = [name for name in found if found[name].get("gap_closed")]
-    others = [name for name in results["models"] if name not in treatments]
-    treatments.sort(key=lambda name: _rank(found[name]))
-    return [*others, *treatments] if treatments else []
-
-
-def _rank(found: Mapping[str, Any]) -> tuple[bool, float]:
-    gap = found["gap_closed"].get("mean")
-    return bool(found.get("short_of")), -gap if is_number(gap) else math.inf
-
-
-def _undone_row(results: Results, name: str, columns: Sequence[str]) -> Row:
-    marked = results["comparisons"].get(name, {}).get("short_of")
-    heading = model_label(name) + (f" {_MARK}" if marked else "")
-    cells = [cell(results, name, column) for column in columns]
-    return Row(heading, cells, style_of(name, results["models"]).colour)
-
-
-def _notes(results: Results) -> Iterator[str]:
-    """What the comparison is by, what each mark stands for, and why a gap is missing."""
-    compared = results["comparisons"].values()
-    for metric in sorted({found["metric"] for found in compared if "metric" in found}):
-        yield f"gap_closed and collapse_reduction by {metric}."
-    for name, found in results["comparisons"].items():
-        for short in found.get("short_of") or ():
-            yield (
-                f"{_MARK} {model_label(name)} is not ranked: {short['metric']} "
-                f"{number(short['value'])}, SFT {number(short['sft'])}, margin "
-                f"{number(short['margin'])}."
-            )
-        if reason := (found.get("gap_closed") or {}).get("reason"):
-            yield f"{model_label(name)}: {reason}."
+def _undone_row(results: Results, name: str, shown: Sequence[str]) -> Row:
+    cells = [cell(results, name, column) for column in shown]
+    return Row(label(results, name, model_label), cells, style_of(name, results["models"]).colour)
 
 
 def collapsed_into(results: Results, before: str, after: str) -> str:

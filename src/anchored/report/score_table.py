@@ -23,6 +23,8 @@ METRICS = {
     "utility_k": "Mean worth from 1 to 10 of the next answer to one who asks k times and gains "
     "nothing from repeats.",
     "quality": "Mean score from 1 to 10 of the first text of each class.",
+    "perplexity": "Of a prompt's texts under a reference model, all tokens together: lower is more "
+    "fluent, or duller.",
     "semantic_entropy": "Entropy of each attribute over a prompt's texts, averaged over "
     "attributes, in nats; plug-in: compares at equal k only.",
     "semantic_entropy_miller_madow": "The same with its bias corrected to first order.",

@@ -167,16 +167,21 @@ def _request(
     source: Source, prompt: str | None, pinned: Annotation, prefill: str, annotated: bool
 ) -> Request:
     messages = () if prompt is None else (Message("user", prompt),)
-    prefix = None
     if messages and source.chat == "none":
         raise ConfigError(
             f"--prompt: {source.name} has no chat format; give it a beginning with --prefill"
         )
-    if messages and source.chat == "template":
-        turns = [{"role": "user", "content": prompt}]
-        encoded: Any = source.tokenizer.hf.apply_chat_template(turns, add_generation_prompt=True)
-        prefix = tuple(encoded["input_ids"])
+    prefix = chat_prefix(source, messages)
     return Request(messages, source.annotated and annotated, pinned, prefill, prefix=prefix)
+
+
+def chat_prefix(source: Source, messages: Sequence[Message]) -> tuple[int, ...] | None:
+    """The ids of a conversation in a foreign model's own chat format; None for our format."""
+    if not messages or source.chat != "template":
+        return None
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    encoded: Any = source.tokenizer.hf.apply_chat_template(turns, add_generation_prompt=True)
+    return tuple(encoded["input_ids"])
 
 
 def _with_progress(

@@ -1,0 +1,439 @@
+"""The one client of OpenAI-compatible servers: chat, completions, embeddings, many at a time.
+
+vLLM, SGLang, llama.cpp, `transformers serve` and OpenAI itself speak this protocol. Everything is
+retried here and nowhere else: the `openai` package only carries the requests, over aiohttp, whose
+connections are cheap enough for hundreds of requests a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from time import monotonic
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from anchored.config import Config
+from anchored.errors import ConfigError, EndpointError, RequestFailed
+from anchored.throttle import Limiter, Pace
+
+CHARACTERS_A_TOKEN = 4  # an estimate for English; what was really read is in `Reply`
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
+SHOWN = 300  # characters of a server's message
+LOST_IN_A_ROW = 10  # failures without one success between them, after which a server is down
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class EndpointConfig(Config):
+    """Where a model is served and how hard it may be pressed.
+
+    The key is read from the environment variable `key_env`, and is sent to `url` only; a server
+    that asks for none is sent the word "none".
+    """
+
+    url: str = Field(description="base address; `/v1` is added where it has no path")
+    model: str = Field(min_length=1)
+    key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    concurrency: int = Field(default=64, ge=1, description="most requests in flight")
+    timeout: float = Field(default=300.0, gt=0, description="seconds for one answer")
+    attempts: int = Field(default=5, ge=1, description="of one request; being told to wait is none")
+    patience: float = Field(
+        default=900.0, ge=0, description="seconds that a server may tell one request to wait"
+    )
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("no address; write http://host:port/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("holds a secret or a query; put the key in the environment")
+        return url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
+
+    @property
+    def key(self) -> str | None:
+        """What `key_env` holds now; never a field, so that no dump or message shows it."""
+        return os.environ.get(self.key_env) or None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer. Token counts are the server's own, None where it gives none.
+
+    `text` is all that came as answer, `refusal` and `reasoning` what the server kept apart.
+    """
+
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """The answer ran into the limit of tokens."""
+        return self.finish_reason == "length"
+
+    @property
+    def thinking(self) -> str | None:
+        """What the model thought before it answered, kept apart or in a `<think>` block."""
+        return self.reasoning or _split_thinking(self.text)[0]
+
+    @property
+    def answer(self) -> str:
+        """`text` after its `<think>` block; empty if that never ends."""
+        return _split_thinking(self.text)[1]
+
+
+def _split_thinking(text: str) -> tuple[str | None, str]:
+    """Thoughts and answer; some chat templates open the block themselves, so only its end shows."""
+    thoughts, closed, answer = text.partition("</think>")
+    if not closed and not text.lstrip().startswith("<think>"):
+        return None, text
+    return thoughts.strip().removeprefix("<think>").strip(), answer.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """Why one attempt failed: the HTTP status, if one came, and the seconds it asks to wait."""
+
+    message: str
+    status: int | None = None
+    retry_after: float | None = None
+    congestion: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """This request will never be answered; others may."""
+        return self.status in (400, 413, 422)
+
+    @property
+    def final(self) -> bool:
+        """No request will be answered."""
+        return (
+            self.status is not None
+            and 300 <= self.status < 500
+            and self.status not in (408, 409, 425, 429)
+            and not self.refused
+        ) or (self.status == 429 and "insufficient_quota" in self.message)
+
+
+class Endpoint:
+    """A served model, open for requests inside `async with`.
+
+    Every method waits its turn and tries again where that may help: after cut connections,
+    time-outs and 5xx up to `attempts` times, and for as long as `patience` lasts after a 429. It
+    waits outside its slot, as long as `Retry-After` says or exponentially longer, with jitter.
+
+    Raises, in every method:
+        RequestFailed: this request was refused, or every attempt at it failed.
+        EndpointError: no request can succeed: a wrong key or address, no such model, a server down.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.config = config
+        self.limiter = Limiter(config.concurrency)
+        self._requests = Pace(config.requests_per_minute)
+        self._tokens = Pace(config.tokens_per_minute)
+        self._resume_at = 0.0  # a 429 with Retry-After speaks for all requests
+        self._lost = 0
+        self._answered = False
+        self._client: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._client = _client(self.config)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def chat(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> Reply:
+        """The answer to a conversation, by `/chat/completions`.
+
+        Args:
+            messages: `{role, content}` each.
+            sampling: any field of the request's body, those that only one server knows included.
+        """
+        body = {"model": self.config.model, "messages": list(messages), **sampling}
+        return await self._ask("chat/completions", body, _chat_reply)
+
+    async def complete(self, prompt: str | Sequence[int], **sampling: Any) -> Reply:
+        """The continuation of a text, or of token ids, by `/completions`."""
+        given = prompt if isinstance(prompt, str) else list(prompt)
+        body = {"model": self.config.model, "prompt": given, **sampling}
+        return await self._ask("completions", body, _completion_reply)
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector a text [N][D], by `/embeddings`."""
+        body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
+        return await self._ask("embeddings", body, lambda data: _vectors(data, len(texts)))
+
+    async def models(self) -> list[str]:
+        """The names under which the server serves its models."""
+        return await self._ask("models", None, lambda data: [one["id"] for one in data["data"]])
+
+    async def _ask(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
+        waits = _Waits(self.config)
+        while True:
+            await self._turn(body)
+            found = await self._attempt(path, body, read)
+            if not isinstance(found, _Trouble):
+                self._lost, self._answered = 0, True
+                return found
+            if found.status == 429 and found.retry_after is not None:
+                self._resume_at = max(self._resume_at, monotonic() + found.retry_after)
+            seconds = None if found.final or found.refused else waits.after(found)
+            if seconds is None:
+                self._lost += not found.refused or not self._answered
+                raise self._failure(path, found, waits)
+            await asyncio.sleep(seconds)
+
+    async def _turn(self, body: dict[str, Any] | None) -> None:
+        """Waits until the rates allow this request, and the server wants any."""
+        seconds = self._requests.reserve()
+        if self.config.tokens_per_minute:
+            seconds = max(seconds, self._tokens.reserve(_estimated_tokens(body or {})))
+        seconds = max(seconds, self._resume_at - monotonic())
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    async def _attempt(
+        self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]
+    ) -> T | _Trouble:
+        async with self.limiter.slot() as slot:
+            found = await self._send(path, body, read)
+            if not isinstance(found, _Trouble):
+                self.limiter.succeeded()
+            elif found.congestion:
+                self.limiter.congested(slot)
+            return found
+
+    async def _send(
+        self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]
+    ) -> T | _Trouble:
+        import httpx2
+        import openai
+
+        send = self._client.get if body is None else self._client.post
+        fields = {} if body is None else {"body": body}
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                answer = await send(f"/{path}", cast_to=httpx2.Response, **fields)
+            return read(json.loads(answer.content))
+        except TimeoutError:
+            return _Trouble(f"no answer in {self.config.timeout:g} s", congestion=True)
+        except openai.APIStatusError as error:
+            return _status_trouble(error)
+        except openai.APIConnectionError as error:
+            return _Trouble(_root(error))
+        except (ValueError, LookupError, TypeError) as error:
+            return _Trouble(f"the answer is not what the protocol says: {error!r:.120}")
+
+    def _failure(self, path: str, trouble: _Trouble, waits: _Waits) -> EndpointError:
+        """The error that says what happened and what to do about it."""
+        status = f"HTTP {trouble.status}: " if trouble.status else ""
+        message = trouble.message.replace(self.config.key or "\0", "***")  # before it is cut
+        printable = "".join(c if c.isprintable() else " " for c in message)
+        message = " ".join(printable.split())[:SHOWN]
+        what = f"{self.config.url}/{path}: {status}{message}"
+        if trouble.final:
+            return EndpointError(f"{what}; {self._way_out(trouble.status)}")
+        if self._lost >= LOST_IN_A_ROW:
+            return EndpointError(
+                f"{what}; {self._lost} requests in a row failed: see to the server, then run again"
+            )
+        return RequestFailed(f"{what}; {waits.tried(trouble)}")
+
+    def _way_out(self, status: int | None) -> str:
+        if status in (401, 403):
+            held = "another key" if self.config.key else "a key"
+            return f"put {held} into the environment variable {self.config.key_env}"
+        if status == 404:
+            return f"check the address and that the server has the model {self.config.model!r}"
+        return "check the address and the account"
+
+
+class _Waits:
+    """How long one request waits before it is tried again."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._attempts = 0
+        self._busy = 0
+        self._waited = 0.0
+
+    def after(self, trouble: _Trouble) -> float | None:
+        """Seconds; None when attempts or patience are at an end."""
+        if trouble.status == 429:
+            self._busy += 1
+            seconds = _wait(self._busy, trouble.retry_after)
+            self._waited += seconds
+            return seconds if self._waited <= self._config.patience else None
+        self._attempts += 1
+        if self._attempts >= self._config.attempts:
+            return None
+        return _wait(self._attempts, trouble.retry_after)
+
+    def tried(self, trouble: _Trouble) -> str:
+        """What was done, and what the user can do."""
+        if trouble.refused:
+            return "shorten the text or check the sampling parameters"
+        if trouble.status == 429:
+            return f"told to wait longer than {self._config.patience:g} s; run again later"
+        return f"{self._attempts} attempts; see that the server runs, then run again"
+
+
+def _wait(turn: int, retry_after: float | None) -> float:
+    """Seconds before the next try: at least what the server says, else twice as long each turn.
+
+    Jitter keeps requests that failed together from coming back together.
+    """
+    if retry_after is not None:
+        return retry_after * (1 + 0.1 * random.random())
+    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (turn - 1)) * (0.5 + 0.5 * random.random())
+
+
+def retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or an HTTP date; None without one."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - now).total_seconds()
+        except (ValueError, TypeError):  # no date, or one without a time zone
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _client(config: EndpointConfig) -> Any:
+    try:
+        import aiohttp  # noqa: F401 - what openai's extra brings
+        import httpx2
+        from openai import AsyncOpenAI, DefaultAioHttpClient
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed; pip install 'anchored[endpoint]'"
+        ) from None
+    carrier = DefaultAioHttpClient(limits=httpx2.Limits(max_connections=config.concurrency))
+    return AsyncOpenAI(
+        base_url=config.url,
+        api_key=config.key or "none",
+        max_retries=0,
+        timeout=None,  # ours bounds the whole attempt
+        http_client=carrier,
+    )
+
+
+def _status_trouble(error: Any) -> _Trouble:
+    status, body = error.status_code, error.body
+    message = body.get("message") if isinstance(body, Mapping) else body
+    parts = [str(message or error.message), *([error.code] if error.code else [])]
+    return _Trouble(
+        " ".join(parts),
+        status,
+        retry_after(error.response.headers.get("retry-after"), datetime.now(UTC)),
+        congestion=status in (429, 503, 529),
+    )
+
+
+def _root(error: BaseException) -> str:
+    """The innermost reason: openai says no more than "Connection error."."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _usage(data: Any) -> tuple[int | None, int | None]:
+    usage = data.get("usage") or {}
+    return usage.get("prompt_tokens"), usage.get("completion_tokens")
+
+
+def _chat_reply(data: Any) -> Reply:
+    choice = data["choices"][0]
+    message = choice["message"]
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return Reply(
+        message.get("content") or "",
+        choice.get("finish_reason"),
+        *_usage(data),
+        message.get("refusal"),
+        reasoning if isinstance(reasoning, str) else None,
+    )
+
+
+def _completion_reply(data: Any) -> Reply:
+    choice = data["choices"][0]
+    return Reply(choice["text"], choice.get("finish_reason"), *_usage(data))
+
+
+def _vectors(data: Any, wanted: int) -> list[list[float]]:
+    rows = {int(one["index"]): one["embedding"] for one in data["data"]}
+    if sorted(rows) != list(range(wanted)):
+        raise ValueError(f"{len(rows)} vectors for {wanted} texts")
+    return [rows[i] for i in range(wanted)]
+
+
+def estimated_tokens(text: str) -> int:
+    """About how many tokens a text has, at `CHARACTERS_A_TOKEN`."""
+    return math.ceil(len(text) / CHARACTERS_A_TOKEN)
+
+
+def _estimated_tokens(body: Mapping[str, Any]) -> int:
+    """Of a request and the longest answer that it allows."""
+    given = body.get("prompt", body.get("input", body.get("messages")))
+    is_ids = isinstance(given, list) and bool(given) and isinstance(given[0], int)
+    read = len(given or ()) if is_ids else estimated_tokens(json.dumps(given, ensure_ascii=False))
+    return read + int(body.get("max_completion_tokens") or body.get("max_tokens") or 0)
+
+
+async def run_all(
+    items: Iterable[T],
+    worker: Callable[[T], Awaitable[R]],
+    on_result: Callable[[T, R], None],
+    at_once: int,
+) -> None:
+    """Works through `items`, which may be endless, with at most `at_once` of them in memory.
+
+    Results are handed over as they come. The first exception, an interruption included, cancels
+    the rest and is raised as it is.
+    """
+    source = iter(items)
+
+    async def work() -> None:
+        for item in source:
+            on_result(item, await worker(item))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(work())
+    except BaseExceptionGroup as found:
+        raise found.exceptions[0] from None
+
+
+def blocking(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, from code that is not asynchronous, in a notebook too."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
