@@ -48,7 +48,7 @@ def test_static_is_the_default_kind() -> None:
 
 @pytest.mark.parametrize("name", ["word2vec", "sentence-transformers:"])
 def test_an_unknown_embedder_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"embedder '{name}': unknown; use static or sentence-"):
+    with pytest.raises(ConfigError, match=f"embedder '{name}': unknown; use static, sentence-"):
         load_embedder(name)
 
 
