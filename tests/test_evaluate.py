@@ -392,7 +392,7 @@ def test_a_judge_gives_the_quality_and_a_treatment_can_fall_short_of_it(
         "metric": "quality", "value": 5.0, "sft": 8.0, "margin": 0.5
     }  # fmt: skip
     assert results["judge"]["failed"] == 0
-    assert columns(results)[-2:] == ["adoption", "quality"]
+    assert columns(results)[-3:] == ["adoption", "quality", "utility_k"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "config.yaml", "journal.jsonl", "results.json", "samples", "table.md"
+        "config.yaml", "journal.jsonl", "report.html", "results.json", "samples", "table.md"
     }  # fmt: skip

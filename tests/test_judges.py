@@ -288,8 +288,9 @@ def test_the_key_is_in_nothing_that_is_written(
     with serving(script) as server:
         assert main(arguments(server, write(tmp_path / "a.jsonl"), out, "--json")) == 1
     shown = capsys.readouterr()
-    files = sorted(path.name for path in out.iterdir())
-    assert files == ["config.yaml", "failures.jsonl", "journal.jsonl", "results.json", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.yaml", "failures.jsonl", "journal.jsonl", "report.html", "results.json", "table.md"
+    ]  # fmt: skip
     texts = [shown.out, shown.err, *(path.read_text() for path in out.iterdir())]
     assert all(KEY not in text for text in texts)
 

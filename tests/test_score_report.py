@@ -127,7 +127,9 @@ def test_the_map_is_of_all_texts_of_its_prompt_by_the_embeddings_of_the_figures(
 def sets_of(sets: int, prompts: int, k: int) -> tuple[list[Generations], dict[str, Measured]]:
     nothing = (None,) * prompts
     vectors = np.random.default_rng(0).normal(size=(k, 4))
-    measured = Measured({}, [[]] * prompts, {}, [vectors] * prompts, [list(range(k))] * prompts)
+    none: list[list[Annotation]] = [[]] * prompts
+    classes = [list(range(k))] * prompts
+    measured = Measured({}, none, {}, [vectors] * prompts, classes, none)
     made = [
         Generations(
             f"m{i}",

@@ -117,7 +117,7 @@ def _with_progress(config: ScoreConfig, journal: Path | None) -> Scored:
     readers = load_readers(config, sets, journal, console)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
-        return _scored(
+        return _compared(
             config, sets, readers, lambda done, total: bar.update(task, completed=done, total=total)
         )
 
@@ -144,11 +144,20 @@ def score(
         DataError: a file cannot be read, or the sets do not compare.
         EndpointError: a server does not answer at all.
     """
+    return scored(config, progress, journal).results
+
+
+def scored(
+    config: ScoreConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    journal: Path | None = None,
+) -> Scored:
+    """`score`, which see for arguments and errors, with what stands beside the results."""
     sets = _read(config)
-    return _scored(config, sets, load_readers(config, sets, journal), progress).results
+    return _compared(config, sets, load_readers(config, sets, journal), progress)
 
 
-def _scored(
+def _compared(
     config: ScoreConfig,
     sets: Sequence[Generations],
     readers: Readers,
