@@ -17,7 +17,6 @@ from anchored.errors import ConfigError, EndpointError, RequestFailed
 from anchored.throttle import Limiter, Pace
 
 pytest.importorskip("aiohttp")
-pytest.importorskip("openai")
 
 from fake_server import Answer, FakeServer, Script, Seen, serving
 
@@ -215,6 +214,28 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
 def test_a_bare_host_gets_the_usual_path() -> None:
     assert EndpointConfig(url="http://x:8000/", model="m").url == "http://x:8000/v1"
     assert EndpointConfig(url="http://x/openai/", model="m").url == "http://x/openai"
+
+
+def test_a_proxy_of_the_environment_carries_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server:
+        monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "")
+        elsewhere = EndpointConfig(url="http://elsewhere.invalid", model="judge")
+
+        async def main() -> Reply:
+            async with Endpoint(elsewhere) as endpoint:
+                return await endpoint.chat(HELLO)
+
+        assert asyncio.run(main()).text == "fine"
+        assert server.seen[0].headers["Host"] == "elsewhere.invalid"
+
+
+def test_a_redirection_does_not_carry_the_key_away() -> None:
+    with serving() as other:
+        away = Answer(status=307, headers={"Location": f"{other.url}/chat/completions"})
+        with serving(in_turn(away)) as server, pytest.raises(EndpointError, match="HTTP 307"):
+            chat(server)
+        assert not other.seen
 
 
 def test_thoughts_are_told_from_the_answer() -> None:
