@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
@@ -214,6 +215,14 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
 def test_a_bare_host_gets_the_usual_path() -> None:
     assert EndpointConfig(url="http://x:8000/", model="m").url == "http://x:8000/v1"
     assert EndpointConfig(url="http://x/openai/", model="m").url == "http://x/openai"
+
+
+def test_tokens_that_the_server_had_read_before_are_told() -> None:
+    usage = {"prompt_tokens": 90, "prompt_tokens_details": {"cached_tokens": 80}}
+    data = {"choices": [{"message": {"content": "yes"}}], "usage": usage}
+    with serving(in_turn(Answer(raw=json.dumps(data).encode()))) as server:
+        reply = chat(server)
+    assert (reply.prompt_tokens, reply.cached_tokens) == (90, 80)
 
 
 def test_a_proxy_of_the_environment_carries_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,8 @@ class EndpointConfig(Config):
 class Reply:
     """One answer. Token counts are the server's own, None where it gives none.
 
-    `text` is all that came as answer, `refusal` and `reasoning` what the server kept apart.
+    `text` is all that came as answer, `refusal` and `reasoning` what the server kept apart;
+    `cached_tokens` are those of the prompt that it had read before.
     """
 
     text: str
@@ -85,6 +86,7 @@ class Reply:
     completion_tokens: int | None = None
     refusal: str | None = None
     reasoning: str | None = None
+    cached_tokens: int | None = None
 
     @property
     def truncated(self) -> bool:
@@ -386,6 +388,7 @@ def _chat_reply(data: Any) -> Reply:
         *_usage(data),
         message.get("refusal"),
         reasoning if isinstance(reasoning, str) else None,
+        ((data.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens"),
     )
 
 
