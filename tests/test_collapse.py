@@ -14,6 +14,7 @@ from anchored.evaluate.collapse import (
     compare,
     dissimilarity_of,
     entropy_of,
+    entropy_within,
     interval,
     mean_of,
 )
@@ -236,3 +237,26 @@ def test_intervals_of_known_models_cover_the_truth_95_percent_of_the_time() -> N
         assert closed is not None
         hits += [single.low <= h_base <= single.high, closed.low <= gap <= closed.high]
     assert (np.abs(hits / 240 - 0.95) <= 0.03).all(), hits / 240
+
+
+def test_entropy_within_prompts_does_not_see_what_prompts_differ_by() -> None:
+    apart = [[{"a": "x"}] * 3, [{"a": "y"}] * 3]
+    ones = np.ones((1, 6))
+    assert entropy_of(("a",))(apart)(ones)[0] == pytest.approx(math.log(2) + 1 / 12, abs=1e-12)
+    assert entropy_within(("a",))(apart)(ones)[0] == 0.0
+
+
+def test_entropy_within_is_the_mean_of_each_prompts_own() -> None:
+    rng = np.random.default_rng(3)
+    runs = readings(rng, WIDE, 60, seeds=2, prompts=5)
+    own = [semantic_entropy(prompt, KEYS).mean_miller_madow for run in runs for prompt in run]
+    found = interval(runs, entropy_within(KEYS), resamples=50)
+    assert found.mean == pytest.approx(np.mean(own), abs=1e-12)
+
+
+def test_a_prompt_drawn_twice_weighs_twice_and_keeps_its_own_entropy() -> None:
+    prompts = [[{"a": value} for value in values] for values in ("xyy", "xyz", "xxxz")]
+    own = [semantic_entropy(prompt, ("a",)).mean_miller_madow for prompt in prompts]
+    weights = np.repeat(np.array([[2.0, 1.0, 0.0]]), [3, 3, 4], axis=1)
+    found = entropy_within(("a",))(prompts)(weights)[0]
+    assert found == pytest.approx((2 * own[0] + own[1]) / 3, abs=1e-12)

@@ -660,6 +660,11 @@ def test_same_seed_same_samples_another_seed_others(tiny, tokenizer):
     assert len({result.response for result in first}) >= 4
 
 
+def test_a_part_of_the_requests_gives_its_part_of_the_samples(tiny, tokenizer):
+    whole = sample(tiny, tokenizer, MIXED, SampleConfig(**SHORT))
+    assert sample(tiny, tokenizer, MIXED[2:], SampleConfig(**SHORT), first=2) == whole[2:]
+
+
 def test_samples_do_not_depend_on_the_batch(tiny, tokenizer):
     whole = sample(tiny, tokenizer, MIXED, SampleConfig(**SHORT))
     single = sample(tiny, tokenizer, MIXED, SampleConfig(**SHORT, batch_size=1))

@@ -36,7 +36,7 @@ from anchored.evaluate.embedding import unit
 from anchored.evaluate.entropy import Reading, first_value
 
 # Shapes: R replicates, N samples of one seed in the order of its prompts, P prompts, S seeds,
-# M models, V values, D dimensions.
+# M models, V values (of all prompts), D dimensions.
 FloatArray = NDArray[np.float64]
 T = TypeVar("T")
 Runs = Sequence[Sequence[Sequence[T]]]
@@ -56,9 +56,33 @@ def entropy_of(keys: Collection[str], corrected: bool = True) -> Statistic[Readi
     """
 
     def prepare(prompts: Sequence[Sequence[Reading]]) -> Weighted:
-        readings = [reading for prompt in prompts for reading in prompt]
-        parts = [_entropy([first_value(r, key) for r in readings], corrected) for key in keys]
-        return lambda weights: np.mean([part(weights) for part in parts], axis=0)
+        pooled = [[reading for prompt in prompts for reading in prompt]]
+        parts = [_entropies(pooled, key, corrected) for key in keys]
+        return lambda weights: np.mean([part(weights)[:, 0] for part in parts], axis=0)
+
+    return prepare
+
+
+def entropy_within(keys: Collection[str], corrected: bool = True) -> Statistic[Reading]:
+    """Mean entropy (nats) of the attributes `keys` over each prompt's samples, mean over prompts.
+
+    What the prompts themselves differ by is no diversity. Miller-Madow unless `corrected` is False;
+    then plug-in.
+    """
+
+    def prepare(prompts: Sequence[Sequence[Reading]]) -> Weighted:
+        parts = [_entropies(prompts, key, corrected) for key in keys]
+        sizes = [len(prompt) for prompt in prompts]
+
+        def weighted(weights: FloatArray) -> FloatArray:
+            ends = np.cumsum(sizes)[:-1]
+            shares = np.stack([part.mean(axis=1) for part in np.split(weights, ends, axis=1)], 1)
+            # A prompt that is drawn twice has no more samples to estimate its entropy from.
+            own = weights / np.repeat(np.where(shares > 0, shares, 1.0), sizes, axis=1)
+            values = np.mean([part(own) for part in parts], axis=0)
+            return (shares * values).sum(axis=1) / shares.sum(axis=1)
+
+        return weighted
 
     return prepare
 
@@ -227,17 +251,24 @@ def _fieller(replicates: FloatArray, gap: float, level: float) -> float:
     return gap + side * far
 
 
-def _entropy(values: Sequence[str], corrected: bool) -> Weighted:
+def _entropies(prompts: Sequence[Sequence[Reading]], key: str, corrected: bool) -> Weighted:
+    """Entropy of a key's values for each prompt: weights [R, N] to [R, P]."""
+    values = [first_value(reading, key) for prompt in prompts for reading in prompt]
     codes = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    owners = np.repeat(np.arange(len(prompts)), [len(prompt) for prompt in prompts])
+    order = np.lexsort((codes, owners))
+    changes = (np.diff(codes[order], prepend=-1) != 0) | (np.diff(owners[order], prepend=-1) != 0)
+    starts = np.flatnonzero(changes)
+    firsts = np.searchsorted(owners[order][starts], np.arange(len(prompts)))
 
     def weighted(weights: FloatArray) -> FloatArray:
         counts = np.add.reduceat(weights[:, order], starts, axis=1)  # [R, V]
-        n = counts.sum(axis=1)
+        n = np.add.reduceat(counts, firsts, axis=1)
+        n = np.where(n > 0, n, 1.0)  # a prompt without weight has entropy 0
         logs = np.log(counts, out=np.zeros_like(counts), where=counts > 0)
-        plug_in = np.log(n) - (counts * logs).sum(axis=1) / n
-        bias = ((counts > 0).sum(axis=1) - 1) / (2 * n)
+        plug_in = np.log(n) - np.add.reduceat(counts * logs, firsts, axis=1) / n
+        distinct = np.add.reduceat((counts > 0).astype(np.float64), firsts, axis=1)
+        bias = np.maximum(distinct - 1, 0) / (2 * n)
         return plug_in + bias if corrected else plug_in
 
     return weighted

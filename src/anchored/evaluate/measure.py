@@ -115,23 +115,24 @@ class Readers:
         Raises:
             DataError: the file's own partition or scores are wanted and not there.
         """
-        rows, readings = [], []
+        rows, readings, embedded = [], [], []
         for p, texts in enumerate(found.texts):
             read = self.attributes.annotator.annotate_batch(texts) if self.attributes else []
+            vectors = self.embedder.embed(texts)
             rows.append(
                 {
                     **_lexical(texts, sizes[p], self.tokenize),
-                    **self._semantic(found, p),
+                    **self._semantic(found, p, vectors),
                     **self._entropies(read),
                 }
             )
             readings.append(read)
+            embedded.append(vectors)
             step()
         values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        return Measured(values, readings, self._samples(found, readings))
+        return Measured(values, readings, self._samples(found, readings, embedded), embedded)
 
-    def _semantic(self, found: Generations, p: int) -> dict[str, float]:
-        vectors = self.embedder.embed(found.texts[p])
+    def _semantic(self, found: Generations, p: int, vectors: FloatArray) -> dict[str, float]:
         partition = self._partition(found, p, vectors)
         figures = {
             "dissimilarity": dissimilarity(vectors),
@@ -166,17 +167,19 @@ class Readers:
         }
 
     def _samples(
-        self, found: Generations, readings: Sequence[Sequence[Annotation]]
+        self,
+        found: Generations,
+        readings: Sequence[Sequence[Annotation]],
+        embedded: Sequence[FloatArray],
     ) -> dict[str, Sampled]:
         """With one prompt, what its own texts can be resampled for."""
         if len(found.prompts) > 1:
             return {}
         texts = found.texts[0]
-        vectors = list(self.embedder.embed(texts))
         sampled: dict[str, Sampled] = {
             "empty_rate": (mean_of, [[[float(not text.strip()) for text in texts]]]),
             "words": (mean_of, [[[float(len(lexical.words(text))) for text in texts]]]),
-            "dissimilarity": (dissimilarity_of, [[vectors]]),
+            "dissimilarity": (dissimilarity_of, [[list(embedded[0])]]),
         }
         if self.attributes and len(texts) >= ENTROPY_SAMPLES:
             keys, runs = self.attributes.keys, [[readings[0]]]
@@ -189,13 +192,14 @@ class Readers:
 class Measured:
     """A set's figures: `values[metric]` is one value a prompt [P].
 
-    `readings[p]` are the attributes read off each text. With one prompt `samples[metric]` is what
-    to resample instead of prompts.
+    `readings[p]` are the attributes read off each text, `vectors[p]` the texts' embeddings [k, D].
+    With one prompt `samples[metric]` is what to resample instead of prompts.
     """
 
     values: dict[str, FloatArray]
     readings: list[list[Annotation]]
     samples: dict[str, Sampled]
+    vectors: list[FloatArray]
 
 
 def vendi_name(q: float) -> str:

@@ -49,14 +49,12 @@ EQUIVALENCES = "exact, overlap, embedding, classifier, classifier:<folder or hub
 Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q, when_used="json")]
 
 
-class ScoreConfig(Config):
-    """What to score and by which backends; saved with the result.
+class ReadersConfig(Config):
+    """By which backends texts are read, and how intervals are made.
 
     `threshold` is the embedding's cosine, the word overlap's share or the classifier's probability.
     """
 
-    files: tuple[str, ...] = Field(min_length=1)
-    n: int | None = Field(default=None, ge=2, description="texts a prompt: the first n of each")
     embedder: str = "static"
     equivalence: str = "overlap"
     threshold: float | None = Field(default=None, ge=-1, le=1)
@@ -68,9 +66,16 @@ class ScoreConfig(Config):
     )
     vendi_orders: tuple[Annotated[Order, Field(ge=0)], ...] = (1.0,)
     tokenize: str = Field(default="13a", description="sacrebleu's tokeniser for self-BLEU")
-    compare: Literal["first", "pairwise"] = "first"
     resamples: int = Field(default=2000, ge=100)
     seed: int = 0
+
+
+class ScoreConfig(ReadersConfig):
+    """What to score and by which backends; saved with the result."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    n: int | None = Field(default=None, ge=2, description="texts a prompt: the first n of each")
+    compare: Literal["first", "pairwise"] = "first"
 
 
 def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def _read(config: ScoreConfig) -> list[Generations]:
     return sets
 
 
-def load_readers(config: ScoreConfig, sets: Sequence[Generations]) -> Readers:
+def load_readers(config: ReadersConfig, sets: Sequence[Generations]) -> Readers:
     """The backends that the configuration names.
 
     Raises:
@@ -173,7 +178,7 @@ def load_readers(config: ScoreConfig, sets: Sequence[Generations]) -> Readers:
     )
 
 
-def load_equivalence(config: ScoreConfig, embedder: Embedder) -> Equivalence | None:
+def load_equivalence(config: ReadersConfig, embedder: Embedder) -> Equivalence | None:
     """The backend called `config.equivalence`; None for the file's own partition.
 
     Raises:
@@ -196,7 +201,7 @@ def load_equivalence(config: ScoreConfig, embedder: Embedder) -> Equivalence | N
     raise ConfigError(f"equivalence {config.equivalence!r}: unknown; use {EQUIVALENCES}")
 
 
-def _cosine(config: ScoreConfig) -> float:
+def _cosine(config: ReadersConfig) -> float:
     if config.threshold is not None:
         return config.threshold
     if config.embedder not in EMBEDDING_THRESHOLDS:
@@ -207,7 +212,7 @@ def _cosine(config: ScoreConfig) -> float:
     return EMBEDDING_THRESHOLDS[config.embedder]
 
 
-def _attributes(config: ScoreConfig, sets: Sequence[Generations]) -> Attributes:
+def _attributes(config: ReadersConfig, sets: Sequence[Generations]) -> Attributes:
     try:
         from anchored.annotate.offline import OfflineAnnotator
     except ModuleNotFoundError as error:
@@ -232,15 +237,16 @@ def _model(
     return {
         **{name: float(values.mean()) for name, values in measured.values.items()},
         "n": len(texts),
-        "intervals": _intervals(measured, config),
+        "intervals": intervals(measured, config),
         "lengths": lexical.length_statistics(texts),
-        "by_key": _by_key(measured, readers.attributes),
+        "by_key": by_key(measured, readers.attributes),
         "file": path,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
     }
 
 
-def _intervals(measured: Measured, config: ScoreConfig) -> dict[str, dict[str, float]]:
+def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, float]]:
+    """`{low, high}` of each figure that has an interval, over prompts or, with one, its texts."""
     if measured.samples:
         found = {
             name: collapse.interval(runs, statistic, config.resamples, config.seed)
@@ -254,7 +260,7 @@ def _intervals(measured: Measured, config: ScoreConfig) -> dict[str, dict[str, f
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
-def _by_key(measured: Measured, attributes: Attributes | None) -> dict[str, Any]:
+def by_key(measured: Measured, attributes: Attributes | None) -> dict[str, Any]:
     """Entropy and most frequent values of each attribute over all texts of the set."""
     if attributes is None:
         return {}
@@ -278,13 +284,14 @@ def _comparisons(measured: Mapping[str, Measured], config: ScoreConfig) -> dict[
         others = names[:1] if config.compare == "first" else names[:i]
         found[name] = {
             "against": {
-                other: _differences(measured[name], measured[other], config) for other in others
+                other: differences(measured[name], measured[other], config) for other in others
             }
         }
     return found
 
 
-def _differences(first: Measured, second: Measured, config: ScoreConfig) -> dict[str, Any]:
+def differences(first: Measured, second: Measured, config: ReadersConfig) -> dict[str, Any]:
+    """First minus second, metric by metric: `{mean, low, high, p, p_holm, detectable}`."""
     if first.samples:
         return {
             name: _of_samples(runs, second.samples[name][1], statistic, config)
@@ -302,7 +309,7 @@ def _differences(first: Measured, second: Measured, config: ScoreConfig) -> dict
     }
 
 
-def _of_samples(runs: Any, others: Any, statistic: Any, config: ScoreConfig) -> dict[str, Any]:
+def _of_samples(runs: Any, others: Any, statistic: Any, config: ReadersConfig) -> dict[str, Any]:
     """One prompt: an interval of the difference from its samples, and no p-value."""
     found = collapse.difference(runs, others, statistic, config.resamples, config.seed)
     return {**found.as_json(), "p": None, "p_holm": None, "detectable": None}

@@ -126,10 +126,12 @@ def sample(
     config: SampleConfig = SampleConfig(),  # noqa: B008 (frozen)
     schema: Schema | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    first: int = 0,
 ) -> list[Sample]:
     """One sample a request, in order. With a `schema`, an annotation that breaks it is malformed.
 
-    `progress` is called with the number of sequences that became final since its last call.
+    `progress` is called with the number of sequences that became final since its last call. `first`
+    is the place of the first request where these are a part of more.
 
     Raises:
         ConfigError: the tokenizer loses what an annotation is read by.
@@ -145,7 +147,7 @@ def sample(
         failed = []
         for batch in _batches(pending, config.batch_size):
             rows = [
-                _row(requests[i], prefixes[i], forced[i], f"{config.seed}:{i}:{attempt}")
+                _row(requests[i], prefixes[i], forced[i], f"{config.seed}:{first + i}:{attempt}")
                 for i in batch
             ]
             outputs = decode(model, rows, rules)

@@ -1,0 +1,248 @@
+"""Benchmarks by name: which prompts, how many samples of each, and which figures matter.
+
+The prompts of others are not part of this package: they are read from a folder, a file, or the hub
+where the user says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from anchored.errors import ConfigError, DataError
+from anchored.files import read_jsonl
+from anchored.segments import Message
+
+DATA = "ANCHORED_DATA"
+HUB = "hub"
+_TEXTS = (".txt",)
+_ROWS = (".jsonl", ".json", ".gz", ".xz")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked: a conversation that ends with the user; `text` is how rows call it."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def text(self) -> str:
+        """The contents of all turns."""
+        return "\n\n".join(message.content for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Prompts and how they are put.
+
+    Args:
+        name: what results call it.
+        prompts: without repeats.
+        source: where the prompts came from.
+        samples: of each prompt, and of every model the same number.
+        max_tokens: of a response.
+        metrics: figures of diversity that matter, the one that `gap_closed` is of first.
+        opening: what a model without a chat format continues, and part of its answer; None: the
+            prompt itself, which is not.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    source: str
+    samples: int
+    max_tokens: int
+    metrics: tuple[str, ...]
+    opening: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the prompts: their version."""
+        turns = [[(m.role, m.content) for m in prompt.messages] for prompt in self.prompts]
+        return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+
+    def prefill(self, prompt: Prompt) -> str:
+        """What a model without a chat format is given to continue."""
+        return f"{prompt.text}\n\n" if self.opening is None else self.opening
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in `results.json`."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "prompts": len(self.prompts),
+            "samples": self.samples,
+            "max_tokens": self.max_tokens,
+            "metrics": list(self.metrics),
+        }
+
+
+_BY_DISTANCE = ("dissimilarity", "semantic_entropy", "vendi", "distinct_k")
+_BY_ENTROPY = ("semantic_entropy", "dissimilarity", "vendi", "distinct_k")
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """Where the prompts of others lie: below `DATA`, and on the hub (`split`, column `field`)."""
+
+    file: str
+    hub: str
+    split: str
+    field: str = "prompt"
+
+
+# Samples and tokens are NoveltyBench's for all three; the paper measures all three by
+# dissimilarity.
+_PUBLISHED = {
+    "noveltybench": _Published(
+        "noveltybench/curated.jsonl", "yimingzhang/novelty-bench", "curated"
+    ),
+    "wildchat": _Published(
+        "noveltybench/wildchat-1k.jsonl", "yimingzhang/novelty-bench", "wildchat"
+    ),
+    "infinitychat": _Published(
+        "infinitychat/infinite-chats-eval.jsonl", "liweijiang/infinite-chats-eval", "train", "query"
+    ),
+}
+STORY = "Once upon a time"
+NAMES = ("stories", *_PUBLISHED)
+
+
+def load_benchmark(spec: str, limit: int | None = None) -> Benchmark:
+    """A benchmark by its name, or a file of prompts.
+
+    Args:
+        spec: `stories`; `noveltybench`, `wildchat` or `infinitychat`, whose prompts lie in the
+            folder `ANCHORED_DATA`, or with `=PATH` in that file or folder, or with `=hub` on the
+            hub; or a file: `.txt`, a prompt a line, or `.jsonl` with `prompt` or `messages`.
+        limit: the first so many prompts.
+
+    Raises:
+        ConfigError: no such benchmark, or its prompts are not where they were looked for.
+        DataError: a file of prompts cannot be read, is empty, or repeats a prompt.
+    """
+    found = _load(spec)
+    return found if limit is None else replace(found, prompts=found.prompts[:limit])
+
+
+def _load(spec: str) -> Benchmark:
+    name, separator, where = spec.partition("=")
+    if name in _PUBLISHED:
+        return _published(name, where if separator else None)
+    if spec == "stories":
+        # The paper's prompt; it does not say how many samples, so that is our choice.
+        return Benchmark(spec, (_asked(STORY),), "built in", 256, 512, _BY_ENTROPY, STORY)
+    path = Path(spec)
+    if not path.suffixes or path.suffixes[-1] not in (*_TEXTS, *_ROWS):
+        raise ConfigError(
+            f"benchmark {spec!r}: unknown; use {', '.join(NAMES)} or a .txt or .jsonl file"
+        )
+    return Benchmark(_stem(path), _from_file(path), str(path), 10, 512, _BY_ENTROPY)
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def _asked(text: str) -> Prompt:
+    return Prompt((Message("user", text),))
+
+
+def _published(name: str, where: str | None) -> Benchmark:
+    entry = _PUBLISHED[name]
+    if where == HUB:
+        prompts, source = _from_hub(name, entry), f"{entry.hub}, split {entry.split}"
+    else:
+        path = _find(name, entry, where)
+        prompts, source = _from_file(path, entry.field), str(path)
+    return Benchmark(name, prompts, source, 10, 512, _BY_DISTANCE)
+
+
+def _find(name: str, entry: _Published, where: str | None) -> Path:
+    root = os.environ.get(DATA) if where is None else where
+    path = Path(root or ".") / entry.file
+    candidates = [path] if where is None else [Path(where), Path(where) / path.name, path]
+    for candidate in candidates:
+        if root and candidate.is_file():
+            return candidate
+    looked = f"{path} is no file" if root else f"{DATA} is not set"
+    raise ConfigError(
+        f"benchmark {name}: {looked}; name the prompts' file or folder as {name}=PATH, or take "
+        f"them from the hub ({entry.hub}) with {name}={HUB}"
+    )
+
+
+def _from_hub(name: str, entry: _Published) -> tuple[Prompt, ...]:
+    from datasets import load_dataset
+
+    try:
+        rows: Any = load_dataset(entry.hub, split=entry.split)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"benchmark {name}: {entry.hub} on the hub: {reason}") from None
+    return _distinct((f"{entry.hub}: row {i}", _read(row, entry.field, f"{entry.hub}: row {i}"))
+                     for i, row in enumerate(rows))  # fmt: skip
+
+
+def _from_file(path: Path, field: str = "prompt") -> tuple[Prompt, ...]:
+    if not path.is_file():
+        raise ConfigError(f"benchmark {path}: no such file; use {', '.join(NAMES)} or a file")
+    if path.suffix in _TEXTS:
+        return _distinct(_lines(path))
+    rows = ((f"{path}: line {number}", row) for number, row in read_jsonl(path))
+    return _distinct((where, _read(row, field, where)) for where, row in rows)
+
+
+def _lines(path: Path) -> Iterable[tuple[str, Prompt]]:
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            line = raw.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: line {number}: not UTF-8; convert the file first") from None
+        if line:
+            yield f"{path}: line {number}", _asked(line)
+
+
+def _read(row: Mapping[str, Any], field: str, where: str) -> Prompt:
+    """A row's `messages`, its `field`, or its `prompt`."""
+    if "messages" in row:
+        return Prompt(_turns(row["messages"], where))
+    text = row.get(field, row.get("prompt"))
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: prompt: {text!r:.80} is no text; a row has prompt or messages")
+    return _asked(text)
+
+
+def _turns(rows: Any, where: str) -> tuple[Message, ...]:
+    try:
+        turns = tuple(Message(row["role"], row["content"]) for row in rows)
+    except (TypeError, KeyError):
+        turns = ()
+    known = all(turn.role in ("system", "user", "assistant") for turn in turns)
+    texts = all(isinstance(turn.content, str) for turn in turns)
+    if not turns or not known or not texts or turns[-1].role != "user":
+        raise DataError(
+            f"{where}: messages: {rows!r:.80} is no conversation that ends with the user; write "
+            "[{role, content}, ...] with roles system, user and assistant"
+        )
+    return turns
+
+
+def _distinct(prompts: Iterable[tuple[str, Prompt]]) -> tuple[Prompt, ...]:
+    seen: dict[str, str] = {}
+    found = []
+    for where, prompt in prompts:
+        if (before := seen.setdefault(prompt.text, where)) != where:
+            raise DataError(
+                f"{where}: prompt: {prompt.text[:60]!r} is the same as at {before}; leave one out, "
+                "and ask for more samples instead"
+            )
+        found.append(prompt)
+    if not found:
+        raise DataError("benchmark: the file of prompts is empty; write a prompt a line")
+    return tuple(found)
