@@ -8,6 +8,10 @@ class AnchoredError(Exception):
     """Base of every error the user can mend; the command line prints one line and exits with 2."""
 
 
+class Incomplete(AnchoredError):
+    """A run came to its end with parts missing; what is there was written. Exit status 1."""
+
+
 class ConfigError(AnchoredError):
     """A configuration file, an override or a command-line option is wrong."""
 
