@@ -1,7 +1,8 @@
 """The `anchored` command: arguments to configurations, results to the terminal, errors to one line.
 
-Exit status 0: done. 1: a bug, with its traceback. 2: bad usage or input, one line on stderr.
-130: interrupted. Everything heavy is imported inside the handlers, so that `--help` is instant.
+Exit status 0: done. 1: a bug, with its traceback, or a run with parts missing, with one line on
+stderr. 2: bad usage or input, one line on stderr. 130: interrupted. Everything heavy is imported
+inside the handlers, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from anchored import __doc__ as _purpose
-from anchored.errors import AnchoredError
+from anchored.errors import AnchoredError, Incomplete
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `anchored inspect ... | head` is no fault
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AnchoredError as error:
-        return _complain(str(error))
+        return _complain(str(error), status=1 if isinstance(error, Incomplete) else 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
@@ -80,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, status: int = 2) -> int:
     print(f"anchored: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 def _command(
@@ -191,28 +192,84 @@ def _annotate(commands: Any) -> None:
         metavar="SRC|CONFIG",
         help="rows to annotate (.jsonl, .json, .txt, .gz or .xz of these, or a folder), or a .yaml",
     )
-    parser.add_argument("--out", help="folder for the annotated shards; run again to resume")
-    parser.add_argument("--annotator", help="who writes the tags; default: offline")
+    parser.add_argument("--out", help="folder for the shards; run again to resume")
+    parser.add_argument("--annotator", help="who writes the tags, offline (default) or endpoint")
     parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
+    _add_endpoint(parser.add_argument_group("the endpoint annotator"))
     _add_overrides(parser)
 
 
-def _run_annotate(options: argparse.Namespace) -> None:
-    from anchored.annotate.run import AnnotateConfig, run
-    from anchored.config import load_config
+def _add_endpoint(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--url", help="of an OpenAI-compatible server")
+    group.add_argument("--model", metavar="NAME", help="as the server calls it")
+    group.add_argument("--serve", metavar="MODEL", help="start a server of this model, in place of")
+    group.add_argument("--server", choices=("vllm", "transformers"), help="which; default: vllm")
+    group.add_argument(
+        "--key-env", metavar="NAME", help="variable with the key; default: OPENAI_API_KEY"
+    )
+    group.add_argument("--concurrency", type=_positive, metavar="N", help="most requests at once")
+    group.add_argument(
+        "--context-tags", type=_count, metavar="N", help="show the tags of N chunks before"
+    )
+    group.add_argument("--max-failed", type=_count, metavar="N", help="stop when more have failed")
+    group.add_argument("--price-in", type=float, metavar="X", help="of a million tokens read")
+    group.add_argument("--price-out", type=float, metavar="X", help="of a million tokens written")
+    group.add_argument(
+        "--dry-run", type=_positive, metavar="N", help="ask about N chunks and project the rest"
+    )
+    group.add_argument(
+        "--shard", type=_share, metavar="I/N", help="annotate the I-th of N parts, from 0"
+    )
 
-    is_config = options.source.endswith((".yaml", ".yml"))
-    given = {
-        "source": None if is_config else options.source,
+
+def _share(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def _run_annotate(options: argparse.Namespace) -> None:
+    from anchored.config import load_config, read_yaml
+
+    path = Path(options.source) if options.source.endswith((".yaml", ".yml")) else None
+    overrides = [*_annotate_fields(options, path), *options.overrides]
+    named = options.annotator or ((path and read_yaml(path)) or {}).get("annotator")
+    if named == "endpoint":
+        from anchored.annotate import corpus, shards
+
+        config = load_config(corpus.EndpointAnnotateConfig, path, overrides)
+        share = shards.Share(*options.shard) if options.shard else corpus.WHOLE
+        manifest = corpus.run(config, share=share, dry_run=options.dry_run or 0)
+    else:
+        from anchored.annotate import run
+
+        if options.dry_run or options.shard:
+            raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
+        manifest = run.run(load_config(run.AnnotateConfig, path, overrides))
+    if options.json:
+        _print_json(manifest)
+
+
+def _annotate_fields(options: argparse.Namespace, config: Path | None) -> list[str]:
+    """The options that were given, as overrides."""
+    fields = {
+        "source": None if config else options.source,
         "out": options.out,
         "annotator": options.annotator,
         "schema_name": options.schema,
+        "endpoint.url": options.url,
+        "endpoint.model": options.model,
+        "endpoint.key_env": options.key_env,
+        "endpoint.concurrency": options.concurrency,
+        "endpoint.price_in": options.price_in,
+        "endpoint.price_out": options.price_out,
+        "serve.model": options.serve,
+        "serve.server": options.server,
+        "context_tags": options.context_tags,
+        "max_failed": options.max_failed,
     }
-    overrides = [f"{field}={json.dumps(value)}" for field, value in given.items() if value]
-    path = Path(options.source) if is_config else None
-    manifest = run(load_config(AnnotateConfig, path, [*overrides, *options.overrides]))
-    if options.json:
-        _print_json(manifest)
+    return [f"{field}={json.dumps(value)}" for field, value in fields.items() if value is not None]
 
 
 def _prepare(commands: Any) -> None:

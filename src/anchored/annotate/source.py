@@ -40,6 +40,13 @@ class CorpusConfig(Config):
         many = source if isinstance(source, list | tuple) else [source]
         return [{"path": str(one)} if isinstance(one, str | Path) else one for one in many]
 
+    @field_validator("source")
+    @classmethod
+    def _no_annotations(cls, source: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        if any(one.annotations for one in source):
+            raise ValueError("`annotations` is read by prepare alone; leave it out here")
+        return source
+
     @property
     def split(self) -> Split:
         """Cuts a document's text into chunks."""
