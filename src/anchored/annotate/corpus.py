@@ -121,7 +121,10 @@ def run(
     claim(config.out, config, _FREE)
     console.print(_estimate(annotator, scan), highlight=False, soft_wrap=True)
     if config.serve and thinks(config.serve.model):
-        console.print(f"{config.serve.model}: its chat template can make it think; {_NO_THOUGHTS}")
+        console.print(
+            f"{config.serve.model}: its chat template can make it think; {_NO_THOUGHTS}",
+            soft_wrap=True,
+        )
     with Journal(config.out / share.file("journal", ".jsonl")) as journal:
         work = _Work(config, annotator, journal, console)
         if dry_run:
