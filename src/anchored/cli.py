@@ -1,8 +1,8 @@
 """The `anchored` command: arguments to configurations, results to the terminal, errors to one line.
 
-Exit status 0: done. 1: a bug, with its traceback, or a run with parts missing, with one line on
-stderr. 2: bad usage or input, one line on stderr. 130: interrupted. Everything heavy is imported
-inside the handlers, so that `--help` is instant.
+Exit status 0: done. 1: a bug, with its traceback; or a run with parts missing, one line on stderr.
+2: bad usage or input, one line on stderr. 130: interrupted. Everything heavy is imported inside the
+handlers, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -127,6 +127,10 @@ def _pin(text: str) -> tuple[str, str]:
     if not separator or not value.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: write key=value")
     return key.strip(), value
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _print_json(data: Any) -> None:
@@ -357,20 +361,17 @@ def _run_sample(options: argparse.Namespace) -> None:
     from anchored.sample.engine import SampleConfig
     from anchored.sample.run import run
 
-    def given(**fields: Any) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if value is not None}
-
     config = {
-        "annotation": given(
+        "annotation": _given(
             temperature=options.annotation_temperature,
             top_p=options.annotation_top_p,
             min_p=options.annotation_min_p,
         ),
-        "response": given(
+        "response": _given(
             temperature=options.temperature, top_p=options.top_p, min_p=options.min_p
         ),
         "seed": options.seed,
-        **given(max_response_tokens=options.max_new_tokens),
+        **_given(max_response_tokens=options.max_new_tokens),
     }
     run(
         options.model,
@@ -396,31 +397,74 @@ def _score(commands: Any) -> None:
         help="JSON lines of {prompt, generations: [...]} or of {prompt, response}",
     )
     parser.add_argument("--n", type=_positive, metavar="K", help="the first K texts of each prompt")
-    parser.add_argument(
-        "--embedder", metavar="NAME", help="static or sentence-transformers:<folder or hub id>"
-    )
-    parser.add_argument(
-        "--equivalence",
-        metavar="NAME",
-        help="exact, overlap, embedding, classifier[:<folder or hub id>] or given",
-    )
-    parser.add_argument("--threshold", type=float, metavar="X", help="of the equivalence")
-    parser.add_argument(
-        "--quality", choices=("given", "none"), help="given: the file's generation_scores, 1 to 10"
-    )
-    parser.add_argument(
-        "--attributes", choices=("offline", "none"), help="what semantic entropy is read by"
-    )
-    parser.add_argument("--schema", metavar="NAME", help="its attributes; default: general")
-    parser.add_argument("--calibration", type=_file, metavar="FILE", help="of the annotator")
-    parser.add_argument(
-        "--vendi-q", type=float, action="append", metavar="Q", help="orders of Vendi; repeatable"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
     parser.add_argument(
         "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json and table.md")
+    _add_backends(parser.add_argument_group("what reads the texts"))
+    _add_judge(parser.add_argument_group("a judge, for what is called judge above"))
+
+
+def _add_backends(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--embedder",
+        metavar="NAME",
+        help="static, sentence-transformers:<folder or hub id> or endpoint:<url>#<model>",
+    )
+    group.add_argument(
+        "--embedder-key-env", metavar="NAME", help="variable with the key of that endpoint"
+    )
+    group.add_argument(
+        "--equivalence",
+        metavar="NAME",
+        help="exact, overlap, embedding, classifier[:<folder or hub id>], judge or given",
+    )
+    group.add_argument("--threshold", type=float, metavar="X", help="of the equivalence")
+    group.add_argument(
+        "--quality",
+        metavar="NAME",
+        help="given (the file's generation_scores, 1 to 10), judge, perplexity:<model>, "
+        "reward:<model> or none",
+    )
+    group.add_argument(
+        "--attributes",
+        choices=("offline", "judge", "none"),
+        help="who reads what semantic entropy is of",
+    )
+    group.add_argument("--schema", metavar="NAME", help="its attributes; default: general")
+    group.add_argument("--calibration", type=_file, metavar="FILE", help="of the annotator")
+    group.add_argument(
+        "--vendi-q", type=float, action="append", metavar="Q", help="orders of Vendi; repeatable"
+    )
+
+
+def _add_judge(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--judge-url", metavar="URL", help="of an OpenAI-compatible server")
+    group.add_argument("--judge-model", metavar="NAME", help="as the server calls it")
+    group.add_argument(
+        "--judge-key-env", metavar="NAME", help="variable with its key; default: OPENAI_API_KEY"
+    )
+    group.add_argument(
+        "--judge-set",
+        type=_pin,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a sampling parameter, the value read as YAML; repeatable",
+    )
+    group.add_argument("--concurrency", type=_positive, metavar="N", help="most requests at once")
+    group.add_argument("--timeout", type=float, metavar="S", help="seconds for one answer")
+    group.add_argument("--requests-per-minute", type=_positive, metavar="N")
+    group.add_argument("--tokens-per-minute", type=_positive, metavar="N")
+    group.add_argument("--price-in", type=float, metavar="X", help="of a million tokens read")
+    group.add_argument("--price-out", type=float, metavar="X", help="of a million tokens written")
+    group.add_argument(
+        "--journal", metavar="FILE", help="where its answers are kept; default: in --out"
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what it would be asked and cost, and stop"
+    )
 
 
 def _run_score(options: argparse.Namespace) -> None:
@@ -429,31 +473,60 @@ def _run_score(options: argparse.Namespace) -> None:
     from anchored.config import validated
 
     try:
-        from anchored.evaluate.score import ScoreConfig, run
+        from anchored.evaluate.score import ScoreConfig, project, run
     except ModuleNotFoundError as error:
         raise AnchoredError(
             f"{error.name} is not installed; pip install 'anchored[evaluate]'"
         ) from None
 
-    given = {
-        "files": [str(path) for path in options.files],
-        "n": options.n,
-        "embedder": options.embedder,
-        "equivalence": options.equivalence,
-        "threshold": options.threshold,
-        "quality": options.quality,
-        "attributes": options.attributes,
-        "schema_name": options.schema,
-        "calibration": options.calibration and str(options.calibration),
-        "vendi_orders": options.vendi_q,
-        "compare": "pairwise" if options.pairwise else None,
-        "seed": options.seed,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    config = validated(ScoreConfig, known, source="command line")
+    config = validated(ScoreConfig, _score_fields(options), source="command line")
+    if options.dry_run:
+        plan = project(config, options.out)
+        _print_json(plan.as_json()) if options.json else print(plan)
+        return
     results = run(config, options.out, Console(stderr=options.json))
     if options.json:
         _print_json(results)
+    if results["judge"] and (failed := results["judge"]["failed"]):
+        raise Incomplete(f"{failed} judgements failed; run again to retry them")
+
+
+def _score_fields(options: argparse.Namespace) -> dict[str, Any]:
+    return _given(
+        files=[str(path) for path in options.files],
+        n=options.n,
+        embedder=options.embedder,
+        embedder_key_env=options.embedder_key_env,
+        equivalence=options.equivalence,
+        threshold=options.threshold,
+        quality=options.quality,
+        attributes=options.attributes,
+        schema_name=options.schema,
+        calibration=options.calibration and str(options.calibration),
+        vendi_orders=options.vendi_q,
+        compare="pairwise" if options.pairwise else None,
+        seed=options.seed,
+        judge=_judge_fields(options) or None,
+        journal=options.journal,
+    )
+
+
+def _judge_fields(options: argparse.Namespace) -> dict[str, Any]:
+    from anchored.config import parse_yaml
+
+    sampling = {name: parse_yaml(value, f"--judge-set {name}") for name, value in options.judge_set}
+    return _given(
+        url=options.judge_url,
+        model=options.judge_model,
+        key_env=options.judge_key_env,
+        sampling=sampling or None,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+        price_in=options.price_in,
+        price_out=options.price_out,
+    )
 
 
 def _inspect(commands: Any) -> None:

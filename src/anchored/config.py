@@ -83,6 +83,18 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not readable as YAML: {reason}") from None
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """One value of the command line, read as YAML.
+
+    Raises:
+        ConfigError: it is none; `where` is named.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{where}: the value is not YAML; quote it") from None
+
+
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML, every field in the order it is declared in."""
     return yaml.dump(
@@ -127,10 +139,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     name, separator, text = override.partition("=")
     if not separator or not all(name.split(".")):
         raise ConfigError(f"override {override!r}: write field=value, or outer.inner=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not YAML; quote it") from None
+    value = parse_yaml(text, f"override {override!r}")
     *parents, last = name.split(".")
     target: Any = data
     for parent in parents:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,13 @@ from anchored.errors import DataError
 from anchored.files import naming
 
 Row = dict[str, Any]
-_START = b'{"key": "'
-_DIGITS = 32
+_KEY = re.compile(rb'\{"key": "([^"\\]*)".*\}\n', re.DOTALL)
 
 
 def content_key(content: Any) -> str:
     """32 hex digits that stand for JSON data, whatever the order of its keys."""
     text = json.dumps(content, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class Journal:
@@ -54,12 +54,17 @@ class Journal:
         self._index = _index()
         try:
             self._read()
-        except BaseException:
-            self.__exit__()
+        except DataError:
+            self._close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.path is not None and not self._end:
+            self.path.unlink()  # nothing came of it
+        self._close()
+
+    def _close(self) -> None:
         self._index.close()
         self._file.close()  # and with it the lock
 
@@ -78,11 +83,11 @@ class Journal:
         return row
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
-        """Adds a row; `row` must be JSON, `key` one of `content_key`."""
+        """Adds a row; `row` must be JSON."""
         line = json.dumps({"key": key, **row}, ensure_ascii=False, allow_nan=False) + "\n"
         data = line.encode("utf-8", "backslashreplace")
         self._write(data)
-        self._index.execute(_INSERT, (bytes.fromhex(key), self._end, len(data)))
+        self._index.execute(_INSERT, (_digest(key), self._end, len(data)))
         self._end += len(data)
 
     def rows(self) -> Iterator[Row]:
@@ -92,7 +97,7 @@ class Journal:
                 yield self._row(at, size)
 
     def _place(self, key: str) -> tuple[int, int] | None:
-        return self._index.execute(_SELECT, (bytes.fromhex(key),)).fetchone()
+        return self._index.execute(_SELECT, (_digest(key),)).fetchone()
 
     def _row(self, at: int, size: int) -> Row:
         line = os.pread(self._file.fileno(), size, at)
@@ -104,7 +109,7 @@ class Journal:
         """Fills the index and cuts off what follows the last whole line."""
         self._index.execute("BEGIN")
         for at, size, key in self._lines():
-            self._index.execute(_INSERT, (bytes.fromhex(key), at, size))
+            self._index.execute(_INSERT, (_digest(key), at, size))
             self._end = at + size
         self._index.execute("COMMIT")
         self._file.truncate(self._end)
@@ -159,17 +164,14 @@ def _opened(path: Path) -> BinaryIO:
     return file
 
 
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def _key(line: bytes, where: str) -> str:
     """Read off the start of a line, as `put` writes it: parsing all rows would take long."""
-    end = len(_START) + _DIGITS
-    key = line[len(_START) : end].decode("ascii", "replace")
-    if line.startswith(_START) and line[end : end + 1] == b'"' and line.endswith(b"}\n"):
-        try:
-            bytes.fromhex(key)
-        except ValueError:
-            raise DataError(f"{where}: is no row of a journal; name another file") from None
-        return key
-    return _parsed(line, where)["key"]
+    match = _KEY.fullmatch(line)
+    return match[1].decode("utf-8", "replace") if match else _parsed(line, where)["key"]
 
 
 def _parsed(line: bytes, where: str) -> Row:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.errors import DataError
-from anchored.evaluate.noveltybench import Stamp, stored_stamp
+from anchored.evaluate.noveltybench import Stamp, same_stamp, stored_stamp
 from anchored.files import read_jsonl
 
 FORMS = "prompt and generations (a list of texts), or prompt and response"
@@ -244,3 +244,39 @@ def _column(where: str, row: Row, field: str) -> list[Any] | None:
             "mend it or leave the field out"
         )
     return value
+
+
+def given_stamp(sets: Sequence[Generations], what: str) -> Stamp:
+    """The version and backend of the files' own `partition`s or `score`s.
+
+    Raises:
+        DataError: a file has none, or they differ within or between files.
+    """
+    stamps: dict[str, Stamp] = {}
+    for found in sets:
+        own = sorted(found.partition_stamps if what == "partition" else found.score_stamps, key=str)
+        if not own:
+            raise _lacking(found.name, "partition" if what == "partition" else "generation_scores")
+        same_stamp({f"a row of {found.name}": own[0], "another": own[-1]}, what)
+        stamps[found.name] = own[0]
+    return same_stamp(stamps, what)
+
+
+def own(found: Generations, p: int, values: Sequence[Any] | None, field: str) -> Sequence[Any]:
+    """What the file says of prompt `p`.
+
+    Raises:
+        DataError: it says nothing.
+    """
+    if values is None:
+        raise _lacking(f"{found.name}: prompt {found.prompts[p][:60]!r}", field)
+    return values
+
+
+def _lacking(where: str, field: str) -> DataError:
+    way = (
+        "use another --equivalence than given"
+        if field == "partition"
+        else "leave --quality out, or add a score from 1 to 10 for each text"
+    )
+    return DataError(f"{where}: has no {field}; {way}")

@@ -4,70 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress
 
-from anchored.annotation import Schema
-from anchored.config import Config, versions
+from anchored.config import versions
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import collapse, lexical
-from anchored.evaluate.embedders import Embedder, load_embedder
+from anchored.evaluate.attributes import AttributeReader
+from anchored.evaluate.backends import JOURNAL, ReadersConfig, inquiry, load_readers
 from anchored.evaluate.entropy import semantic_entropy
-from anchored.evaluate.equivalence import (
-    OVERLAP,
-    V1_CLASSIFIER,
-    V1_THRESHOLD,
-    Classifier,
-    EmbeddingThreshold,
-    Equivalence,
-    Exact,
-    WordOverlap,
-)
 from anchored.evaluate.generations import Generations, read_sets
+from anchored.evaluate.judging import Plan, projected
 from anchored.evaluate.measure import (
     ENTROPY_SAMPLES,
-    Attributes,
     Measured,
     Readers,
-    calibration_sample,
     common_sizes,
+    on_common_prompts,
 )
 from anchored.evaluate.statistics import holm, mean_interval, paired_difference
-from anchored.files import atomic_write, claim, released_if_unused, write_json
+from anchored.files import atomic_write, claim, released_if_unused, write_json, write_jsonl
 from anchored.report.score_table import markdown, rich_tables
-
-# Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
-EMBEDDING_THRESHOLDS = {"static": 0.9}
-EQUIVALENCES = "exact, overlap, embedding, classifier, classifier:<folder or hub id> or given"
-
-Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q, when_used="json")]
-
-
-class ReadersConfig(Config):
-    """By which backends texts are read, and how intervals are made.
-
-    `threshold` is the embedding's cosine, the word overlap's share or the classifier's probability.
-    """
-
-    embedder: str = "static"
-    equivalence: str = "overlap"
-    threshold: float | None = Field(default=None, ge=-1, le=1)
-    quality: Literal["given", "none"] = "none"
-    attributes: Literal["offline", "none"] = "offline"
-    schema_name: str = "general"
-    calibration: str | None = Field(
-        default=None, description="of the annotator; by default it learns from the texts scored"
-    )
-    vendi_orders: tuple[Annotated[Order, Field(ge=0)], ...] = (1.0,)
-    tokenize: str = Field(default="13a", description="sacrebleu's tokeniser for self-BLEU")
-    resamples: int = Field(default=2000, ge=100)
-    seed: int = 0
 
 
 class ScoreConfig(ReadersConfig):
@@ -81,59 +43,119 @@ class ScoreConfig(ReadersConfig):
 def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, Any]:
     """Scores, shows the tables on `console` and, with `out`, writes results.json and table.md.
 
+    Where a judge failed, its failures go to failures.jsonl; the same run again asks for those only.
+
     Raises:
-        ConfigError: a backend is unknown or cannot be loaded, or `out` holds another run.
+        ConfigError: a backend is unknown or cannot be loaded, `out` holds another run, or a judge
+            has no file to keep its answers in.
         DataError: a file cannot be read, or the sets do not compare.
+        EndpointError: a server does not answer at all; what it answered before is kept.
     """
+    journal = _journal(config, out)
     if out is None:
-        results = _with_progress(config)
+        results, _ = _with_progress(config, journal)
     else:
         claim(out, config)
         with released_if_unused(out):
-            results = _with_progress(config)
+            results, failures = _with_progress(config, journal)
         write_json(out / "results.json", results)
         atomic_write(out / "table.md", markdown(results))
+        _write_failures(out / "failures.jsonl", failures)
     for table in rich_tables(results):
         console.print(table)
     return results
 
 
-def _with_progress(config: ScoreConfig) -> dict[str, Any]:
+def project(config: ScoreConfig, out: Path | None) -> Plan:
+    """What the judge would be asked and cost, without asking it or writing anything.
+
+    Raises:
+        ConfigError: no judge is wanted.
+        DataError: a file cannot be read, or the sets do not compare.
+    """
+    asked = inquiry(config)
+    if asked is None:
+        raise ConfigError("--dry-run: no judge is asked for; there is nothing to project")
+    return projected(asked, _read(config), _journal(config, out))
+
+
+def _journal(config: ScoreConfig, out: Path | None) -> Path | None:
+    if config.journal:
+        return Path(config.journal)
+    if out is None and config.judged:
+        raise ConfigError(
+            f"{config.judged[0]} judge: its answers are paid for and must be kept; give --out or "
+            "--journal"
+        )
+    return out and out / JOURNAL
+
+
+def _write_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
+    if failures:
+        write_jsonl(path, failures)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _with_progress(
+    config: ScoreConfig, journal: Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results and the judge's failures."""
     console = Console(stderr=True)
+    sets = _read(config)
+    readers = load_readers(config, sets, journal, console)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
-        return score(config, lambda done, total: bar.update(task, completed=done, total=total))
+        results = _results(
+            config, sets, readers, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    return results, readers.answers.failures if readers.answers else []
 
 
 def score(
-    config: ScoreConfig, progress: Callable[[int, int], None] = lambda done, total: None
+    config: ScoreConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    journal: Path | None = None,
 ) -> dict[str, Any]:
     """The figures of every set, with intervals, and the differences between sets.
 
     Args:
         config: files and backends.
         progress: called with the prompts done and the prompts of all sets.
+        journal: where a judge's answers are kept; None forgets them.
 
     Returns:
         `models.<name>.<metric>` with `intervals`, `comparisons.<name>.against.<other>.<metric>`,
-        `backends`, `config`, `versions`, `seeds`, `notes`, `prompts` P and texts a prompt `k`.
+        `backends`, `judge`, `config`, `versions`, `seeds`, `notes`, `prompts` P and texts a prompt
+        `k`.
 
     Raises:
         ConfigError: a backend is unknown or cannot be loaded.
         DataError: a file cannot be read, or the sets do not compare.
+        EndpointError: a server does not answer at all.
     """
     sets = _read(config)
+    return _results(config, sets, load_readers(config, sets, journal), progress)
+
+
+def _results(
+    config: ScoreConfig,
+    sets: Sequence[Generations],
+    readers: Readers,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
-    readers = load_readers(config, sets)
     backends = readers.backends(sets)
     sizes = common_sizes(sets)
     steps = itertools.count(1)
-    measured = {
-        found.name: readers.measure(
-            found, sizes, lambda: progress(next(steps), prompts * len(sets))
-        )
-        for found in sets
-    }
+    measured, lacking = on_common_prompts(
+        {
+            found.name: readers.measure(
+                found, sizes, lambda: progress(next(steps), prompts * len(sets))
+            )
+            for found in sets
+        }
+    )
     return {
         "command": "score",
         "config": config.model_dump(mode="json"),
@@ -142,12 +164,13 @@ def score(
         "prompts": prompts,
         "k": k,
         "backends": backends,
+        "judge": readers.answers and readers.answers.as_json(),
         "models": {
             found.name: _model(found, path, measured[found.name], readers, config)
             for found, path in zip(sets, config.files, strict=True)
         },
         "comparisons": _comparisons(measured, config),
-        "notes": _notes(prompts, k, readers),
+        "notes": [*_notes(prompts, k, readers), *lacking],
     }
 
 
@@ -159,75 +182,6 @@ def _read(config: ScoreConfig) -> list[Generations]:
             "sample each prompt several times, and write one row a prompt with generations"
         )
     return sets
-
-
-def load_readers(config: ReadersConfig, sets: Sequence[Generations]) -> Readers:
-    """The backends that the configuration names.
-
-    Raises:
-        ConfigError: one is unknown or cannot be loaded, or a threshold is missing or has no use.
-    """
-    embedder = load_embedder(config.embedder)
-    return Readers(
-        embedder,
-        load_equivalence(config, embedder),
-        _attributes(config, sets) if config.attributes == "offline" else None,
-        config.quality == "given",
-        config.vendi_orders,
-        config.tokenize,
-    )
-
-
-def load_equivalence(config: ReadersConfig, embedder: Embedder) -> Equivalence | None:
-    """The backend called `config.equivalence`; None for the file's own partition.
-
-    Raises:
-        ConfigError: see `load_readers`.
-    """
-    kind, _, source = config.equivalence.partition(":")
-    threshold = config.threshold
-    if config.equivalence in ("exact", "given"):
-        if threshold is not None:
-            raise ConfigError(
-                f"--threshold {threshold:g}: equivalence {kind} has none; leave it out"
-            )
-        return Exact() if kind == "exact" else None
-    if config.equivalence == "overlap":
-        return WordOverlap(OVERLAP if threshold is None else threshold)
-    if config.equivalence == "embedding":
-        return EmbeddingThreshold(embedder, _cosine(config))
-    if kind == "classifier" and (source or config.equivalence == kind):
-        return Classifier(source or V1_CLASSIFIER, V1_THRESHOLD if threshold is None else threshold)
-    raise ConfigError(f"equivalence {config.equivalence!r}: unknown; use {EQUIVALENCES}")
-
-
-def _cosine(config: ReadersConfig) -> float:
-    if config.threshold is not None:
-        return config.threshold
-    if config.embedder not in EMBEDDING_THRESHOLDS:
-        raise ConfigError(
-            f"equivalence embedding: no cosine is known at which texts are the same to "
-            f"{config.embedder}; give --threshold, or use --equivalence overlap"
-        )
-    return EMBEDDING_THRESHOLDS[config.embedder]
-
-
-def _attributes(config: ReadersConfig, sets: Sequence[Generations]) -> Attributes:
-    try:
-        from anchored.annotate.offline import OfflineAnnotator
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"attributes offline: {error.name} is not installed; pip install 'anchored[annotate]', "
-            "or use --attributes none"
-        ) from None
-    schema = Schema.load(config.schema_name)
-    if config.calibration is not None:
-        path = Path(config.calibration)
-        return Attributes(OfflineAnnotator.load(schema, path), config.calibration)
-    sample = calibration_sample(sets, config.seed)
-    return Attributes(
-        OfflineAnnotator.fit(schema, sample), f"on {len(sample)} of the texts scored here"
-    )
 
 
 def _model(
@@ -260,11 +214,11 @@ def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, 
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
-def by_key(measured: Measured, attributes: Attributes | None) -> dict[str, Any]:
+def by_key(measured: Measured, attributes: AttributeReader | None) -> dict[str, Any]:
     """Entropy and most frequent values of each attribute over all texts of the set."""
-    if attributes is None:
+    if attributes is None or not any(measured.counted):
         return {}
-    readings = [reading for answers in measured.readings for reading in answers]
+    readings = [reading for answers in measured.counted for reading in answers]
     return {
         key: {
             "entropy": entropy.entropy,
@@ -326,5 +280,10 @@ def _notes(prompts: int, k: int, readers: Readers) -> list[str]:
         notes.append(
             f"semantic_entropy is left out: it takes {ENTROPY_SAMPLES} texts a prompt, there are "
             f"{k}."
+        )
+    if readers.answers and (failed := len(readers.answers.failures)):
+        notes.append(
+            f"The judge failed on {failed} of {len(readers.answers.rows)} questions; entropies are "
+            "over as many texts of each prompt as every set has answers for."
         )
     return notes

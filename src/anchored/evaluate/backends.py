@@ -1,0 +1,204 @@
+"""The backends of `anchored score` by name: who reads, compares and judges texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainSerializer
+from rich.console import Console
+
+from anchored.annotation import Schema
+from anchored.config import Config
+from anchored.errors import ConfigError
+from anchored.evaluate.attributes import Attributes, JudgedAttributes, calibration_sample
+from anchored.evaluate.embedders import Embedder, EndpointEmbedder, load_embedder
+from anchored.evaluate.equivalence import (
+    OVERLAP,
+    V1_CLASSIFIER,
+    V1_THRESHOLD,
+    Classifier,
+    EmbeddingThreshold,
+    Equivalence,
+    Exact,
+    WordOverlap,
+)
+from anchored.evaluate.generations import Generations
+from anchored.evaluate.judging import (
+    Answers,
+    Inquiry,
+    JudgeConfig,
+    JudgedPartition,
+    consult,
+    judge_name,
+)
+from anchored.evaluate.measure import Readers
+from anchored.evaluate.noveltybench import Stamp
+from anchored.evaluate.quality import MadeScores, Quality, load_quality
+
+# Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
+EMBEDDING_THRESHOLDS = {"static": 0.9}
+EQUIVALENCES = "exact, overlap, embedding, classifier[:<folder or hub id>], judge or given"
+JUDGE = "judge"
+JOURNAL, EMBEDDINGS = "journal.jsonl", "embeddings.jsonl"
+
+Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q, when_used="json")]
+
+
+class ReadersConfig(Config):
+    """By which backends texts are read, and how intervals are made.
+
+    `threshold` is the embedding's cosine, the word overlap's share or the classifier's probability.
+    `judge` is asked for what is called "judge" in `equivalence`, `quality` or `attributes`, and its
+    answers are kept in `journal`.
+    """
+
+    embedder: str = "static"
+    equivalence: str = "overlap"
+    threshold: float | None = Field(default=None, ge=-1, le=1)
+    quality: str = "none"
+    attributes: Literal["offline", "judge", "none"] = "offline"
+    schema_name: str = "general"
+    calibration: str | None = Field(
+        default=None, description="of the annotator; by default it learns from the texts scored"
+    )
+    vendi_orders: tuple[Annotated[Order, Field(ge=0)], ...] = (1.0,)
+    tokenize: str = Field(default="13a", description="sacrebleu's tokeniser for self-BLEU")
+    resamples: int = Field(default=2000, ge=100)
+    seed: int = 0
+    embedder_key_env: str = "OPENAI_API_KEY"
+    judge: JudgeConfig | None = None
+    journal: str | None = Field(
+        default=None, description="file of the judge's answers; by default in the output folder"
+    )
+
+    @property
+    def judged(self) -> list[str]:
+        """The fields that a judge is wanted for."""
+        fields = ("equivalence", "quality", "attributes")
+        return [name for name in fields if getattr(self, name) == JUDGE]
+
+
+def inquiry(config: ReadersConfig) -> Inquiry | None:
+    """What the judge is to be asked; None where it is not wanted.
+
+    Raises:
+        ConfigError: it is wanted and not named, or named and not wanted.
+    """
+    if not config.judged:
+        if config.judge:
+            raise ConfigError(
+                f"judge {config.judge.model!r}: has nothing to judge; add --equivalence judge, "
+                "--quality judge or --attributes judge"
+            )
+        return None
+    if config.judge is None:
+        raise ConfigError(f"{config.judged[0]} judge: name it with --judge-url and --judge-model")
+    return Inquiry(
+        config.judge,
+        Schema.load(config.schema_name) if config.attributes == JUDGE else None,
+        quality=config.quality == JUDGE,
+        groups=config.equivalence == JUDGE,
+    )
+
+
+def load_readers(
+    config: ReadersConfig,
+    sets: Sequence[Generations],
+    journal: Path | None = None,
+    console: Console | None = None,
+) -> Readers:
+    """The backends that the configuration names.
+
+    What can be wrong with the others is found before a judge is paid.
+
+    Args:
+        config: the backends' names.
+        sets: the texts that a judge or a served embedder is asked about, here and now.
+        journal: the judge's answers; a served embedder's vectors go into a file beside it. None
+            keeps both in memory.
+        console: where a judge's projected cost and progress are shown.
+
+    Raises:
+        ConfigError: one is unknown or cannot be loaded, or a threshold is missing or has no use.
+        EndpointError: a server does not answer at all.
+    """
+    asked = inquiry(config)
+    embedder = load_embedder(config.embedder, config.embedder_key_env)
+    equivalence = load_equivalence(config, embedder)
+    quality = None if config.quality == JUDGE else load_quality(config.quality)
+    offline = _attributes(config, sets) if config.attributes == "offline" else None
+    if isinstance(embedder, EndpointEmbedder):
+        texts = (text for found in sets for answers in found.texts for text in answers)
+        embedder.fetch(texts, journal and journal.with_name(EMBEDDINGS))
+    answers = consult(asked, sets, journal, console) if asked else None
+    return Readers(
+        embedder,
+        JudgedPartition(answers) if answers and answers.inquiry.groups else equivalence,
+        JudgedAttributes(answers, sets) if answers and answers.inquiry.schema else offline,
+        _judged_quality(answers) if answers and answers.inquiry.quality else quality,
+        config.vendi_orders,
+        config.tokenize,
+        answers,
+    )
+
+
+def _judged_quality(answers: Answers) -> Quality:
+    def score(prompt: str, texts: Sequence[str]) -> list[int | None]:
+        return [answers.score(prompt, text) for text in texts]
+
+    return MadeScores(Stamp("1.1", judge_name(answers, "quality")), score)
+
+
+def load_equivalence(config: ReadersConfig, embedder: Embedder) -> Equivalence | None:
+    """The backend called `config.equivalence`; None for a judge or the file's own partition.
+
+    Raises:
+        ConfigError: see `load_readers`.
+    """
+    kind, _, source = config.equivalence.partition(":")
+    threshold = config.threshold
+    if config.equivalence in ("exact", "given", JUDGE):
+        if threshold is not None:
+            raise ConfigError(
+                f"--threshold {threshold:g}: equivalence {kind} has none; leave it out"
+            )
+        return Exact() if kind == "exact" else None
+    if config.equivalence == "overlap":
+        return WordOverlap(OVERLAP if threshold is None else threshold)
+    if config.equivalence == "embedding":
+        return EmbeddingThreshold(embedder, _cosine(config))
+    if kind == "classifier" and (source or config.equivalence == kind):
+        return Classifier(source or V1_CLASSIFIER, V1_THRESHOLD if threshold is None else threshold)
+    raise ConfigError(f"equivalence {config.equivalence!r}: unknown; use {EQUIVALENCES}")
+
+
+def _cosine(config: ReadersConfig) -> float:
+    if config.threshold is not None:
+        return config.threshold
+    if config.embedder not in EMBEDDING_THRESHOLDS:
+        raise ConfigError(
+            f"equivalence embedding: no cosine is known at which texts are the same to "
+            f"{config.embedder}; give --threshold, or use --equivalence overlap"
+        )
+    return EMBEDDING_THRESHOLDS[config.embedder]
+
+
+def _attributes(config: ReadersConfig, sets: Sequence[Generations]) -> Attributes:
+    try:
+        from anchored.annotate.offline import OfflineAnnotator
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"attributes offline: {error.name} is not installed; pip install 'anchored[annotate]', "
+            "or use --attributes none"
+        ) from None
+    schema = Schema.load(config.schema_name)
+    if config.calibration is not None:
+        path = Path(config.calibration)
+        return Attributes(OfflineAnnotator.load(schema, path), config.calibration)
+    sample = calibration_sample(sets, config.seed)
+    return Attributes(
+        OfflineAnnotator.fit(schema, sample), f"on {len(sample)} of the texts scored here"
+    )
