@@ -345,6 +345,7 @@ def _client(config: EndpointConfig) -> Any:
             "Content-Type": "application/json",
         },
         proxy=_proxy(config.url),
+        cookie_jar=aiohttp.DummyCookieJar(),  # requests have nothing to do with each other
     )
 
 

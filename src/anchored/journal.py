@@ -42,7 +42,7 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._name = str(path or "journal")
+        self._name = path or Path("journal")
         self._end = 0
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class Journal:
                 at += len(line)
 
     def _write(self, data: bytes) -> None:
-        with naming(Path(self._name)):
+        with naming(self._name):
             try:
                 while data:
                     data = data[self._file.write(data) or 0 :]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from anchored.annotate.prompts import Prompt, answer_schema
-from anchored.annotation import Annotation, Schema, read_annotation
+from anchored.annotation import Annotation, Schema, read_annotation, read_pairs
 from anchored.endpoint import Endpoint, EndpointConfig, Reply
 from anchored.errors import RequestFailed
 from anchored.journal import Row, content_key
@@ -76,6 +76,11 @@ class Usage:
     completion_tokens: int = 0
 
     @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Usage:
+        """As `Answer.row` keeps it."""
+        return cls(*(row[name] for name in cls.__slots__))
+
+    @classmethod
     def of(cls, reply: Reply) -> Usage:
         """Of one reply."""
         return cls(reply.prompt_tokens or 0, reply.cached_tokens or 0, reply.completion_tokens or 0)
@@ -108,9 +113,8 @@ class Answer:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Answer:
         """The inverse of `row`."""
-        usage = Usage(*(row[name] for name in Usage.__slots__))
         annotation = Annotation.from_rows(row["annotation"])
-        return cls(annotation, None, tuple(row.get("dropped", ())), usage)
+        return cls(annotation, None, tuple(row.get("dropped", ())), Usage.of_row(row))
 
 
 class Unreadable(Exception):
@@ -132,7 +136,7 @@ def read_answer(reply: Reply, schema: Schema) -> tuple[Annotation, tuple[str, ..
     annotation = schema.canonical(read_annotation(reply.text, schema))
     if not annotation:
         raise Unreadable(f"no tag of the schema in {(reply.refusal or reply.text)[:SHOWN]!r}")
-    written = read_annotation(reply.text).keys
+    written = dict.fromkeys(key for key, _ in read_pairs(reply.text))
     return annotation, tuple(key for key in written if key not in annotation.keys)
 
 

@@ -284,9 +284,9 @@ def _manifest(
 def _spent(journal: Journal) -> tuple[Usage, Counter[str]]:
     """Tokens of all answers that are kept, and how often each key was dropped from them."""
     usage, dropped = Usage(), Counter[str]()
-    for answer in map(Answer.of, journal.rows()):
-        usage += answer.usage
-        dropped.update(answer.dropped)
+    for row in journal.rows():
+        usage += Usage.of_row(row)
+        dropped.update(row.get("dropped", ()))
     return usage, dropped
 
 
