@@ -308,6 +308,16 @@ def test_the_bound_doubles_until_congestion_then_grows_by_one_a_round() -> None:
     assert limiter.limit == 1
 
 
+def test_a_refusal_for_the_rate_takes_a_tenth_once_the_bound_is_found() -> None:
+    limiter = Limiter(64)
+    limiter.limit = 40.0
+    limiter.congested(0, gently=True)
+    limiter.congested(1, gently=True)
+    assert limiter.limit == 18
+    limiter.congested(2)
+    assert limiter.limit == 9
+
+
 def test_a_slot_survives_the_cancellation_of_who_waits_for_it() -> None:
     async def main() -> int:
         limiter = Limiter(1)

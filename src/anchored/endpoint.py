@@ -224,7 +224,7 @@ class Endpoint:
             if not isinstance(found, _Trouble):
                 self.limiter.succeeded()
             elif found.congestion:
-                self.limiter.congested(slot)
+                self.limiter.congested(slot, gently=found.status == 429)
             return found
 
     async def _send(
