@@ -184,7 +184,7 @@ def test_too_many_failures_end_the_run(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [document(i) for i in range(20)])
     with serving(lambda seen: Answer("No.")) as server:
         few = {"concurrency": 4}
-            settings = config(source, tmp_path / "out", server.url, max_failed=4, endpoint=few)
+        settings = config(source, tmp_path / "out", server.url, max_failed=4, endpoint=few)
         with pytest.raises(
             Incomplete, match=r"5 chunks failed, more than max_failed, the first by"
         ):
