@@ -260,8 +260,21 @@ def test_a_dry_run_projects_the_whole_and_its_answers_are_kept(tmp_path: Path) -
         assert found["prompt_tokens"] == words * 5
         assert found["completion_tokens"] == 60 * 7
         assert found["cost"] == pytest.approx((words * 5 * 2 + 420 * 10) / 1e6)
+        again = run(settings, QUIET, WHOLE, dry_run=12)
+        assert again == {**found, "seconds": None}
         run(settings, QUIET)
         assert len(server.seen) == 60
+
+
+def test_a_wrong_address_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in.jsonl", [document(0)])
+    with serving() as server:
+        pass
+    command = ["annotate", str(source), "--out", str(tmp_path / "out"), "--url", server.url]
+    assert main([*command, "--model", "m"]) == 2
+    assert "nobody listens there: " in capsys.readouterr().err
 
 
 def test_a_run_with_another_model_is_refused_and_another_address_is_not(tmp_path: Path) -> None:

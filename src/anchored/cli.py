@@ -234,25 +234,34 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _run_annotate(options: argparse.Namespace) -> None:
-    from anchored.config import load_config, read_yaml
+    from anchored.config import read_yaml
 
     path = Path(options.source) if options.source.endswith((".yaml", ".yml")) else None
     overrides = [*_annotate_fields(options, path), *options.overrides]
     named = options.annotator or ((path and read_yaml(path)) or {}).get("annotator")
-    if named == "endpoint":
-        from anchored.annotate import corpus, shards
-
-        config = load_config(corpus.EndpointAnnotateConfig, path, overrides)
-        share = shards.Share(*options.shard) if options.shard else corpus.WHOLE
-        manifest = corpus.run(config, share=share, dry_run=options.dry_run or 0)
+    if named == "endpoint" or (named is None and (options.url or options.serve)):
+        manifest = _annotate_by_endpoint(options, path, overrides)
+    elif options.dry_run or options.shard:
+        raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
     else:
-        from anchored.annotate import run
+        from anchored.annotate.run import AnnotateConfig, run
+        from anchored.config import load_config
 
-        if options.dry_run or options.shard:
-            raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
-        manifest = run.run(load_config(run.AnnotateConfig, path, overrides))
+        manifest = run(load_config(AnnotateConfig, path, overrides))
     if options.json:
         _print_json(manifest)
+
+
+def _annotate_by_endpoint(
+    options: argparse.Namespace, path: Path | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    from anchored.annotate.corpus import WHOLE, EndpointAnnotateConfig, run
+    from anchored.annotate.shards import Share
+    from anchored.config import load_config
+
+    config = load_config(EndpointAnnotateConfig, path, overrides)
+    share = Share(*options.shard) if options.shard else WHOLE
+    return run(config, share=share, dry_run=options.dry_run or 0)
 
 
 def _annotate_fields(options: argparse.Namespace, config: Path | None) -> list[str]:

@@ -31,6 +31,7 @@ from anchored.throttle import Limiter, Pace
 
 CHARACTERS_A_TOKEN = 4  # an estimate for English; what was really read is in `Reply`
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
+FIND_WITHIN = 20.0  # seconds
 LOST_IN_A_ROW = 10  # failures without one success between them, after which a server is down
 
 T = TypeVar("T")
@@ -355,6 +356,27 @@ def _proxy(url: str) -> str | None:
     if proxy_bypass(parts.hostname or ""):
         return None
     return getproxies().get(parts.scheme)
+
+
+async def check_listening(url: str) -> None:
+    """Sees that a server is there, so that a wrong address is told at once and not after retries.
+
+    Raises:
+        EndpointError: nobody listens at the address.
+    """
+    parts = urlsplit(url)
+    if _proxy(url):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(FIND_WITHIN):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except (OSError, TimeoutError) as error:
+        why = str(error) or f"no connection in {FIND_WITHIN:g} s"
+        raise EndpointError(
+            f"{url}: nobody listens there: {why}; start the server, or mend the address"
+        ) from None
+    writer.close()
 
 
 def _status_trouble(status: int, headers: Mapping[str, str], content: bytes) -> _Trouble:

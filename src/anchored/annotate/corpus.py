@@ -28,14 +28,24 @@ from anchored.annotate.source import CorpusConfig, batched, items
 from anchored.config import versions
 from anchored.data.readers import load_schema
 from anchored.data.standoff import SHARD, Part, open_parts, read_shard, shard_numbers
-from anchored.endpoint import CHARACTERS_A_TOKEN, Endpoint, blocking, estimated_tokens, run_all
+from anchored.endpoint import (
+    CHARACTERS_A_TOKEN,
+    Endpoint,
+    blocking,
+    check_listening,
+    estimated_tokens,
+    run_all,
+)
 from anchored.errors import DataError, EndpointError, Incomplete
 from anchored.files import claim, write_json
 from anchored.journal import Journal
 
 TOKENS_A_KEY = 6  # of an answer, as an estimate; a dry run measures
 WHOLE = Share()
-_NO_THOUGHTS = "such answers fail; switch it off with sampling.chat_template_kwargs"
+_THINKS = (
+    "its chat template can make it think, and such answers fail; switch it off with "
+    "endpoint.sampling={chat_template_kwargs: {enable_thinking: false}}"
+)
 _FREE = ("source", "serve", "max_failed")  # what may change between two runs into one folder
 
 
@@ -120,11 +130,6 @@ def run(
     scan = _scan(config, share, dry_run, console)
     claim(config.out, config, _FREE)
     console.print(_estimate(annotator, scan), highlight=False, soft_wrap=True)
-    if config.serve and thinks(config.serve.model):
-        console.print(
-            f"{config.serve.model}: its chat template can make it think; {_NO_THOUGHTS}",
-            soft_wrap=True,
-        )
     with Journal(config.out / share.file("journal", ".jsonl")) as journal:
         work = _Work(config, annotator, journal, console)
         if dry_run:
@@ -206,15 +211,16 @@ class _Work:
     async def project(self, scan: _Scan) -> Projection:
         """What the whole share would take, from its sample; the answers are kept."""
         requests = [Request(part.text, part.request) for part in scan.sample]
+        answers: list[Answer] = []
         meter = Meter(len(requests))
         async with self._writer(meter) as writer:
             await run_all(
                 requests,
                 lambda request: writer.settled(self.annotator.key(request), request),
-                lambda *_: None,
+                lambda _, answer: answers.append(answer),
                 2 * self.config.endpoint.concurrency,
             )
-        return Projection.of(meter, scan.parts, self.config.endpoint)
+        return Projection.of(answers, meter, scan.parts, self.config.endpoint)
 
     @asynccontextmanager
     async def _writer(self, meter: Meter) -> AsyncIterator[ShardWriter]:
@@ -236,9 +242,12 @@ class _Work:
     async def _asker(self) -> AsyncIterator[Callable[[Request], Awaitable[Answer]]]:
         """Asks the endpoint, or the server that this run starts for itself."""
         if self.config.serve is None:
+            await check_listening(self.config.endpoint.url)
             async with Endpoint(self.config.endpoint) as endpoint:
                 yield lambda request: self.annotator.annotate(endpoint, request)
             return
+        if thinks(self.config.serve.model):
+            self.console.print(f"{self.config.serve.model}: {_THINKS}", soft_wrap=True)
         async with Server(self.config.serve, self.config.out / LOG) as server:
             there = self.config.endpoint.model_copy(update={"url": server.url})
             async with Endpoint(there) as endpoint:
@@ -292,18 +301,17 @@ def _spent(journal: Journal) -> tuple[Usage, Counter[str]]:
 
 def _written(out: Path, share: Share) -> dict[str, Any]:
     """What the shards hold: chunks, failures, and the share of annotations that have each key."""
-    chunks, errors, present = 0, list[str](), Counter[str]()
+    counts, first_error, present = Counter[str](), None, Counter[str]()
     for number in filter(share.has, shard_numbers(out)):
         for record in read_shard(out, number):
-            chunks += 1
+            counts.update(chunks=1, failed=record.error is not None)
             present.update({tag["key"] for tag in record.annotation})
-            if record.error is not None:
-                errors.append(record.error)
-    annotated = max(1, chunks - len(errors))
+            first_error = first_error or record.error
+    annotated = max(1, counts["chunks"] - counts["failed"])
     return {
-        "chunks": chunks,
-        "failed": len(errors),
-        "first_error": errors[0] if errors else None,
+        "chunks": counts["chunks"],
+        "failed": counts["failed"],
+        "first_error": first_error,
         "coverage": {key: round(count / annotated, 4) for key, count in present.most_common()},
     }
 

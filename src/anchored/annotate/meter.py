@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from anchored.annotate.by_endpoint import AnnotatorConfig, Usage
+from anchored.annotate.by_endpoint import AnnotatorConfig, Answer, Usage
 
 EVERY = 60.0  # seconds between two lines where no terminal shows a live one
 
@@ -95,32 +95,37 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What a whole corpus will take, from what a sample of its texts took."""
+    """What a whole corpus will take, from what a sample of its texts took.
+
+    `seconds` at the rate that the sample reached; None where all its answers were there already.
+    """
 
     chunks: int
     sampled: int
     failed: int
     prompt_tokens: int
     completion_tokens: int
-    seconds: float
+    seconds: float | None
     cost: float | None
 
     @classmethod
-    def of(cls, meter: Meter, chunks: int, config: AnnotatorConfig) -> Projection:
-        """Scales a sample's meter to `chunks` texts, at the rate that the sample reached."""
-        asked = max(1, meter.done - meter.reused)
-        scale = chunks / asked
-        read = round(meter.usage.prompt_tokens * scale)
-        written = round(meter.usage.completion_tokens * scale)
-        seconds = meter.seconds * scale
+    def of(
+        cls, answers: Sequence[Answer], meter: Meter, chunks: int, config: AnnotatorConfig
+    ) -> Projection:
+        """Scales a sample's answers to `chunks` texts."""
+        scale = chunks / max(1, len(answers))
+        read = round(sum(answer.usage.prompt_tokens for answer in answers) * scale)
+        written = round(sum(answer.usage.completion_tokens for answer in answers) * scale)
+        seconds = chunks / meter.rate if meter.rate else None
         cost = config.cost(read, written)
-        return cls(chunks, asked, meter.failed, read, written, seconds, cost)
+        return cls(chunks, len(answers), meter.failed, read, written, seconds, cost)
 
     def __str__(self) -> str:
+        time = "" if self.seconds is None else f", {duration(self.seconds)}"
         cost = "" if self.cost is None else f", {self.cost:,.2f} at the given prices"
         return (
             f"{self.chunks:,} chunks: {self.prompt_tokens:,} tokens in, "
-            f"{self.completion_tokens:,} out, {duration(self.seconds)}{cost} "
+            f"{self.completion_tokens:,} out{time}{cost} "
             f"(from {self.sampled:,} chunks, {self.failed:,} failed)"
         )
 

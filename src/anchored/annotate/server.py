@@ -96,6 +96,7 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
         await self._end()
 
     async def recovered(self, deaths: int) -> bool:
