@@ -45,7 +45,7 @@ ANSWER = "topic: a harbour\ndomain: literature\nentity: the keeper\ntime: dawn\n
 
 
 def main() -> None:
-    """Runs all four and prints them."""
+    """Runs all and prints each when it is done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -57,15 +57,15 @@ def main() -> None:
     if options.serve:
         asyncio.run(serve(float(options.serve[0]), Path(options.serve[1])))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        results = {
-            **speed(Path(folder), options.chunks),
-            **limited(Path(folder), options.chunks),
-            **killed(Path(folder), options.kills),
-            "load": os.getloadavg(),
-            "versions": versions(),
-        }
-    print(json.dumps(results, indent=2))
+    results: dict[str, Any] = {"load": os.getloadavg(), "versions": versions()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, argument in (
+            (speed, options.chunks), (limited, options.chunks), (killed, options.kills)
+        ):  # fmt: skip
+            found = part(folder, argument)
+            print(json.dumps(found, indent=2), flush=True)
+            results |= found
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
