@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,6 @@ from anchored.errors import ConfigError, EndpointError, RequestFailed
 from anchored.throttle import Limiter, Pace
 
 pytest.importorskip("aiohttp")
-pytest.importorskip("openai")
 
 from fake_server import Answer, FakeServer, Script, Seen, serving
 
@@ -219,6 +219,36 @@ def test_a_bare_host_gets_the_usual_path() -> None:
     assert EndpointConfig(url="http://x/openai/", model="m").url == "http://x/openai"
 
 
+def test_tokens_that_the_server_had_read_before_are_told() -> None:
+    usage = {"prompt_tokens": 90, "prompt_tokens_details": {"cached_tokens": 80}}
+    data = {"choices": [{"message": {"content": "yes"}}], "usage": usage}
+    with serving(in_turn(Answer(raw=json.dumps(data).encode()))) as server:
+        reply = chat(server)
+    assert (reply.prompt_tokens, reply.cached_tokens) == (90, 80)
+
+
+def test_a_proxy_of_the_environment_carries_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server:
+        monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "")
+        elsewhere = EndpointConfig(url="http://elsewhere.invalid", model="judge")
+
+        async def main() -> Reply:
+            async with Endpoint(elsewhere) as endpoint:
+                return await endpoint.chat(HELLO)
+
+        assert asyncio.run(main()).text == "fine"
+        assert server.seen[0].headers["Host"] == "elsewhere.invalid"
+
+
+def test_a_redirection_does_not_carry_the_key_away() -> None:
+    with serving() as other:
+        away = Answer(status=307, headers={"Location": f"{other.url}/chat/completions"})
+        with serving(in_turn(away)) as server, pytest.raises(EndpointError, match="HTTP 307"):
+            chat(server)
+        assert not other.seen
+
+
 def test_thoughts_are_told_from_the_answer() -> None:
     assert Reply("<think>\nhm\n</think>\n\n7").thinking == "hm"
     assert Reply("<think>\nhm\n</think>\n\n7").answer == "7"
@@ -278,6 +308,16 @@ def test_the_bound_doubles_until_congestion_then_grows_by_one_a_round() -> None:
     for slot in range(1, 9):
         limiter.congested(slot)
     assert limiter.limit == 1
+
+
+def test_a_refusal_for_the_rate_takes_a_tenth_once_the_bound_is_found() -> None:
+    limiter = Limiter(64)
+    limiter.limit = 40.0
+    limiter.congested(0, gently=True)
+    limiter.congested(1, gently=True)
+    assert limiter.limit == 18
+    limiter.congested(2)
+    assert limiter.limit == 9
 
 
 def test_a_slot_survives_the_cancellation_of_who_waits_for_it() -> None:

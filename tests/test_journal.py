@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,3 +85,24 @@ def test_keys_depend_on_the_content_and_not_on_the_order_of_its_names() -> None:
     assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
     assert content_key({"a": 1}) != content_key({"a": "1"})
     assert len(content_key("\ud800")) == 32
+
+
+def test_the_newest_rows_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for key, value in (("a", 1), ("b", 2), ("a", 3)):
+            journal.put(key, {"value": value})
+        assert list(journal.rows()) == [{"value": 2}, {"value": 3}]
+        next(journal.rows())
+        journal.put("c", {"value": 4})
+        assert journal["c"] == {"value": 4}
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"".join(b'{"key": "%d", "value": 1}\n' % i for i in range(50_000)))
+    tracemalloc.start()
+    with Journal(path) as journal:
+        assert (len(journal), journal["49999"]) == (50_000, {"value": 1})
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 200_000  # a dict of the keys alone takes 5 MB

@@ -203,17 +203,22 @@ def read_annotation(text: str, schema: Schema | None = None) -> Annotation:
     schema, unknown keys and values outside a closed vocabulary are left out, lists are split for
     keys that take many values, and only the first value is kept for those that take one.
     """
-    pairs = _json_pairs(text)
-    if pairs is None:
-        pairs = [pair for line in text.splitlines() for pair in _line_pairs(line)]
     found: dict[Tag, None] = {}
-    for raw_key, raw_value in pairs:
-        key = re.sub(r"[\s\-]+", "_", raw_key.strip().lower())
+    for key, raw_value in read_pairs(text):
         for value in _split_values(key, raw_value, schema):
-            if _KEY.fullmatch(key) and normalise_value(value).lower() not in _EMPTY_VALUES:
+            if normalise_value(value).lower() not in _EMPTY_VALUES:
                 found[Tag(key, value)] = None
     annotation = Annotation(tuple(found))
     return schema.conform(annotation) if schema else annotation
+
+
+def read_pairs(text: str) -> list[tuple[str, str]]:
+    """What the tolerant reader takes for legal keys with their values, before any schema."""
+    pairs = _json_pairs(text)
+    if pairs is None:
+        pairs = [pair for line in text.splitlines() for pair in _line_pairs(line)]
+    keyed = ((re.sub(r"[\s\-]+", "_", key.strip().lower()), value) for key, value in pairs)
+    return [(key, value) for key, value in keyed if _KEY.fullmatch(key)]
 
 
 def _json_pairs(text: str) -> list[tuple[str, str]] | None:

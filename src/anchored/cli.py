@@ -197,28 +197,93 @@ def _annotate(commands: Any) -> None:
         metavar="SRC|CONFIG",
         help="rows to annotate (.jsonl, .json, .txt, .gz or .xz of these, or a folder), or a .yaml",
     )
-    parser.add_argument("--out", help="folder for the annotated shards; run again to resume")
-    parser.add_argument("--annotator", help="who writes the tags; default: offline")
+    parser.add_argument("--out", help="folder for the shards; run again to resume")
+    parser.add_argument("--annotator", help="who writes the tags, offline (default) or endpoint")
     parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
+    _add_endpoint(parser.add_argument_group("the endpoint annotator"))
     _add_overrides(parser)
 
 
+def _add_endpoint(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--url", help="of an OpenAI-compatible server")
+    group.add_argument("--model", metavar="NAME", help="as the server calls it")
+    group.add_argument("--serve", metavar="MODEL", help="start a server of this model, in place of")
+    group.add_argument("--server", choices=("vllm", "transformers"), help="which; default: vllm")
+    group.add_argument(
+        "--key-env", metavar="NAME", help="variable with the key; default: OPENAI_API_KEY"
+    )
+    group.add_argument("--concurrency", type=_positive, metavar="N", help="most requests at once")
+    group.add_argument(
+        "--context-tags", type=_count, metavar="N", help="show the tags of N chunks before"
+    )
+    group.add_argument("--max-failed", type=_count, metavar="N", help="stop when more have failed")
+    group.add_argument("--price-in", type=float, metavar="X", help="of a million tokens read")
+    group.add_argument("--price-out", type=float, metavar="X", help="of a million tokens written")
+    group.add_argument(
+        "--dry-run", type=_positive, metavar="N", help="ask about N chunks and project the rest"
+    )
+    group.add_argument(
+        "--shard", type=_share, metavar="I/N", help="annotate the I-th of N parts, from 0"
+    )
+
+
+def _share(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
 def _run_annotate(options: argparse.Namespace) -> None:
-    from anchored.annotate.run import AnnotateConfig, run
+    from anchored.config import read_yaml
+
+    path = Path(options.source) if options.source.endswith((".yaml", ".yml")) else None
+    overrides = [*_annotate_fields(options, path), *options.overrides]
+    named = options.annotator or ((path and read_yaml(path)) or {}).get("annotator")
+    if named == "endpoint" or (named is None and (options.url or options.serve)):
+        manifest = _annotate_by_endpoint(options, path, overrides)
+    elif options.dry_run or options.shard:
+        raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
+    else:
+        from anchored.annotate.run import AnnotateConfig, run
+        from anchored.config import load_config
+
+        manifest = run(load_config(AnnotateConfig, path, overrides))
+    if options.json:
+        _print_json(manifest)
+
+
+def _annotate_by_endpoint(
+    options: argparse.Namespace, path: Path | None, overrides: Sequence[str]
+) -> dict[str, Any]:
+    from anchored.annotate.corpus import WHOLE, EndpointAnnotateConfig, run
+    from anchored.annotate.shards import Share
     from anchored.config import load_config
 
-    is_config = options.source.endswith((".yaml", ".yml"))
-    given = {
-        "source": None if is_config else options.source,
+    config = load_config(EndpointAnnotateConfig, path, overrides)
+    share = Share(*options.shard) if options.shard else WHOLE
+    return run(config, share=share, dry_run=options.dry_run or 0)
+
+
+def _annotate_fields(options: argparse.Namespace, config: Path | None) -> list[str]:
+    """The options that were given, as overrides."""
+    fields = {
+        "source": None if config else options.source,
         "out": options.out,
         "annotator": options.annotator,
         "schema_name": options.schema,
+        "endpoint.url": options.url,
+        "endpoint.model": options.model,
+        "endpoint.key_env": options.key_env,
+        "endpoint.concurrency": options.concurrency,
+        "endpoint.price_in": options.price_in,
+        "endpoint.price_out": options.price_out,
+        "serve.model": options.serve,
+        "serve.server": options.server,
+        "context_tags": options.context_tags,
+        "max_failed": options.max_failed,
     }
-    overrides = [f"{field}={json.dumps(value)}" for field, value in given.items() if value]
-    path = Path(options.source) if is_config else None
-    manifest = run(load_config(AnnotateConfig, path, [*overrides, *options.overrides]))
-    if options.json:
-        _print_json(manifest)
+    return [f"{field}={json.dumps(value)}" for field, value in fields.items() if value is not None]
 
 
 def _prepare(commands: Any) -> None:

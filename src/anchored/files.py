@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -93,11 +93,12 @@ def building(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def claim(out: Path, config: Config) -> None:
+def claim(out: Path, config: Config, free: Collection[str] = ()) -> None:
     """Makes `out` the folder of this very run: writes `config.yaml` first, compares it later.
 
     Fields that do not touch the outcome are not compared: a folder may be moved, or named by
     another path, and a run resumed on a machine with more cores or against a server elsewhere.
+    Nor are the fields called `free`, with all that lies in them.
 
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
@@ -107,9 +108,7 @@ def claim(out: Path, config: Config) -> None:
         before = _leaves(read_yaml(saved))
         now = _leaves(config.model_dump(mode="json"))
         for field in {**before, **now}:
-            if field.rpartition(".")[2] not in _NOT_COMPARED and before.get(field) != now.get(
-                field
-            ):
+            if _counts(field, free) and before.get(field) != now.get(field):
                 raise ConfigError(
                     f"{out}: holds a run with {field} = {before.get(field)!r:.80}, this one has "
                     f"{now.get(field)!r:.80}; choose another output folder, or that value to resume"
@@ -133,6 +132,10 @@ def released_if_unused(out: Path) -> Iterator[None]:
         if out.is_dir() and [path.name for path in out.iterdir()] == [CONFIG_NAME]:
             shutil.rmtree(out)
         raise
+
+
+def _counts(field: str, free: Collection[str]) -> bool:
+    return field.partition(".")[0] not in free and field.rpartition(".")[2] not in _NOT_COMPARED
 
 
 def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:

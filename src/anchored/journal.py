@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 from anchored.errors import DataError
 from anchored.files import naming
 
 Row = dict[str, Any]
+_KEY = re.compile(rb'\{"key": "([^"\\]*)".*\}\n', re.DOTALL)
 
 
 def content_key(content: Any) -> str:
@@ -25,10 +30,11 @@ class Journal:
 
     A row is handed to the system whole before `put` returns: a killed process loses none. What a
     kill or a full disk cut off in the middle of a line is removed at the next start. A later row
-    of a key replaces the earlier one.
+    of a key replaces the earlier one. Rows stay on disk, and so does the index of their places, a
+    temporary SQLite table: memory does not grow with the file.
 
     Args:
-        path: the file, made with its folder where it is missing; None keeps rows in memory alone.
+        path: the file, made with its folder where it is missing; None for a temporary one.
 
     Raises:
         DataError: a line is no row of a journal, or another process writes to the file.
@@ -36,39 +42,110 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._rows: dict[str, Row] = {}
-        self._file: BinaryIO | None = None
+        self._name = path or Path("journal")
+        self._end = 0
 
     def __enter__(self) -> Self:
-        if self.path is not None:
+        if self.path is None:
+            self._file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+        else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _opened(self.path)
-            self._rows = _rows(self.path, self._file)
+        self._index = _index()
+        try:
+            self._read()
+        except DataError:
+            self._close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None and self.path is not None:
-            if not self._rows:
-                self.path.unlink()  # nothing came of it
-            self._file.close()  # and with it the lock
-            self._file = None
+        if self.path is not None and not self._end:
+            self.path.unlink()  # nothing came of it
+        self._close()
+
+    def _close(self) -> None:
+        self._index.close()
+        self._file.close()  # and with it the lock
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._index.execute("SELECT count(*) FROM places").fetchone()[0]
 
     def get(self, key: str) -> Row | None:
         """The newest row of a key, without the key; None if there is none."""
-        return self._rows.get(key)
+        place = self._place(key)
+        return None if place is None else self._row(*place)
 
     def __getitem__(self, key: str) -> Row:
-        return self._rows[key]
+        row = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
         """Adds a row; `row` must be JSON."""
-        if self._file is not None and self.path is not None:
-            line = json.dumps({"key": key, **row}, ensure_ascii=False, allow_nan=False) + "\n"
-            _write(self._file, line.encode("utf-8", "backslashreplace"), self.path)
-        self._rows[key] = dict(row)
+        line = json.dumps({"key": key, **row}, ensure_ascii=False, allow_nan=False) + "\n"
+        data = line.encode("utf-8", "backslashreplace")
+        self._write(data)
+        self._index.execute(_INSERT, (_digest(key), self._end, len(data)))
+        self._end += len(data)
+
+    def rows(self) -> Iterator[Row]:
+        """The newest row of every key, without it, in the order in which they were put."""
+        for at, size, key in self._lines():
+            if self._place(key) == (at, size):
+                yield self._row(at, size)
+
+    def _place(self, key: str) -> tuple[int, int] | None:
+        return self._index.execute(_SELECT, (_digest(key),)).fetchone()
+
+    def _row(self, at: int, size: int) -> Row:
+        line = os.pread(self._file.fileno(), size, at)
+        row = _parsed(line, f"{self._name}: byte {at}")
+        del row["key"]
+        return row
+
+    def _read(self) -> None:
+        """Fills the index and cuts off what follows the last whole line."""
+        self._index.execute("BEGIN")
+        for at, size, key in self._lines():
+            self._index.execute(_INSERT, (_digest(key), at, size))
+            self._end = at + size
+        self._index.execute("COMMIT")
+        self._file.truncate(self._end)
+
+    def _lines(self) -> Iterator[tuple[int, int, str]]:
+        """Place, size and key of every whole line."""
+        at = 0
+        with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                yield at, len(line), _key(line, f"{self._name}: line {number}")
+                at += len(line)
+
+    def _write(self, data: bytes) -> None:
+        with naming(self._name):
+            try:
+                while data:
+                    data = data[self._file.write(data) or 0 :]
+            except OSError:
+                self._file.truncate(self._end)  # no half row before the next one
+                raise
+
+
+_INSERT = "INSERT OR REPLACE INTO places VALUES (?, ?, ?)"
+_SELECT = "SELECT at, size FROM places WHERE key = ?"
+
+
+def _index() -> sqlite3.Connection:
+    """An empty table in a temporary file that SQLite removes itself."""
+    index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+    for setting in ("journal_mode = OFF", "synchronous = OFF"):
+        index.execute(f"PRAGMA {setting}")
+    index.execute("CREATE TABLE places (key BLOB PRIMARY KEY, at INT, size INT) WITHOUT ROWID")
+    return index
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -87,18 +164,14 @@ def _opened(path: Path) -> BinaryIO:
     return file
 
 
-def _rows(path: Path, file: BinaryIO) -> dict[str, Row]:
-    file.seek(0)
-    rows: dict[str, Row] = {}
-    whole = 0
-    for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
-            break
-        whole += len(line)
-        row = _parsed(line, f"{path}: line {number}")
-        rows[row.pop("key")] = row
-    file.truncate(whole)
-    return rows
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _key(line: bytes, where: str) -> str:
+    """Read off the start of a line, as `put` writes it: parsing all rows would take long."""
+    match = _KEY.fullmatch(line)
+    return match[1].decode("utf-8", "replace") if match else _parsed(line, where)["key"]
 
 
 def _parsed(line: bytes, where: str) -> Row:
@@ -109,9 +182,3 @@ def _parsed(line: bytes, where: str) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
         raise DataError(f"{where}: is no row of a journal; name another file")
     return row
-
-
-def _write(file: BinaryIO, data: bytes, path: Path) -> None:
-    with naming(path):
-        while data:
-            data = data[file.write(data) or 0 :]

@@ -16,31 +16,21 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
 from multiprocessing.connection import wait as wait_for_exit
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from anchored.annotate.offline import Calibration, OfflineAnnotator
+from anchored.annotate.source import CorpusConfig, batched, items
 from anchored.annotation import Annotation, Schema
-from anchored.config import Config, versions
-from anchored.data.readers import (
-    Document,
-    Item,
-    Row,
-    SourceConfig,
-    load_schema,
-    parse_row,
-    read_rows,
-)
+from anchored.config import versions
+from anchored.data.readers import Document, Item, Row, load_schema
 from anchored.errors import DataError
 from anchored.files import claim, read_jsonl, write_json, write_jsonl
-from anchored.segments import split_chunks
 from anchored.tag_statistics import statistics
 
 MANIFEST = "manifest.json"
@@ -48,39 +38,23 @@ CALIBRATION = "calibration.json"
 _PLAN = "plan.json"
 _PROBE = 500
 _BATCH = 512
-T = TypeVar("T")
 
 
-class AnnotateConfig(Config):
-    """What `anchored annotate` reads.
+class AnnotateConfig(CorpusConfig):
+    """What `anchored annotate` reads for the offline annotator.
 
-    `source` is a path or a source, or a list of them; see `SourceConfig`. Rows keep all their
-    fields; a document's `text` becomes `chunks`, and annotations that are there already stay.
+    Rows keep all their fields; a document's `text` becomes `chunks`, and annotations that are there
+    already stay.
     """
 
-    source: tuple[SourceConfig, ...] = Field(min_length=1)
-    out: Path
     annotator: Literal["offline"] = "offline"
-    schema_name: str = Field(default="general", description="built-in name or YAML file")
     calibration: Path | None = Field(
         default=None,
         description="calibration.json of an earlier run: annotate SFT data as its corpus was",
     )
     sample_chunks: int = Field(default=20_000, ge=1, description="chunks to calibrate on")
-    min_chunk_chars: int = Field(default=200, ge=1)
-    max_chunk_chars: int = Field(default=1500, ge=1)
-    rows_per_shard: int = Field(default=500, ge=1)
-    skip_bad_rows: bool = Field(
-        default=False, description="count rows that would be an error, and go on"
-    )
     workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
     seed: int = 0
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _as_sources(cls, source: Any) -> Any:
-        many = source if isinstance(source, list | tuple) else [source]
-        return [{"path": str(one)} if isinstance(one, str | Path) else one for one in many]
 
 
 @dataclass
@@ -137,25 +111,10 @@ def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any
     return manifest
 
 
-def _items(config: AnnotateConfig) -> Iterator[tuple[Row, Item | None]]:
-    """Rows with what they parse to; None for a bad row that is to be passed over."""
-    split = partial(
-        split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
-    )
-    for source in config.source:
-        for place, row in read_rows(source):
-            try:
-                yield row, parse_row(row, place, split)
-            except DataError:
-                if not config.skip_bad_rows:
-                    raise
-                yield row, None
-
-
 def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, Any]]:
     scan, digest = _Scan(config.sample_chunks, random.Random(config.seed)), hashlib.sha256()
     with console.status("reading the source"):
-        for row, item in _items(config):
+        for row, item in items(config):
             if item is None:
                 scan.skipped += 1
                 continue
@@ -254,8 +213,8 @@ def _finished(
 ) -> Iterator[int]:
     """Rows done, shard by shard as they are finished."""
     missing = set(todo.missing)
-    kept = ((row, item) for row, item in _items(config) if item is not None)
-    shards = enumerate(_batched(kept, todo.size))
+    kept = ((row, item) for row, item in items(config) if item is not None)
+    shards = enumerate(batched(kept, todo.size))
     if workers <= 1:
         for number, shard in shards:
             if number in missing:
@@ -305,16 +264,10 @@ def _write_shard(
 ) -> None:
     texts = list(dict.fromkeys(text for _, item in shard for text in _texts(item)))
     found: dict[str, Annotation] = {}
-    for batch in _batched(texts, _BATCH):
+    for batch in batched(texts, _BATCH):
         found |= zip(batch, annotator.annotate_batch(batch), strict=True)
     rows = (annotated_row(row, item, found) for row, item in shard)
     write_jsonl(path, rows)
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    left = iter(items)
-    while batch := tuple(islice(left, size)):
-        yield batch
 
 
 def _chunk_texts(item: Item) -> Iterator[str]:

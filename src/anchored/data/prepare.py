@@ -28,6 +28,7 @@ from anchored.data.readers import (
     parse_row,
     read_rows,
 )
+from anchored.data.standoff import StandOff
 from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, write_json
@@ -224,10 +225,12 @@ def _stream(
     split = partial(
         split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
     )
+    beside = StandOff(source.annotations) if source.annotations else None
     place = None
     for place, row in read_rows(source, config.prompted_share):
         try:
-            item = parse_row(row, place, split)
+            item = parse_row(row, place, beside.split if beside else split)
+            item = beside.attach(row, item) if beside else item
             check(item, place, objective)
         except DataError:
             if not config.skip_bad_rows:

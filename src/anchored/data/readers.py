@@ -70,6 +70,9 @@ class SourceConfig(Config):
     )
     split: str = Field(default="train", description="split of a hub dataset")
     objective: ObjectiveName | None = Field(default=None, description="instead of the run's own")
+    annotations: Path | None = Field(
+        default=None, description="folder of stand-off annotations of these rows, for prepare"
+    )
 
     @property
     def endless(self) -> bool:

@@ -1,0 +1,233 @@
+"""Annotation by an endpoint: how many chunks a second one process asks for, and what kills cost.
+
+    python benchmarks/annotate_endpoint.py [--chunks 6000] [--kills 20] [--json FILE]
+
+The server is a process of its own on this machine that answers 50 to 150 ms after it was asked, so
+what is measured is the asking: reading, hashing, sending, reading answers, the journal, the shards.
+Beside it the `openai` client as it comes asks for the same. Then the same run against a server that
+refuses what exceeds 300 requests a second, and one run over 20,000 chunks that is killed (SIGKILL)
+at random moments, a torn line left in its journal each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from anchored.annotate.corpus import EndpointAnnotateConfig, run
+from anchored.annotate.prompts import Prompt
+from anchored.annotation import Schema
+from anchored.config import versions
+from anchored.data.standoff import read_records
+from anchored.endpoint import run_all
+
+IN_FLIGHT = 128
+CLIENT_CHUNKS = 600  # the openai client takes too long for all
+LIMIT = 300  # requests a second
+KILLED_CHUNKS = 20_000
+CHUNK = "The keeper of light {} walked to the harbour before dawn and counted the boats. "
+ANSWER = "topic: a harbour\ndomain: literature\nentity: the keeper\ntime: dawn\nsentiment: neutral"
+
+
+def main() -> None:
+    """Runs all and prints each when it is done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--chunks", type=int, default=6000)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", nargs=2, metavar=("RATE", "LOG"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(serve(float(options.serve[0]), Path(options.serve[1])))
+        return
+    results: dict[str, Any] = {"load": os.getloadavg(), "versions": versions()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part, argument in (
+            (speed, options.chunks), (limited, options.chunks), (killed, options.kills)
+        ):  # fmt: skip
+            found = part(folder, argument)
+            print(json.dumps(found, indent=2), flush=True)
+            results |= found
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+async def serve(rate: float, log: Path) -> None:
+    """Answers every request after 50 to 150 ms and logs it; more than `rate` a second get a 429."""
+    from aiohttp import web
+
+    bucket, filled = rate / 10, time.monotonic()  # what a tenth of a second brings may be saved up
+    file = log.open("a", buffering=1 << 16)
+
+    async def handle(request: web.Request) -> web.Response:
+        nonlocal bucket, filled
+        body = await request.json()
+        now = time.monotonic()
+        bucket, filled = min(rate / 10, bucket + (now - filled) * rate), now
+        if rate and bucket < 1:
+            return web.json_response({"error": {"message": "too many"}}, status=429)
+        bucket -= 1
+        file.write(json.dumps([now, hash(body["messages"][0]["content"])]) + "\n")
+        await asyncio.sleep(random.uniform(0.05, 0.15))
+        choice = {"message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 500, "completion_tokens": 30}
+        return web.json_response({"choices": [choice], "usage": usage})
+
+    application = web.Application()
+    application.router.add_post("/v1/chat/completions", handle)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(runner.addresses[0][1], flush=True)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    file.close()
+
+
+@contextmanager
+def server(rate: float, log: Path) -> Iterator[str]:
+    """The address of a server in a process of its own."""
+    command = [sys.executable, __file__, "--serve", str(rate), str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def corpus(path: Path, chunks: int) -> Path:
+    """A file of documents of ten chunks, all of them different."""
+    with path.open("w", encoding="utf-8") as file:
+        for start in range(0, chunks, 10):
+            texts = (CHUNK.format(start + i) * 4 for i in range(10))
+            file.write(json.dumps({"id": str(start), "text": "\n\n".join(texts)}) + "\n")
+    return path
+
+
+def config(source: Path, out: Path, url: str, **endpoint: Any) -> EndpointAnnotateConfig:
+    """A run with `IN_FLIGHT` requests at once."""
+    given = {"url": url, "model": "m", "concurrency": IN_FLIGHT, **endpoint}
+    fields = {"source": str(source), "out": out, "endpoint": given, "rows_per_shard": 50}
+    return EndpointAnnotateConfig.model_validate(fields)
+
+
+def speed(folder: Path, chunks: int) -> dict[str, Any]:
+    """Chunks a second, and processor time each, beside the `openai` client's own transport."""
+    source = corpus(folder / "speed.jsonl", chunks)
+    with server(0, folder / "speed.log") as url:
+        begin, cpu = time.perf_counter(), time.process_time()
+        run(config(source, folder / "speed", url), Console(quiet=True))
+        ours, ours_cpu = time.perf_counter() - begin, time.process_time() - cpu
+        begin, cpu = time.perf_counter(), time.process_time()
+        asyncio.run(by_openai(url))
+        theirs, theirs_cpu = time.perf_counter() - begin, time.process_time() - cpu
+    rates = chunks / ours, CLIENT_CHUNKS / theirs
+    return {
+        "chunks_per_second": rates[0],
+        "cpu_ms_per_chunk": ours_cpu / chunks * 1000,
+        "openai_per_second": rates[1],
+        "openai_cpu_ms": theirs_cpu / CLIENT_CHUNKS * 1000,
+        "ratio": rates[0] / rates[1],
+        "ratio_cpu": theirs_cpu / CLIENT_CHUNKS / (ours_cpu / chunks),
+    }
+
+
+async def by_openai(url: str) -> None:
+    """The same requests through `openai.AsyncOpenAI` as it comes, nothing read or kept."""
+    import openai
+
+    prompt = Prompt.of(Schema.load("general"))
+    async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
+
+        async def ask(number: int) -> Any:
+            content = prompt.about(CHUNK.format(number) * 4)
+            return await client.chat.completions.create(
+                model="m",
+                messages=[{"role": "user", "content": content}],
+                temperature=0,
+                max_tokens=200,
+                stop=["\n\n"],
+            )
+
+        await run_all(range(CLIENT_CHUNKS), ask, lambda *_: None, IN_FLIGHT)
+
+
+def limited(folder: Path, chunks: int) -> dict[str, Any]:
+    """The share that is got of a server that answers `LIMIT` requests a second and no more."""
+    source, log = corpus(folder / "limited.jsonl", chunks), folder / "limited.log"
+    with server(LIMIT, log) as url:
+        run(config(source, folder / "limited", url), Console(quiet=True))
+    times = [json.loads(line)[0] for line in log.read_text().splitlines()]
+    steady = times[len(times) // 10 :]
+    return {
+        "limited_per_second": len(times) / (times[-1] - times[0]),
+        "limited_share": len(steady) / (steady[-1] - steady[0]) / LIMIT,
+    }
+
+
+def killed(folder: Path, kills: int) -> dict[str, Any]:
+    """What comes of a run that is killed again and again, and how much was asked for twice."""
+    source = corpus(folder / "killed.jsonl", KILLED_CHUNKS)
+    out, log, rng = folder / "killed", folder / "killed.log", random.Random(0)
+    with server(0, log) as url:
+        wanted = config(source, out, url, concurrency=32)
+        for turn in range(kills + 1):
+            kill_at = KILLED_CHUNKS * (turn + rng.random()) / (kills + 1) if turn < kills else None
+            _run_once(wanted, kill_at)
+    asked = Counter(json.loads(line)[1] for line in log.read_text().splitlines())
+    records = list(read_records(out))
+    return {
+        "kills": kills,
+        "chunks_once_and_in_order": [(record.row, record.part) for record in records]
+        == [divmod(i, 10) for i in range(KILLED_CHUNKS)],
+        "failed": sum(record.error is not None for record in records),
+        "asked_again_share": asked.total() / KILLED_CHUNKS - 1,
+    }
+
+
+def _run_once(wanted: EndpointAnnotateConfig, kill_at: float | None) -> None:
+    """One process; killed when the journal has so many lines, its last line then torn."""
+    command = [sys.executable, "-c", _RUN, wanted.model_dump_json()]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    journal = wanted.out / "journal.jsonl"
+    while kill_at is not None and process.poll() is None:
+        time.sleep(0.01)
+        if journal.is_file() and journal.stat().st_size > kill_at * _ROW_BYTES:
+            process.kill()
+    process.wait()
+    if kill_at is not None:
+        with journal.open("ab") as file:
+            file.write(b'{"key": "torn')
+
+
+_RUN = """
+import sys
+from anchored.annotate.corpus import EndpointAnnotateConfig, run
+run(EndpointAnnotateConfig.model_validate_json(sys.argv[1]))
+"""
+_ROW_BYTES = 330  # of a journal, with `ANSWER`
+
+
+if __name__ == "__main__":
+    main()

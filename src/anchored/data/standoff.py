@@ -1,0 +1,239 @@
+"""Stand-off annotations: a folder beside a corpus, in its order; the corpus stays as it is.
+
+    DIR/shard-00000.parquet    a row a text: row, id, part, annotation, error, text_hash, key
+    DIR/config.yaml            how the corpus was cut
+
+A part is a chunk of a document or an assistant turn of a conversation that had no annotation of its
+own; `text_hash` ties it to its text, so that annotations of another text are never put before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anchored.annotation import Annotation
+from anchored.config import read_yaml
+from anchored.data.readers import Conversation, Document, Item, Row, Split
+from anchored.errors import ConfigError, DataError
+from anchored.files import CONFIG_NAME, naming
+from anchored.segments import Chunk, Message, split_chunks
+
+SHARD = "shard-{:05d}.parquet"
+_NUMBER = re.compile(r"shard-(\d+)\.parquet")
+_TAG = pa.struct([("key", pa.string()), ("value", pa.string())])
+_COLUMNS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("part", pa.int32()),
+        ("annotation", pa.list_(_TAG)),
+        ("error", pa.string()),
+        ("text_hash", pa.string()),
+        ("key", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A text that stands behind an annotation of its own and has none yet.
+
+    `index` counts chunks, or all turns of a conversation; `request` is what a response answers.
+    """
+
+    index: int
+    text: str
+    request: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a shard. `row` counts the corpus's rows; `error` says why there is no annotation.
+
+    `key` is that of the annotator's request.
+    """
+
+    row: int
+    id: str
+    part: int
+    annotation: tuple[dict[str, str], ...]
+    error: str | None
+    text_hash: str
+    key: str
+
+
+def text_hash(text: str) -> str:
+    """32 hex digits."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def open_parts(row: Row, item: Item) -> list[Part]:
+    """What of a row is still to be annotated; a document behind a prompt as its chunks.
+
+    Args:
+        row: as it was read: it tells an empty annotation from none.
+        item: what it parsed to.
+    """
+    if isinstance(item, Document):
+        given = row.get("chunks") or [{}] * len(item.chunks)
+        return [
+            Part(i, chunk.text)
+            for i, (chunk, one) in enumerate(zip(item.chunks, given, strict=True))
+            if one.get("annotation") is None
+        ]
+    return [
+        Part(i, turn.content, _conversation(item.messages[:i]))
+        for i, turn in enumerate(item.messages)
+        if turn.role == "assistant" and turn.content and turn.annotation is None
+    ]
+
+
+def _conversation(turns: Sequence[Message]) -> str:
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
+def write_shard(folder: Path, number: int, records: Sequence[Record]) -> None:
+    """Writes a shard whole or not at all, and not again if it holds the same already."""
+    path = folder / SHARD.format(number)
+    names = _COLUMNS.names
+    columns = {name: [getattr(record, name) for record in records] for name in names}
+    table = pa.table(columns, schema=_COLUMNS)
+    if path.is_file() and read_table(path).equals(table):
+        return
+    partial_path = path.with_name(f".{path.name}.partial")
+    try:
+        with naming(path, partial_path):
+            pq.write_table(table, partial_path, compression="zstd")
+            partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A shard's table.
+
+    Raises:
+        DataError: the file is damaged, or no shard.
+    """
+    try:
+        return pq.read_table(path, schema=_COLUMNS)
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(
+            f"{path}: not a shard of annotations ({error}); remove it and annotate again"
+        ) from None
+
+
+def shard_numbers(folder: Path) -> list[int]:
+    """The shards that are there, in order."""
+    found = (_NUMBER.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """All records in the corpus's order, one shard in memory.
+
+    Raises:
+        DataError: no shard is there, one is missing in between, or one is damaged.
+    """
+    numbers = shard_numbers(folder) if folder.is_dir() else []
+    if not numbers:
+        raise DataError(f"annotations: {folder}: holds no {SHARD.format(0)}; annotate first")
+    for number, found in enumerate(numbers):
+        if number != found:
+            raise DataError(
+                f"annotations: {folder / SHARD.format(number)}: missing; finish `anchored annotate`"
+            )
+        yield from read_shard(folder, number)
+
+
+def read_shard(folder: Path, number: int) -> Iterator[Record]:
+    """The records of one shard.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    for row in read_table(folder / SHARD.format(number)).to_pylist():
+        yield Record(**row | {"annotation": tuple(row["annotation"])})
+
+
+class StandOff:
+    """Stand-off annotations, to be put into the rows of their corpus as these are read again.
+
+    Rows of the corpus may be left out (by `where`, `skip`, `limit`), not reordered.
+
+    Args:
+        folder: what `anchored annotate` wrote by an endpoint.
+
+    Raises:
+        DataError: it did not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.split = _split(folder)
+        self._rows = groupby(read_records(folder), key=attrgetter("row"))
+
+    def attach(self, row: Row, item: Item) -> Item:
+        """The item with its annotations; what came with one keeps it.
+
+        Raises:
+            ConfigError: no annotation for its texts follows.
+            DataError: a shard is missing or damaged.
+        """
+        parts = open_parts(row, item)
+        if not parts:
+            return item
+        wanted = [text_hash(part.text) for part in parts]
+        for _, group in self._rows:
+            records = list(group)
+            if [record.text_hash for record in records] == wanted:
+                return _with(item, records)
+        raise ConfigError(
+            f"no annotations for row {item.id!r} follow in {self.folder}: the corpus changed or "
+            "its annotation is unfinished; run `anchored annotate` again"
+        )
+
+
+def _split(folder: Path) -> Split:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise DataError(f"annotations: {folder}: no folder of `anchored annotate`")
+    made: dict[str, Any] = read_yaml(path)
+    if made.get("annotator") != "endpoint":
+        raise DataError(
+            f"annotations: {folder}: holds whole annotated rows; give it as the source's path"
+        )
+    return partial(
+        split_chunks, min_chars=made["min_chunk_chars"], max_chars=made["max_chunk_chars"]
+    )
+
+
+def _with(item: Item, records: Sequence[Record]) -> Item:
+    found = {
+        record.part: Annotation.from_rows(record.annotation)
+        for record in records
+        if record.error is None
+    }
+    if isinstance(item, Conversation):
+        turns = tuple(
+            replace(turn, annotation=found[i]) if i in found else turn
+            for i, turn in enumerate(item.messages)
+        )
+        return replace(item, messages=turns)
+    chunks = tuple(
+        Chunk(chunk.text, found[i]) if i in found else chunk for i, chunk in enumerate(item.chunks)
+    )
+    return replace(item, chunks=chunks)
