@@ -10,7 +10,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -126,6 +127,17 @@ def _pin(text: str) -> tuple[str, str]:
     if not separator or not value.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: write key=value")
     return key.strip(), value
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Says which extra brings what an import in the body lacks."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise AnchoredError(
+            f"{error.name} is not installed; pip install 'anchored[{name}]'"
+        ) from None
 
 
 def _print_json(data: Any) -> None:
@@ -371,12 +383,8 @@ def _run_score(options: argparse.Namespace) -> None:
 
     from anchored.config import validated
 
-    try:
+    with _extra("evaluate"):
         from anchored.evaluate.score import ScoreConfig, run
-    except ModuleNotFoundError as error:
-        raise AnchoredError(
-            f"{error.name} is not installed; pip install 'anchored[evaluate]'"
-        ) from None
 
     given = {
         "files": [str(path) for path in options.files],
@@ -403,16 +411,55 @@ def _inspect(commands: Any) -> None:
     summary = "a coloured view of segments and masks, tag statistics, or a model's facts"
     parser = _command(commands, "inspect", summary, _run_inspect)
     parser.add_argument(
-        "path", type=Path, metavar="DATASET|MODEL", help="prepared data, annotated rows or a model"
+        "path", metavar="DATASET|MODEL|SRC", help="prepared data, annotated rows or a model"
     )
     parser.add_argument("-n", type=_positive, default=3, help="rows of prepared data to show")
     parser.add_argument("--row", type=_count, default=0, help="the first of them, counted from 0")
     parser.add_argument("--split", choices=("train", "validation"), default="train")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the view as one HTML file")
+    parser.add_argument(
+        "--tags", action="store_true", help="are the tags of these annotated rows any good?"
+    )
+    parser.add_argument(
+        "--against", metavar="SRC", help="with --tags: the same texts, tagged by somebody else"
+    )
+    parser.add_argument(
+        "--canonical", type=Path, metavar="FILE", help="with --tags: write the variants found"
+    )
+    parser.add_argument(
+        "--embedder",
+        metavar="NAME",
+        help="with --tags: static or sentence-transformers:<folder or hub id>",
+    )
+    parser.add_argument("--sample", type=_positive, metavar="N", help="with --tags: texts used")
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
+    if options.tags:
+        _run_inspect_tags(options)
+        return
+    for name in ("against", "canonical", "embedder", "sample"):
+        if getattr(options, name) is not None:
+            raise AnchoredError(f"--{name} goes with --tags; add it")
     from anchored.inspect import Shown, run
 
     shown = Shown(first=options.row, count=options.n, split=options.split)
-    run(options.path, shown, html=options.html, as_json=options.json)
+    run(Path(options.path), shown, html=options.html, as_json=options.json)
+
+
+def _run_inspect_tags(options: argparse.Namespace) -> None:
+    from anchored.config import validated
+
+    with _extra("annotate,evaluate"):
+        from anchored.tags.quality import TagsConfig
+        from anchored.tags.view import run
+
+    given = {
+        "source": {"path": options.path},
+        "against": options.against and {"path": options.against},
+        "embedder": options.embedder,
+        "sample": options.sample,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    config = validated(TagsConfig, known, source="command line")
+    run(config, options.canonical, html=options.html, as_json=options.json)
