@@ -44,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _demo, _experiment, _annotate, _prepare, _pretrain, _sft, _sample, _score, _inspect,
+        _demo, _experiment, _annotate, _distil, _prepare, _pretrain, _sft, _sample, _score,
+        _inspect,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -201,10 +202,11 @@ def _annotate(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="SRC|CONFIG",
-        help="rows to annotate (.jsonl, .json, .txt, .gz or .xz of these, or a folder), or a .yaml",
+        help="rows to annotate (.jsonl, .json, .txt, .md, .gz, .xz or .zst of these, .parquet, a "
+        "folder, hf://owner/name), or a .yaml",
     )
     parser.add_argument("--out", help="folder for the annotated shards; run again to resume")
-    parser.add_argument("--annotator", help="who writes the tags; default: offline")
+    parser.add_argument("--annotator", help="offline (default) or distilled:FOLDER")
     parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
     _add_overrides(parser)
 
@@ -225,6 +227,47 @@ def _run_annotate(options: argparse.Namespace) -> None:
     manifest = run(load_config(AnnotateConfig, path, [*overrides, *options.overrides]))
     if options.json:
         _print_json(manifest)
+
+
+def _distil(commands: Any) -> None:
+    summary = "learn an annotator from labelled texts, or choose the texts to have labelled"
+    parser = _command(commands, "distil", summary, _run_distil)
+    parser.add_argument("source", metavar="LABELLED|SRC", help="annotated rows, or any")
+    parser.add_argument("--out", required=True, help="folder of the annotator, or file of texts")
+    parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
+    parser.add_argument(
+        "--target-precision", type=float, metavar="X", help="of the tags written; default: 0.8"
+    )
+    parser.add_argument(
+        "--choose", type=_positive, metavar="N", help="write N texts of SRC that stand for all"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _run_distil(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from anchored.config import validated
+
+    with _extra("annotate"):
+        from anchored.annotate import choose, distil
+
+    given = {
+        "source": {"path": options.source},
+        "out": options.out,
+        "schema_name": options.schema,
+        "target_precision": options.target_precision,
+        "count": options.choose,
+        "seed": options.seed,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    if options.choose is None:
+        result = distil.run(validated(distil.DistilConfig, known, source="command line"))
+    else:
+        config = validated(choose.ChooseConfig, known, source="command line")
+        result = asdict(choose.run(config))
+    if options.json:
+        _print_json(result)
 
 
 def _prepare(commands: Any) -> None:

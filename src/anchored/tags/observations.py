@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from anchored.annotation import Annotation
 from anchored.data.readers import Document, Item, Row, SourceConfig, parse_row, read_rows
-from anchored.segments import split_chunks
+from anchored.segments import Message, split_chunks
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class Part:
     """A text that has an annotation of its own: a chunk, or an assistant's turn.
 
     Attributes:
-        row: place of the row that it is part of.
+        row: id of the row that it is part of.
         prompt: what the turn answers; empty for a chunk.
         text: its text.
         annotation: None where nobody annotated it; the empty one says that nothing was found.
@@ -44,43 +44,43 @@ def read_parts(source: SourceConfig) -> Iterator[Part]:
         DataError: a source or a row is at fault; it is named by file and line.
     """
     for place, row in read_rows(source):
-        yield from parts_of(place, row, parse_row(row, place, split_chunks))
+        yield from parts_of(row, parse_row(row, place, split_chunks))
 
 
-def parts_of(place: str, row: Row, item: Item) -> Iterator[Part]:
+def parts_of(row: Row, item: Item) -> Iterator[Part]:
     """The parts of one row and what it parsed to.
 
     A document that is not in chunks and carries one annotation for the whole is one part.
     """
     if not isinstance(item, Document):
-        yield from _turns(place, item.messages)
+        yield from _turns(item.id, item.messages)
     elif "chunks" in row:
         given = [chunk.get("annotation") is not None for chunk in row["chunks"]]
         for chunk, has in zip(item.chunks, given, strict=True):
-            yield Part(place, "", chunk.text, chunk.annotation if has else None)
+            yield Part(item.id, "", chunk.text, chunk.annotation if has else None)
     elif item.annotation is not None:
-        yield Part(place, "", item.text, item.annotation)
+        yield Part(item.id, "", item.text, item.annotation)
     else:
         for chunk in item.chunks:
-            yield Part(place, "", chunk.text, None)
+            yield Part(item.id, "", chunk.text, None)
 
 
-def _turns(place: str, messages: Sequence) -> Iterator[Part]:
+def _turns(name: str, messages: Sequence[Message]) -> Iterator[Part]:
     prompt = ""
     for turn in messages:
         if turn.role == "user":
             prompt = turn.content
         elif turn.role == "assistant":
-            yield Part(place, prompt, turn.content, turn.annotation)
+            yield Part(name, prompt, turn.content, turn.annotation)
 
 
-def prompted(place: str, row: Row, item: Item) -> Part | None:
+def prompted(row: Row, item: Item) -> Part | None:
     """The text that a row's prompt asks for, with the annotation that stands between; if any."""
     if isinstance(item, Document):
         if item.prompt is None or not _annotated(row):
             return None
-        return Part(place, item.prompt, item.text, item.whole_annotation)
-    *_, last = _turns(place, item.messages)
+        return Part(item.id, item.prompt, item.text, item.whole_annotation)
+    *_, last = _turns(item.id, item.messages)
     return last if last.prompt and last.annotation is not None else None
 
 

@@ -88,11 +88,11 @@ def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
     found = Scan(TagCounter(), Sample(size, seed), Sample(size, seed))
     for place, row in read_rows(source):
         item = parse_row(row, place, split_chunks)
-        for part in parts_of(place, row, item):
+        for part in parts_of(row, item):
             found.parts.add(part, *part.identity)
             if part.annotation is not None:
                 found.counter.add(part.annotation.rows())
-        if (response := prompted(place, row, item)) is not None:
+        if (response := prompted(row, item)) is not None:
             found.asked.add(response, *response.identity)
     return found
 
