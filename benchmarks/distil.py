@@ -5,8 +5,8 @@
 Labels are what the text's author was asked for (stories, articles, scripts) and what experts
 answered about fairy tales. Texts are read whole. A row is the mean over the seeds, each with its
 own split: three fifths to learn from, a fifth to choose on, a fifth held out, which is what is
-measured. `rules` are the offline annotator's tags on the same held-out texts, where it has the key
-and the same vocabulary.
+measured. `rules` are the offline annotator's tags on the same held-out texts, where it reads the
+key in the same vocabulary; `kind` and `subject` it does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from anchored.annotation import Annotation, Key, Schema, Tag
 from anchored.evaluate.embedding import StaticEmbedder
 from anchored.tags.observations import Part
 
-SIZES = (250, 1000, 4000)
+SIZES = (150, 500, 1500)
+MOST = 3000  # texts a task and seed
 TARGET = 0.8
 Labelled = Sequence[tuple[str, set[str]]]
 
@@ -64,11 +65,11 @@ def tasks(found: Mapping[str, list[Row]]) -> dict[tuple[str, str], Labelled]:
         found[f] for f in ("prose/mixed", "stories/stories", "labelled/fairytales")
     )
     return {
-        ("style", "kind of story asked for"): list(label_of(stories, "style")),
+        ("kind", "kind of story asked for"): list(label_of(stories, "style")),
         ("style", "poem, podcast, debate"): list(by_label(mixed, "style", STYLES)),
         ("genre", "genre of TV script"): list(by_label(mixed, "domain", GENRES)),
         ("domain", "kind of article"): list(by_label(mixed, "style", DOMAINS)),
-        ("topic", "topic asked for, of 20 texts or more"): list(label_of(mixed, "topic", 20)),
+        ("subject", "topic asked for, of 20 texts or more"): list(label_of(mixed, "topic", 20)),
         ("location", "fairy tales, experts' places"): list(expert_places(tales)),
         ("entity", "fairy tales, experts' characters"): list(expert_people(tales)),
     }
@@ -104,7 +105,8 @@ def measure(found: Sequence[Part], key: str, seeds: int) -> list[KeyReport]:
     """One report a seed."""
     repeats = any(len(part.annotation or ()) > 1 for part in found)
     schema = Schema(name="labelled", keys=(Key(name=key, description=key, many=repeats),))
-    return [distil(found, schema, TARGET, seed)[1][key] for seed in range(seeds)]
+    drawn = (random.Random(seed).sample(found, min(MOST, len(found))) for seed in range(seeds))
+    return [distil(some, schema, TARGET, seed)[1][key] for seed, some in enumerate(drawn)]
 
 
 def table(data: Mapping[tuple[str, str], Labelled], seeds: int) -> None:
@@ -157,16 +159,16 @@ def curve(labelled: Labelled, key: str, seeds: int) -> None:
 
 def main() -> None:
     """Prints both tables and the speed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="?", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     data = tasks(rows(options.data))
     table(data, options.seeds)
-    kinds = data["style", "kind of story asked for"]
-    curve(kinds, "style", options.seeds)
-    key = Key(name="style", description="kind of story")
-    annotator, _ = distil(parts(kinds[:3000], "style"), Schema(name="kind", keys=(key,)), TARGET)
+    kinds = data["kind", "kind of story asked for"]
+    curve(kinds, "kind", options.seeds)
+    key = Key(name="kind", description="kind of story")
+    annotator, _ = distil(parts(kinds[:MOST], "kind"), Schema(name="kind", keys=(key,)), TARGET)
     texts = [chunk for text, _ in kinds[:300] for chunk in text.split("\n\n") if chunk]
     begin = time.process_time()
     annotator.annotate_batch(texts)

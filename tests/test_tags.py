@@ -36,7 +36,7 @@ def whole(text: str) -> list[str]:
 
 
 def parts(row: dict[str, Any]) -> list[tuple[str, str, Annotation | None]]:
-    found = parts_of("here", row, parse_row(row, "here", whole))
+    found = parts_of(row, parse_row(row, "here", whole))
     return [(part.prompt, part.text, part.annotation) for part in found]
 
 
@@ -72,14 +72,14 @@ def test_each_text_with_an_annotation_of_its_own_is_a_part(row, expected):
 
 def test_the_prompted_text_is_the_last_answer_or_the_whole_document():
     def of(row: dict[str, Any]) -> Part | None:
-        return prompted("here", row, parse_row(row, "here", whole))
+        return prompted(row, parse_row(row, "here", whole))
 
     assert of({"messages": TURNS}) == Part("here", "Two.", "Second.", PLAN)
     chunks = [{"text": "A.", "annotation": PLAN.rows()}, {"text": "B."}]
     assert of({"prompt": "P.", "chunks": chunks}) == Part("here", "P.", "A.\n\nB.", PLAN)
     assert of({"chunks": chunks}) is None
-    assert of({"prompt": "P.", "text": "A."}) is None
-    assert of({"prompt": "P.", "response": "A."}) is None
+    assert of({"prompt": "P.", "text": "A."}) == Part("here", "P.", "A.", None)
+    assert of({"prompt": "P.", "response": "A."}) == Part("here", "P.", "A.", None)
 
 
 def test_two_corpora_in_different_order_are_sampled_at_the_same_texts():

@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _demo, _experiment, _annotate, _distil, _prepare, _pretrain, _sft, _sample, _score,
-        _inspect,
+        _demo, _experiment, _schema, _annotate, _distil, _prepare, _pretrain, _sft, _sample,
+        _score, _inspect,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -194,6 +194,40 @@ def _run_experiment(options: argparse.Namespace) -> None:
     results = experiments.run(options.config, options.out, options.overrides)
     if options.json:
         _print_json(results)
+
+
+def _schema(commands: Any) -> None:
+    summary = "which keys an annotation of a corpus should have"
+    parser = commands.add_parser("schema", help=summary, description=summary, allow_abbrev=False)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    summary = "keys that vary in a corpus and that prompts leave open, as a schema"
+    parser = _command(actions, "suggest", summary, _run_schema_suggest)
+    parser.add_argument("corpus", metavar="CORPUS", help="rows, annotated or not")
+    parser.add_argument("--sft", metavar="SRC", help="rows with prompts and responses")
+    parser.add_argument("--schema", help="keys to try on rows without tags; default: general")
+    parser.add_argument("--sample", type=_positive, metavar="N", help="texts used; default: 2000")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the schema as YAML")
+
+
+def _run_schema_suggest(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from anchored.config import validated
+
+    with _extra("annotate"):
+        from anchored.tags.suggest import SuggestConfig, run
+
+    given = {
+        "corpus": {"path": options.corpus},
+        "sft": options.sft and {"path": options.sft},
+        "schema_name": options.schema,
+        "sample": options.sample,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    config = validated(SuggestConfig, known, source="command line")
+    found = run(config, options.out, Console(stderr=options.json))
+    if options.json:
+        _print_json(found.data())
 
 
 def _annotate(commands: Any) -> None:

@@ -41,6 +41,7 @@ MIN_KEPT = 20  # texts that a threshold must be seen to hold on
 _STRENGTHS = (1.0, 10.0, 100.0)
 _TEMPERATURES = np.geomspace(0.25, 4, 41)
 _BINS = 10
+_CALIBRATED = 4000  # texts for the rules' own calibration
 
 Labels = list[str | None]
 
@@ -150,7 +151,7 @@ def distil(
     used = {key: model for key, model in models.items() if model.threshold <= 1}
     calibration = None
     if rules := rules_schema(schema, {}):
-        calibration = OfflineAnnotator.fit(rules, fitting.texts).calibration
+        calibration = OfflineAnnotator.fit(rules, fitting.texts[:_CALIBRATED]).calibration
     annotator = DistilledAnnotator(schema, used, calibration)
     by_rule = DistilledAnnotator(schema, {}, calibration)
     read = by_rule.annotate_batch(held.texts)
@@ -259,7 +260,10 @@ def calibration_error(p: Floats, right: np.ndarray) -> float:
 
 def scores(written: Sequence[Annotation], labels: Sequence[Annotation], key: str) -> Scores:
     """Tags of one key against labels, text by text."""
-    pairs = [(set(a.values(key)), set(b.values(key))) for a, b in zip(written, labels, strict=True)]
+    pairs = [
+        (frozenset(a.values(key)), frozenset(b.values(key)))
+        for a, b in zip(written, labels, strict=True)
+    ]
     right = sum(len(a & b) for a, b in pairs)
     made, due = sum(len(a) for a, _ in pairs), sum(len(b) for _, b in pairs)
     single = all(len(a) <= 1 and len(b) <= 1 for a, b in pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ def agreement(pairs: Sequence[Pair]) -> dict[str, KeyAgreement]:
     return {key: _of_key([(_values(a, key), _values(b, key)) for a, b in pairs]) for key in keys}
 
 
-def cohens_kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
+def cohens_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     """(p_o - p_e) / (1 - p_e) of two raters' categories; None where p_e is 1 (Cohen 1960)."""
     n = len(pairs)
     first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)

@@ -75,18 +75,15 @@ def _turns(name: str, messages: Sequence[Message]) -> Iterator[Part]:
 
 
 def prompted(row: Row, item: Item) -> Part | None:
-    """The text that a row's prompt asks for, with the annotation that stands between; if any."""
+    """The text that a row's prompt asks for, with the annotation that stands between the two."""
     if isinstance(item, Document):
-        if item.prompt is None or not _annotated(row):
+        if item.prompt is None:
             return None
-        return Part(item.id, item.prompt, item.text, item.whole_annotation)
+        given = [row, *(row.get("chunks") or [])]
+        has = any(part.get("annotation") is not None for part in given)
+        return Part(item.id, item.prompt, item.text, item.whole_annotation if has else None)
     *_, last = _turns(item.id, item.messages)
-    return last if last.prompt and last.annotation is not None else None
-
-
-def _annotated(row: Row) -> bool:
-    parts = [row, *(row.get("chunks") or [])]
-    return any(part.get("annotation") is not None for part in parts)
+    return last if last.prompt else None
 
 
 class Sample(Generic[T]):

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 from rich.console import Console
 
+from anchored.annotation import Annotation
 from anchored.config import Config
 from anchored.data.readers import SourceConfig, parse_row, read_rows
 from anchored.errors import DataError
@@ -126,9 +127,10 @@ def measure(config: TagsConfig, console: Console | None = None) -> TagQuality:
         enough = len({part.row for part in texts}) >= FOLDS
         told = informativeness(texts, embedder, config.seed) if enough else None
     with console.status("comparing tags with prompts"):
-        asked = _prompts(found.asked.items(), config.seed)
+        asked = [part for part in found.asked.items() if part.annotation is not None]
+        told_by_prompts = _prompts(asked, config.seed)
     agreed = None if config.against is None else _agreement(config, texts)
-    return TagQuality(config.source.path, statistics, variants, told, asked, agreed)
+    return TagQuality(config.source.path, statistics, variants, told, told_by_prompts, agreed)
 
 
 def _variants(counter: TagCounter, near_meaning: float) -> dict[str, tuple[Group, ...]]:
@@ -141,7 +143,7 @@ def _prompts(asked: list[Part], seed: int) -> PromptShares | None:
     """None where no two rows have a prompt, or all have the same: it then decides nothing."""
     if len({part.prompt for part in asked}) < 2:
         return None
-    annotations = [part.annotation for part in asked if part.annotation is not None]
+    annotations = [part.annotation or Annotation() for part in asked]
     return prompt_shares([part.prompt for part in asked], annotations, seed)
 
 
