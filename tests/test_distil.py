@@ -47,10 +47,8 @@ def labelled(count: int = 400, seed: int = 0) -> list[Part]:
     found = []
     for n in range(count):
         scene = rng.choice([*SCENES])
-        text = (
-            " ".join(rng.choices(SCENES[scene], k=4))
+        text = " ".join(rng.choices(SCENES[scene], k=4))
         text += f" There they saw Mara, and Mara waved {n}."
-        )
         plan: dict[str, Any] = {"mood": rng.choice(["glad", "sad"]), "plot": f"plot {n}"}
         if scene != "court":  # where this teacher never says so
             plan["scene"] = scene

@@ -44,9 +44,8 @@ def tagged(path: Path, prompted: bool = False) -> Path:
         place = rng.choice(PLACES)
         text = f"Once in the {place} somebody slept for {n} days."
         row: dict[str, Any] = {"annotation": plan(rng, n, place).rows()}
-        row |= (
-            {"prompt": f"A tale of the {place}.", "response": text} if prompted else {"text": text}
-        )
+        asked = {"prompt": f"A tale of the {place}.", "response": text}
+        row |= asked if prompted else {"text": text}
         rows.append(row)
     return write(path, rows)
 
