@@ -54,7 +54,8 @@ def variant_groups(
     Values are taken from the most frequent down; each joins the most frequent kept value that it is
     near to, or is kept itself, so that nothing is joined over a third. Two values are near by
 
-    - spelling: equal without case, accents, punctuation, a leading article, a plural's s;
+    - spelling: equal without case, accents, punctuation, a leading article, a plural's s (but not
+      a name's: Lucas is no Luca);
     - slip: one letter more, less, other or swapped, not the first, in at least `SLIP_MIN_LETTERS`
       letters, and `SLIP_RATIO` times rarer;
     - meaning: cosine of their static vectors at least `near_meaning`, names (capitals) left out.
@@ -95,7 +96,7 @@ def spelling(value: str) -> str:
     plain = unicodedata.normalize("NFKD", fold(value))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = _ARTICLE.sub("", " ".join(_NO_WORD.sub(" ", plain).split())).split()
-    return " ".join(map(_singular, words)) or value
+    return " ".join(map(_singular, words) if value == value.lower() else words) or value
 
 
 def _singular(word: str) -> str:
