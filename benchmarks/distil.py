@@ -1,6 +1,6 @@
 """The distilled tier on labelled data, beside the offline rules: precision, recall, coverage.
 
-    python benchmarks/distil.py [DATA] [--seeds N]
+    python benchmarks/distil.py [DATA] [--seeds N] [--only KEY]
 
 Labels are what the text's author was asked for (stories, articles, scripts) and what experts
 answered about fairy tales. Texts are read whole. A row is the mean over the seeds, each with its
@@ -69,7 +69,7 @@ def tasks(found: Mapping[str, list[Row]]) -> dict[tuple[str, str], Labelled]:
         ("style", "poem, podcast, debate"): list(by_label(mixed, "style", STYLES)),
         ("genre", "genre of TV script"): list(by_label(mixed, "domain", GENRES)),
         ("domain", "kind of article"): list(by_label(mixed, "style", DOMAINS)),
-        ("subject", "topic asked for, of 20 texts or more"): list(label_of(mixed, "topic", 20)),
+        ("subject", "topic asked for, of 25 texts or more"): list(label_of(mixed, "topic", 25)),
         ("location", "fairy tales, experts' places"): list(expert_places(tales)),
         ("entity", "fairy tales, experts' characters"): list(expert_people(tales)),
     }
@@ -162,8 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="?", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", metavar="KEY", help="this key's rows of the first table alone")
     options = parser.parse_args()
     data = tasks(rows(options.data))
+    if options.only:
+        table(
+            {task: found for task, found in data.items() if task[0] == options.only}, options.seeds
+        )
+        return
     table(data, options.seeds)
     kinds = data["kind", "kind of story asked for"]
     curve(kinds, "kind", options.seeds)

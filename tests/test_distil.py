@@ -162,8 +162,8 @@ def test_below_the_threshold_nothing_is_written():
 
 
 def test_calibration_error_is_the_gap_weighted_by_texts():
-    p, right = np.array([0.95] * 4 + [0.55] * 6), np.array([True] * 4 + [True] * 3 + [False] * 3)
-    assert calibration_error(p, right) == pytest.approx(0.4 * 0.05 + 0.6 * 0.05)
+    p, right = np.array([0.95] * 4 + [0.55] * 6), np.array([True] * 9 + [False])
+    assert calibration_error(p, right) == pytest.approx(0.4 * 0.05 + 0.6 * (5 / 6 - 0.55))
 
 
 def test_scores_count_tags_against_labels():

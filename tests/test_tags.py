@@ -218,7 +218,7 @@ def test_ridge_finds_exactly_what_is_linear_and_nothing_in_noise():
     x, folds = rng.normal(size=(400, 8)), np.arange(400) % 5
     signal, noise = x @ rng.normal(size=(8, 6)), rng.normal(size=(400, 6))
     assert explained(x, signal, folds) > 0.9999
-    assert -0.1 < explained(x, noise, folds) < 0.02
+    assert -0.1 < explained(x, noise, folds) < 0  # what is fitted to the texts themselves is above
     scaled = signal / signal.std() + noise / noise.std()
     assert explained(x, scaled, folds) == pytest.approx(0.5, abs=0.05)
     assert explained(np.zeros((400, 1)), signal, folds) == pytest.approx(0, abs=0.05)
