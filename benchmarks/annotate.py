@@ -138,8 +138,8 @@ def measure(
     values = [annotation.values(key) for annotation in read]
     tags = sum(map(len, values))
     good = [right(found, gold) for found, (_, gold) in zip(values, pairs, strict=True)]
-    shares = (sum(map(bool, found)) / len(pairs) for found in (good, values))
-    return len(pairs), sum(good) / tags, *shares
+    recall, coverage = (sum(map(bool, found)) / len(pairs) for found in (good, values))
+    return len(pairs), sum(good) / tags, recall, coverage
 
 
 def speed(annotator: OfflineAnnotator, chunks: list[str]) -> float:
