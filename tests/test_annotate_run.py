@@ -256,8 +256,11 @@ def test_statistics_of_rows_of_every_format():
             "topic": {
                 "coverage": 0.75,
                 "entropy": 0.6931,
+                "miller_madow": 0.8181,
                 "distinct": 2,
+                "once": 0,
                 "top": [["sea", 2], ["war", 2]],
+                "tail": [],
             }
         },
     }

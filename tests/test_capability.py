@@ -23,6 +23,7 @@ from lm_eval.tasks import TaskManager
 
 from anchored import cli
 from anchored.annotation import Annotation, Key, Schema
+from anchored.cli import evaluation
 from anchored.errors import AnchoredError, ConfigError, DataError
 from anchored.evaluate import capability
 from anchored.evaluate.capability import CapabilityConfig, item_values, run
@@ -603,5 +604,5 @@ def test_the_papers_tasks_have_one_name():
 def test_without_lm_eval_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "anchored.evaluate.capability", None)
     with pytest.raises(AnchoredError) as error:
-        cli._run_capability(SimpleNamespace())
+        evaluation._run_capability(SimpleNamespace())
     assert "pip install 'anchored[lm-eval]'" in str(error.value)

@@ -20,7 +20,9 @@ from anchored.errors import DataError
 COMMANDS = (
     "demo",
     "experiment",
+    "schema",
     "annotate",
+    "distil",
     "prepare",
     "pretrain",
     "sft",
@@ -81,9 +83,12 @@ def test_every_command_has_its_handler():
             "demo": [],
             "experiment": [__file__, "--out", "x"],
             "capability": ["m", "--task", "t", "--out", "x"],
+            "schema": ["suggest", __file__],
+            "distil": [__file__, "--out", "x"],
         }
         options = cli.parse([name, *more.get(name, [__file__])])
-        assert options.handler.__name__ == f"_run_{name}"
+        action = "_suggest" if name == "schema" else ""
+        assert options.handler.__name__ == f"_run_{name}{action}"
 
 
 def test_version_names_what_results_depend_on(capsys):

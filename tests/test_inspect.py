@@ -24,6 +24,7 @@ from anchored.segments import (
     assemble,
     conversation_segments,
 )
+from anchored.tag_statistics import statistics
 from anchored.tokenizer import AnchoredTokenizer
 
 Row = tuple[list[int], list[int], list[int], list[int]]
@@ -290,10 +291,20 @@ def test_a_corpus_shows_coverage_entropy_and_top_values(tmp_path: Path):
     assert data["keys"]["hero"] == {
         "coverage": 1.0,
         "entropy": 0.6931,
+        "miller_madow": 0.8181,  # and (2 - 1) / (2 * 4)
         "distinct": 2,
+        "once": 0,
         "top": [["Mara", 2], ["Tom", 2]],
+        "tail": [],
     }
     assert data["keys"]["place"]["coverage"] == 0.25
+
+
+def test_the_tail_holds_the_rarest_values_that_are_not_at_the_top():
+    tags = [{"key": "hero", "value": f"{n:02}"} for n in range(12) for _ in range(20 - n)]
+    found = statistics([{"annotation": [*tags, {"key": "hero", "value": "x"}]}]).keys["hero"]
+    assert found.tail == (("10", 10), ("11", 9), ("x", 1))
+    assert (found.top[0], found.top[-1], found.once) == (("00", 20), ("09", 11), 1)
 
 
 def test_a_folder_of_shards_is_one_corpus(tmp_path: Path):

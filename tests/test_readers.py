@@ -4,10 +4,14 @@ import gzip
 import itertools
 import json
 import lzma
+import random
+import string
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from anchored.annotation import Annotation
 from anchored.config import load_config
@@ -158,15 +162,71 @@ ROWS = [{"id": str(i), "text": f"Text {i}.\rStill {i}."} for i in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
-def test_the_same_rows_come_from_jsonl_json_xz_gz_parquet_and_a_saved_dataset(tmp_path):
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+def test_the_same_rows_come_from_every_kind_of_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINES)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(LINES))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(LINES[:40]) + zstd(LINES[40:]))
     (tmp_path / "a.json").write_text(json.dumps(ROWS), encoding="utf-8")
-    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.json", "a.parquet", "saved"):
-        assert rows_of(tmp_path / name) == ROWS
+    rows = Dataset.from_list(ROWS)
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict(train=rows, test=rows.select([1])).save_to_disk(tmp_path / "splits")
+    arrow = next((tmp_path / "saved").glob("*.arrow"))
+    names = ("jsonl", "jsonl.gz", "jsonl.xz", "jsonl.zst", "json", "parquet")
+    paths = [*(f"a.{name}" for name in names), "saved", "splits", arrow]
+    for path in paths:
+        assert rows_of(tmp_path / path) == ROWS
+    assert rows_of(tmp_path / "splits", split="test") == ROWS[1:2]
+    with pytest.raises(DataError, match="no split 'dev'; it has test, train"):
+        rows_of(tmp_path / "splits", split="dev")
+
+
+def test_a_hub_dataset_takes_its_configuration_and_split_from_the_address(tmp_path, monkeypatch):
+    folder = tmp_path / "owner" / "name"
+    card = {"configs": [{"config_name": name, "data_files": [
+        {"split": split, "path": f"{name}-{split}.parquet"} for split in ("train", "validation")
+    ]} for name in ("one", "two")]}  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n", encoding="utf-8")
+    for name in ("one-train", "one-validation", "two-train", "two-validation"):
+        Dataset.from_list([{"text": name}]).to_parquet(folder / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)  # what is there under its name is taken before the hub is asked
+    assert rows_of("hf://owner/name/two?split=validation") == [{"text": "two-validation"}]
+    assert rows_of("hf://owner/name/one") == [{"text": "one-train"}]
+    assert rows_of("hf://owner/name/one", split="validation") == [{"text": "one-validation"}]
+    ((place, _),) = read_rows(SourceConfig(path="hf://owner/name/one"))
+    assert place == "hf://owner/name/one: row 1"
+    with pytest.raises(ConfigError, match="'config' is no option of a hub dataset"):
+        rows_of("hf://owner/name?config=one")
+    with pytest.raises(DataError, match=r"hf://owner/other: not readable as a hub dataset: "):
+        rows_of("hf://owner/other")
+
+
+def arrow_peak(path: Path) -> int:
+    """The most bytes that Arrow held at once while all rows of a file were read."""
+    pool, default = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert all(row["text"] for row in rows_of(path))
+    finally:
+        pa.set_memory_pool(default)
+    return pool.max_memory()
+
+
+def test_the_memory_for_a_parquet_file_does_not_grow_with_its_row_groups(tmp_path):
+    text = "".join(random.Random(0).choices(string.printable, k=20_000))
+    peaks = []
+    for rows in (1_000, 4_000):
+        table = pa.table({"text": [f"{i} {text[i:]}" for i in range(rows)]})
+        path = tmp_path / f"{rows}.parquet"
+        pq.write_table(table, path, row_group_size=rows, use_dictionary=False)
+        peaks.append(arrow_peak(path))
+    assert 0 < peaks[1] < 1.5 * peaks[0]
 
 
 def test_a_folder_is_read_in_sorted_order_and_json_files_in_it_are_left_alone(tmp_path):
@@ -176,7 +236,15 @@ def test_a_folder_is_read_in_sorted_order_and_json_files_in_it_are_left_alone(tm
     (folder / "a.jsonl").write_text('{"text": "A"}\n', encoding="utf-8")
     (folder / "deep" / "c.txt.xz").write_bytes(lzma.compress(b"C"))
     (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    (folder / "README.md").write_text("About the rows.", encoding="utf-8")
     assert rows_of(folder) == [{"text": "A"}, {"text": "B"}, {"text": "C"}]
+
+
+def test_a_folder_of_markdown_is_a_document_a_file(tmp_path):
+    (tmp_path / "a.md").write_text("# One", encoding="utf-8")
+    (tmp_path / "b.md.zst").write_bytes(zstd(b"# Two"))
+    (tmp_path / "c.txt").write_text("Three", encoding="utf-8")
+    assert rows_of(tmp_path) == [{"text": "# One"}, {"text": "# Two"}, {"text": "Three"}]
 
 
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n***\n"])
@@ -209,6 +277,10 @@ def test_where_skip_and_limit_apply_in_this_order(tmp_path):
         ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: line 1: not UTF-8 at byte 10"),
         ("a.txt", b"fine\nbad \xe9\n", "a.txt: line 2: not UTF-8 at byte 4"),
         ("a.txt.xz", b"no xz", "a.txt.xz: damaged or cut short"),
+        ("a.md.zst", b"no zstd", "a.md.zst: damaged or cut short"),
+        ("a.jsonl.zst", zstd(LINES * 999)[:-9], "a.jsonl.zst: damaged or cut short: Truncated"),
+        ("a.parquet", b"no parquet", "a.parquet: not readable as parquet: "),
+        ("a.arrow", b"no arrow", "a.arrow: not readable as arrow: "),
         ("a.csv", b"x", "a.csv: not a .jsonl or .json file"),
         ("a.jsonl", None, "a.jsonl: no such file or folder; a hub dataset is written hf://owner/"),
     ],

@@ -318,17 +318,18 @@ class Key(BaseModel):
         """The stored form of `value` under this key, or None if it lies outside the vocabulary."""
         if self.values is None:
             return value
-        return _vocabulary(self.values).get(_fold(value))
+        return _vocabulary(self.values).get(fold(value))
 
 
-def _fold(value: str) -> str:
+def fold(value: str) -> str:
+    """A value without what does not tell it from another: case, `-`, `_` and spaces."""
     return " ".join(normalise_value(value).casefold().replace("_", " ").replace("-", " ").split())
 
 
 @functools.cache
 def _vocabulary(values: tuple[str, ...]) -> dict[str, str]:
     """Folded form -> stored form; cached, because `prepare` asks for every tag of a corpus."""
-    return {_fold(value): value for value in values}
+    return {fold(value): value for value in values}
 
 
 class Schema(BaseModel):

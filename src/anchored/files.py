@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -25,7 +26,18 @@ _NOT_COMPARED = {
     "out", "workers", "journal", "url", "key_env", "concurrency", "timeout", "attempts", "patience",
     "requests_per_minute", "tokens_per_minute", "price_in", "price_out",
 }  # fmt: skip
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+
+def _open_zstd(path: Path, mode: str) -> BinaryIO:
+    import pyarrow
+
+    assert mode == "rb"
+    # By way of pyarrow, which is there: Python itself has zstd from 3.14 on.
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+
+
+_OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
+COMPRESSED = tuple(_OPENERS)
 
 
 @contextmanager
@@ -60,6 +72,12 @@ def atomic_write(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -158,23 +176,37 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and row, one JSON object at a time; blank lines are passed over.
 
     `.jsonl` is streamed; `.json` holds one list, and the number is the item's place in it. Either
-    may end in `.gz` or `.xz`.
+    may end in one of `COMPRESSED`.
 
     Raises:
         DataError: no such file, another file type, or a line (named by its number) that is not
             UTF-8, not JSON or not an object.
     """
     suffixes = path.suffixes
-    opener = _OPENERS.get(suffixes[-1] if suffixes else "")
-    kind = "".join(suffixes[-2:-1] if opener else suffixes[-1:])
+    packed = bool(suffixes) and suffixes[-1] in COMPRESSED
+    kind = "".join(suffixes[-2:-1] if packed else suffixes[-1:])
     if kind not in (".json", ".jsonl"):
-        raise DataError(f"{path}: not a .jsonl or .json file (optionally .gz or .xz)")
+        raise DataError(f"{path}: not a .jsonl or .json file (optionally .gz, .xz or .zst)")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    with unpacked(path) as file:
+        yield from _lines(path, file) if kind == ".jsonl" else _items(path, file)
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file as a stream, decompressed where its name ends in one of `COMPRESSED`.
+
+    Raises:
+        DataError: in the body, on reading: what is compressed is damaged or cut short.
+    """
+    opener = _OPENERS.get(path.suffix)
     try:
         with cast(BinaryIO, opener(path, "rb") if opener else path.open("rb")) as file:
-            yield from _lines(path, file) if kind == ".jsonl" else _items(path, file)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            yield file
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(f"{path}: damaged or cut short: {error}") from None
 
 

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +21,13 @@ from anchored.data.prepare import account_table
 from anchored.data.readers import SourceConfig, parse_row, read_rows
 from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
-from anchored.files import atomic_write, read_jsonl
-from anchored.report.escape import escape, shorten, visible
-from anchored.report.page import definitions, page
+from anchored.files import read_jsonl
+from anchored.report.escape import escape, visible
+from anchored.report.page import definitions
 from anchored.report.tables import number, percent
+from anchored.report.view import COVERAGE_INTRO, View, show, statistics_cells, table_html, table_of
 from anchored.segments import NO_LOSS, Kind
-from anchored.tag_statistics import KeyStatistics, statistics
+from anchored.tag_statistics import statistics
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
 
 RECORD = "anchored.json"
@@ -48,16 +49,6 @@ class Span:
     kind: Kind
     supervised: bool
     tokens: int
-
-
-@dataclass(frozen=True)
-class View:
-    """What is shown of one path: for the terminal, as HTML (markup) and as JSON data."""
-
-    title: str
-    terminal: Sequence[RenderableType]
-    html: str
-    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,13 +74,7 @@ def run(
     Raises:
         DataError: there is nothing at `path` that can be inspected, or it is damaged.
     """
-    view = view_of(path, shown)
-    if html is not None:
-        atomic_write(html, page(view.title, f"<h1>{escape(view.title)}</h1>{view.html}"))
-    if as_json:
-        print(json.dumps(view.data, ensure_ascii=False, indent=2))
-    else:
-        Console().print(*view.terminal, sep="\n")
+    show(view_of(path, shown), html, as_json)
 
 
 def view_of(path: Path, shown: Shown = Shown()) -> View:
@@ -360,25 +345,13 @@ def _account_html(name: str, split: Mapping[str, Any]) -> str:
         (_plain(kind), tokens, split["supervised_by_kind"][kind])
         for kind, tokens in split["by_kind"].items()
     ]
-    return _table_html(
+    return table_html(
         (f"{name}: {split['rows']:,} rows", "tokens", "with loss", "masked"),
         [
             (kind, f"{tokens:,}", f"{learnt:,}", f"{tokens - learnt:,}")
             for kind, tokens, learnt in [*rows, ("all", split["tokens"], split["supervised"])]
         ],
     )
-
-
-def _table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    table = f'<table class="{style}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def model_view(path: Path) -> View:
@@ -480,14 +453,12 @@ def corpus_view(path: Path) -> View:
     found = statistics(_checked_rows(path))
     if not found.annotations:
         raise DataError(f"{path}: no row carries an annotation; make them with `anchored annotate`")
-    head = ("key", "coverage", "entropy", "distinct", "most frequent values")
-    cells = [_key_cells(key, key_statistics) for key, key_statistics in found.keys.items()]
     title = f"{path.name}: {found.annotations:,} annotations"
-    intro = "Coverage: share of annotations with the key. Entropy: of its values, in nats."
+    head, cells = statistics_cells(found)
     return View(
         title=title,
-        terminal=[_statistics_table(title, intro, head, cells)],
-        html=f'<p class="intro">{intro}</p>{_table_html(head, cells, "tags-table")}',
+        terminal=[table_of(title, COVERAGE_INTRO, head, cells)],
+        html=f'<p class="intro">{COVERAGE_INTRO}</p>{table_html(head, cells, "tags-table")}',
         data={"corpus": str(path), **found.data()},
     )
 
@@ -496,20 +467,3 @@ def _checked_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     for place, row in read_rows(SourceConfig(path=str(path))):
         parse_row(row, place, lambda text: [text])
         yield row
-
-
-def _key_cells(key: str, found: KeyStatistics) -> tuple[str, ...]:
-    top = ", ".join(f"{shorten(value, 40)} {count:,}" for value, count in found.top)
-    numbers = percent(found.coverage), number(found.entropy), f"{found.distinct:,}"
-    return (key, *numbers, top)
-
-
-def _statistics_table(
-    title: str, intro: str, head: Sequence[str], rows: Iterable[Sequence[str]]
-) -> Table:
-    table = Table(title=title, caption=intro, caption_style="dim")
-    for place, name in enumerate(head):
-        table.add_column(name, justify="right" if 0 < place < 4 else "left", no_wrap=place < 4)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TOP = 10
+TAIL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +19,20 @@ class KeyStatistics:
     Attributes:
         coverage: share of the annotations that have the key.
         entropy: plug-in Shannon entropy of its values, in nats; a repeated key counts once a value.
+        miller_madow: `entropy` plus its first-order bias, (distinct - 1) / 2N (Miller 1955).
         distinct: number of different values.
+        once: how many of them occur a single time.
         top: the most frequent values and how often each occurs.
+        tail: the least frequent of the values that are not in `top`, the rarest last.
     """
 
     coverage: float
     entropy: float
+    miller_madow: float
     distinct: int
+    once: int
     top: tuple[tuple[str, int], ...]
+    tail: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,11 @@ class TagStatistics:
                 key: {
                     "coverage": round(found.coverage, 4),
                     "entropy": round(found.entropy, 4),
+                    "miller_madow": round(found.miller_madow, 4),
                     "distinct": found.distinct,
+                    "once": found.once,
                     "top": [list(pair) for pair in found.top],
+                    "tail": [list(pair) for pair in found.tail],
                 }
                 for key, found in self.keys.items()
             },
@@ -66,17 +76,16 @@ class TagCounter:
         for tag in tags:
             self._values.setdefault(tag["key"], Counter())[tag["value"]] += 1
 
+    def counts(self, key: str) -> Mapping[str, int]:
+        """How often each value of `key` has been counted."""
+        return self._values.get(key, {})
+
     def statistics(self) -> TagStatistics:
         """What has been counted so far."""
         return TagStatistics(
             self.annotations,
             {
-                key: KeyStatistics(
-                    coverage=self._present[key] / self.annotations,
-                    entropy=_entropy(values),
-                    distinct=len(values),
-                    top=tuple(sorted(values.items(), key=lambda item: (-item[1], item[0]))[:TOP]),
-                )
+                key: _key_statistics(self._present[key] / self.annotations, values)
                 for key, values in self._values.items()
             },
         )
@@ -105,6 +114,20 @@ def row_annotations(row: Mapping[str, Any]) -> Iterator[Sequence[Mapping[str, st
     for part in parts:
         if part.get("annotation") is not None:
             yield part["annotation"]
+
+
+def _key_statistics(coverage: float, values: Counter[str]) -> KeyStatistics:
+    ranked = sorted(values.items(), key=lambda item: (-item[1], item[0]))
+    entropy = _entropy(values)
+    return KeyStatistics(
+        coverage=coverage,
+        entropy=entropy,
+        miller_madow=entropy + (len(values) - 1) / (2 * values.total()),
+        distinct=len(values),
+        once=sum(count == 1 for count in values.values()),
+        top=tuple(ranked[:TOP]),
+        tail=tuple(ranked[TOP:][-TAIL:]),
+    )
 
 
 def _entropy(counts: Counter[str]) -> float:

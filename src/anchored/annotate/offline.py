@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -107,6 +107,11 @@ class OfflineAnnotator:
             raise DataError("no text to calibrate the offline annotator on")
         return cls(schema, _calibrate(schema, [Words.of(text) for text in sample]))
 
+    @staticmethod
+    def reads(schema: Schema) -> bool:
+        """Is there a key that it can read."""
+        return any(map(schema.key, _READERS)) or bool(described_keys(schema))
+
     @classmethod
     def load(cls, schema: Schema, path: Path) -> OfflineAnnotator:
         """An annotator with a saved calibration (`calibration.json` of an annotated corpus)."""
@@ -115,6 +120,10 @@ class OfflineAnnotator:
     def save(self, path: Path) -> None:
         """Writes the calibration as JSON."""
         write_json(path, self.calibration.model_dump())
+
+    def again(self) -> Callable[[], OfflineAnnotator]:
+        """What makes the same annotator in another process."""
+        return partial(OfflineAnnotator, self.schema, self.calibration)
 
     @property
     def name(self) -> str:

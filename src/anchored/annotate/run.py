@@ -11,25 +11,27 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait as wait_for_exit
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from anchored.annotate.offline import Calibration, OfflineAnnotator
+from anchored.annotate.distilled import DistilledAnnotator
+from anchored.annotate.offline import OfflineAnnotator
 from anchored.annotate.source import CorpusConfig, batched, items
 from anchored.annotation import Annotation, Schema
 from anchored.config import versions
 from anchored.data.readers import Document, Item, Row, load_schema
-from anchored.errors import DataError
+from anchored.errors import ConfigError, DataError
 from anchored.files import claim, read_jsonl, write_json, write_jsonl
 from anchored.tag_statistics import statistics
 
@@ -38,16 +40,43 @@ CALIBRATION = "calibration.json"
 _PLAN = "plan.json"
 _PROBE = 500
 _BATCH = 512
+_DISTILLED = "distilled:"
+
+
+class Annotator(Protocol):
+    """Who writes the tags."""
+
+    schema: Schema
+
+    @property
+    def name(self) -> str:
+        """Name and versions, for manifests."""
+        ...
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The schema's keys that it never writes."""
+        ...
+
+    def annotate_batch(self, texts: Sequence[str]) -> list[Annotation]:
+        """One annotation a text."""
+        ...
+
+    def again(self) -> Callable[[], Annotator]:
+        """What makes the same annotator in another process."""
+        ...
 
 
 class AnnotateConfig(CorpusConfig):
-    """What `anchored annotate` reads for the offline annotator.
+    """What `anchored annotate` reads for the annotators that run on this machine.
 
     Rows keep all their fields; a document's `text` becomes `chunks`, and annotations that are there
     already stay.
     """
 
-    annotator: Literal["offline"] = "offline"
+    annotator: str = Field(
+        default="offline", description="offline, or distilled:FOLDER of `anchored distil`"
+    )
     calibration: Path | None = Field(
         default=None,
         description="calibration.json of an earlier run: annotate SFT data as its corpus was",
@@ -55,6 +84,19 @@ class AnnotateConfig(CorpusConfig):
     sample_chunks: int = Field(default=20_000, ge=1, description="chunks to calibrate on")
     workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
     seed: int = 0
+
+    @field_validator("annotator")
+    @classmethod
+    def _known(cls, annotator: str) -> str:
+        if annotator != "offline" and not re.fullmatch(f"{_DISTILLED}.+", annotator):
+            raise ValueError(f"use offline or {_DISTILLED}FOLDER")
+        return annotator
+
+    @property
+    def distilled(self) -> Path | None:
+        """The folder of the distilled annotator, where it is to write the tags."""
+        name = self.annotator.removeprefix(_DISTILLED)
+        return Path(name) if name != self.annotator else None
 
 
 @dataclass
@@ -96,12 +138,15 @@ def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any
     """
     console = console or Console(stderr=True)
     schema = load_schema(config.schema_name)
+    distilled = _distilled(config, schema)
     if config.out.exists():
         claim(config.out, config)
     scan, plan = _scan(config, console)
+    if distilled is not None:
+        plan["annotator"] = distilled.name
     claim(config.out, config)
     _keep_plan(config.out, plan)
-    annotator = _annotator(config, schema, scan.sample)
+    annotator = distilled or _offline(config, schema, scan.sample)
     todo = _Shards(config, plan["shards"])
     _estimate(annotator, scan, todo, console)
     _write_shards(config, annotator, todo, plan["rows"], console)
@@ -137,12 +182,28 @@ def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, An
 
 def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
     path = out / _PLAN
-    if path.is_file() and json.loads(path.read_bytes()) != plan:
-        raise DataError(f"{out}: the source has changed since this run began; use another folder")
+    before = json.loads(path.read_bytes()) if path.is_file() else plan
+    if before != plan:
+        what = "annotator" if before.get("annotator") != plan.get("annotator") else "source"
+        raise DataError(f"{out}: the {what} has changed since this run began; use another folder")
     write_json(path, plan)
 
 
-def _annotator(config: AnnotateConfig, schema: Schema, sample: Sequence[str]) -> OfflineAnnotator:
+def _distilled(config: AnnotateConfig, schema: Schema) -> DistilledAnnotator | None:
+    if config.distilled is None:
+        return None
+    if config.calibration is not None:
+        raise ConfigError("calibration: goes with annotator offline; a distilled one has its own")
+    annotator = DistilledAnnotator.load(config.distilled)
+    if annotator.schema != schema:
+        raise ConfigError(
+            f"schema_name: {config.schema_name!r} is not the schema that {config.distilled} was "
+            f"distilled for ({annotator.schema.name!r}); name that one"
+        )
+    return annotator
+
+
+def _offline(config: AnnotateConfig, schema: Schema, sample: Sequence[str]) -> OfflineAnnotator:
     """With the calibration of this run, of the run that is named, or fitted to the sample."""
     saved = config.out / CALIBRATION
     if saved.is_file():
@@ -168,7 +229,7 @@ class _Shards:
         return self.out / f"shard-{number:05d}.jsonl"
 
 
-def _estimate(annotator: OfflineAnnotator, scan: _Scan, todo: _Shards, console: Console) -> None:
+def _estimate(annotator: Annotator, scan: _Scan, todo: _Shards, console: Console) -> None:
     """Says how much there is to do and, from a timed probe, how long it will take."""
     share = len(todo.missing) / todo.count
     probe = scan.sample[:_PROBE]
@@ -188,7 +249,7 @@ def _estimate(annotator: OfflineAnnotator, scan: _Scan, todo: _Shards, console: 
 
 def _write_shards(
     config: AnnotateConfig,
-    annotator: OfflineAnnotator,
+    annotator: Annotator,
     todo: _Shards,
     rows: int,
     console: Console,
@@ -209,7 +270,10 @@ def _write_shards(
 
 
 def _finished(
-    config: AnnotateConfig, annotator: OfflineAnnotator, todo: _Shards, workers: int
+    config: AnnotateConfig,
+    annotator: Annotator,
+    todo: _Shards,
+    workers: int,
 ) -> Iterator[int]:
     """Rows done, shard by shard as they are finished."""
     missing = set(todo.missing)
@@ -221,9 +285,8 @@ def _finished(
                 _write_shard(annotator, todo.path(number), shard)
             yield len(shard)
         return
-    arguments = (annotator.schema, annotator.calibration)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (annotator.again(),)) as pool:
         running: set[Future[int]] = set()
         for number, shard in shards:
             if number not in missing:
@@ -236,13 +299,13 @@ def _finished(
         yield sum(future.result() for future in running)
 
 
-_worker: OfflineAnnotator | None = None
+_worker: Annotator | None = None
 
 
-def _start_worker(schema: Schema, calibration: Calibration) -> None:
+def _start_worker(make: Callable[[], Annotator]) -> None:
     global _worker
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = OfflineAnnotator(schema, calibration)
+    _worker = make()
 
 
 def _die_with_parent() -> None:
@@ -259,9 +322,7 @@ def _work(path: Path, shard: Sequence[tuple[Row, Item]]) -> int:
     return len(shard)
 
 
-def _write_shard(
-    annotator: OfflineAnnotator, path: Path, shard: Sequence[tuple[Row, Item]]
-) -> None:
+def _write_shard(annotator: Annotator, path: Path, shard: Sequence[tuple[Row, Item]]) -> None:
     texts = list(dict.fromkeys(text for _, item in shard for text in _texts(item)))
     found: dict[str, Annotation] = {}
     for batch in batched(texts, _BATCH):
@@ -322,16 +383,14 @@ def _annotated_turn(turn: Row, found: dict[str, Annotation]) -> dict[str, Any]:
     return {**turn, "annotation": found[turn["content"]].rows()}
 
 
-def _manifest(
-    config: AnnotateConfig, annotator: OfflineAnnotator, plan: dict[str, Any]
-) -> dict[str, Any]:
+def _manifest(config: AnnotateConfig, annotator: Annotator, plan: dict[str, Any]) -> dict[str, Any]:
     shards = sorted(config.out.glob("shard-*.jsonl"))
     tags = statistics(row for shard in shards for _, row in read_jsonl(shard))
     return {
         "annotator": annotator.name,
         "schema": annotator.schema.model_dump(mode="json"),
         "unread_keys": list(annotator.unread),
-        "calibration": CALIBRATION,
+        "calibration": CALIBRATION if config.distilled is None else None,
         **plan,
         "tags": tags.data(),
         "versions": versions(),

@@ -31,7 +31,7 @@ from anchored.data.readers import (
 from anchored.data.standoff import StandOff
 from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
 from anchored.errors import ConfigError, DataError
-from anchored.files import CONFIG_NAME, atomic_write, building, write_json
+from anchored.files import CONFIG_NAME, atomic_write, building, digest, write_json
 from anchored.segments import (
     OBJECTIVES,
     KeyOrder,
@@ -41,6 +41,7 @@ from anchored.segments import (
     encode_pieces,
     split_chunks,
 )
+from anchored.tags.canonical import CanonicalMap
 from anchored.tokenizer import AnchoredTokenizer
 
 __all__ = [
@@ -78,6 +79,10 @@ class PrepareConfig(Config):
     objective: ObjectiveName = "annotated"
     schema_name: str | None = Field(
         default=None, description="built-in name or YAML file that tags are checked against"
+    )
+    canonical: Path | None = Field(
+        default=None,
+        description="file of spellings that are one value; `anchored inspect --tags` proposes one",
     )
     key_order: KeyOrder = "shuffled"
     prompted_share: float = Field(
@@ -226,11 +231,13 @@ def _stream(
         split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
     )
     beside = StandOff(source.annotations) if source.annotations else None
+    canonical = CanonicalMap.load(config.canonical) if config.canonical else None
     place = None
     for place, row in read_rows(source, config.prompted_share):
         try:
             item = parse_row(row, place, beside.split if beside else split)
             item = beside.attach(row, item) if beside else item
+            item = canonical.apply_to(item) if canonical else item
             check(item, place, objective)
         except DataError:
             if not config.skip_bad_rows:
@@ -417,6 +424,7 @@ def _manifest(
         "splits": run.splits,
         "read": dict(run.planner.counts),
         "schema": schema.model_dump(mode="json") if schema else None,
+        "canonical": digest(config.canonical) if config.canonical else None,
         "config": config.model_dump(mode="json"),
         "versions": versions(),
         "tokenizer": {

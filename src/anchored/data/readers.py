@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import lzma
-import zlib
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import datasets
+import pyarrow.parquet as pq
 import yaml
 from datasets.exceptions import DatasetGenerationError
 from pydantic import AfterValidator, Field
@@ -23,16 +22,17 @@ from pydantic import AfterValidator, Field
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.config import Config
 from anchored.errors import ConfigError, DataError
-from anchored.files import read_jsonl
+from anchored.files import COMPRESSED, read_jsonl, unpacked
 from anchored.segments import OBJECTIVES, Chunk, Message
 from anchored.storyworld import Storyworld
 
 ROW_FORMATS = "text, chunks, messages, prompt + response or instruction + output"
 _ANSWERED = ({"messages"}, {"prompt", "response"}, {"instruction", "output"})
 _ROLES = ("system", "user", "assistant")
-_TEXT_OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
-_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
-_IN_FOLDERS = (".jsonl", ".txt", *_TABLES)
+_TEXTS = (".txt", ".md")
+_TABLES = (".parquet", ".arrow")
+_IN_FOLDERS = (".jsonl", *_TABLES, *_TEXTS)
+_PARQUET_BATCH = 256  # rows decoded at once
 
 Row = Mapping[str, Any]
 
@@ -50,10 +50,12 @@ Split = Callable[[str], list[str]]
 class SourceConfig(Config):
     """One source of rows.
 
-    `path` is a `.jsonl`, `.json` or `.txt` file (each optionally `.gz` or `.xz`), a `.parquet` or
-    `.arrow` file, a folder of such files (in sorted order; `.json` files in it are left alone),
-    a folder written by `Dataset.save_to_disk`, `hf://owner/name[/configuration]`, or
-    `storyworld://small`, `storyworld://full/sft?seed=1&count=2000`.
+    `path` is a `.jsonl`, `.json`, `.txt` or `.md` file (each optionally `.gz`, `.xz` or `.zst`), a
+    `.parquet` or `.arrow` file, a folder of such files (in sorted order; `.json` files in it are
+    left alone, and so are `.md` files beside rows: they describe them), a folder written by
+    `save_to_disk`, `hf://owner/name[/configuration][?split=validation&revision=...]`, or
+    `storyworld://small`, `storyworld://full/sft?seed=1&count=2000`. All but `.json` and a text
+    file's document are streamed.
     """
 
     path: str
@@ -68,7 +70,9 @@ class SourceConfig(Config):
     separator: str | None = Field(
         default=None, description="in text files, what stands between documents"
     )
-    split: str = Field(default="train", description="split of a hub dataset")
+    split: str = Field(
+        default="train", description="split of a hub dataset or of a saved `DatasetDict`"
+    )
     objective: ObjectiveName | None = Field(default=None, description="instead of the run's own")
     annotations: Path | None = Field(
         default=None, description="folder of stand-off annotations of these rows, for prepare"
@@ -183,23 +187,25 @@ def _open_storyworld(url: str, prompted_share: float) -> Iterator[tuple[str, Row
 
 
 def _open_hub(source: SourceConfig) -> Iterator[tuple[str, Row]]:
-    name = source.path.removeprefix("hf://").split("/")
-    try:
-        data = datasets.load_dataset(
-            "/".join(name[:2]), *name[2:], split=source.split, streaming=True
+    address, _, query = source.path.removeprefix("hf://").partition("?")
+    name, options = address.split("/"), {"split": source.split, **dict(parse_qsl(query))}
+    if unknown := options.keys() - {"split", "revision"}:
+        raise ConfigError(
+            f"{source.path}: {min(unknown)!r} is no option of a hub dataset; use split or revision "
+            "(a configuration is written hf://owner/name/configuration)"
         )
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source.path}: {' '.join(str(error).split())[:200]}") from None
+    with _readable(source.path, "a hub dataset"):
+        data = datasets.load_dataset("/".join(name[:2]), *name[2:], streaming=True, **options)
     return _number(source.path, data)
 
 
 def _open_folder(folder: Path, source: SourceConfig) -> Iterator[tuple[str, Row]]:
-    if (folder / "dataset_info.json").is_file():
-        yield from _number(str(folder), datasets.load_from_disk(str(folder)))
+    if (saved := _saved_dataset(folder, source.split)) is not None:
+        with _readable(saved, "a saved dataset"):
+            data = datasets.load_from_disk(str(saved))
+        yield from _number(str(saved), data)
         return
-    files = [
-        path for path in sorted(folder.rglob("*")) if _kind(path) in _IN_FOLDERS and path.is_file()
-    ]
+    files = _files_in(folder)
     if not files:
         raise DataError(
             f"{folder}: holds no file of a kind that can be read ({', '.join(_IN_FOLDERS)})"
@@ -208,33 +214,66 @@ def _open_folder(folder: Path, source: SourceConfig) -> Iterator[tuple[str, Row]
         yield from _open_file(path, source)
 
 
+def _saved_dataset(folder: Path, split: str) -> Path | None:
+    """The folder that `save_to_disk` wrote a dataset or, of several, this split into, if it did."""
+    if (folder / "dataset_info.json").is_file():
+        return folder
+    if not (folder / "dataset_dict.json").is_file():
+        return None
+    if not (folder / split / "dataset_info.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in folder.glob("*/dataset_info.json")))
+        raise DataError(f"{folder}: no split {split!r}; it has {known or 'none'}")
+    return folder / split
+
+
+def _files_in(folder: Path) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    known = {path: kind for path in files if (kind := _kind(path)) in _IN_FOLDERS}
+    rows = any(kind not in _TEXTS for kind in known.values())
+    return [path for path, kind in known.items() if not (rows and kind == ".md")]
+
+
 def _kind(path: Path) -> str:
     """The suffix that says what is inside, compression left aside."""
-    return (Path(path.stem) if path.suffix in (".gz", ".xz") else path).suffix
+    return (Path(path.stem) if path.suffix in COMPRESSED else path).suffix
 
 
 def _open_file(path: Path, source: SourceConfig) -> Iterator[tuple[str, Row]]:
     kind = _kind(path)
-    if kind == ".txt":
+    if kind in _TEXTS:
         yield from _read_text(path, source.separator)
     elif kind in _TABLES:
-        yield from _number(str(path), _table(path, _TABLES[kind]))
+        yield from _number(str(path), _parquet(path) if kind == ".parquet" else _arrow(path))
     else:
         for number, row in read_jsonl(path):
             yield f"{path}: line {number}", row
 
 
-def _table(path: Path, kind: str) -> Iterator[Row]:
-    try:
+def _parquet(path: Path) -> Iterator[Row]:
+    """Rows a few at a time: a row group, let alone a file, may not fit into memory as objects."""
+    with _readable(path, "parquet"), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_PARQUET_BATCH):
+            yield from batch.to_pylist()
+
+
+def _arrow(path: Path) -> Iterator[Row]:
+    with _readable(path, "arrow"):
         yield from datasets.load_dataset(  # pyright: ignore
-            kind, data_files=str(path), split="train", streaming=True
+            "arrow", data_files=str(path), split="train", streaming=True
         )
+
+
+@contextmanager
+def _readable(name: Path | str, kind: str) -> Iterator[None]:
+    """Turns what the libraries raise on a damaged file into one line that names it."""
+    try:
+        yield
     except (OSError, ValueError, DatasetGenerationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: not readable as {kind}: {reason}") from None
+        raise DataError(f"{name}: not readable as {kind}: {reason}") from None
 
 
-def _number(name: str, rows: Any) -> Iterator[tuple[str, Row]]:
+def _number(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Row]]:
     return ((f"{name}: row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -262,15 +301,11 @@ def _text_pieces(path: Path, separator: str) -> Iterator[str]:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    opener: Any = _TEXT_OPENERS[path.suffix]
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield _decode(
-                    line.removeprefix(BOM_UTF8) if number == 1 else line, f"{path}: line {number}"
-                )
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise DataError(f"{path}: damaged or cut short: {error}") from None
+    with unpacked(path) as file:
+        for number, line in enumerate(file, 1):
+            yield _decode(
+                line.removeprefix(BOM_UTF8) if number == 1 else line, f"{path}: line {number}"
+            )
 
 
 def _decode(line: bytes, place: str) -> str:

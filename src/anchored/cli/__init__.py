@@ -1,0 +1,83 @@
+"""The `anchored` command: arguments to configurations, results to the terminal, errors to one line.
+
+Exit status 0: done. 1: a bug, with its traceback; or a run with parts missing, one line on stderr.
+2: bad usage or input, one line on stderr. 130: interrupted. Everything heavy is imported inside the
+handlers, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from anchored import __doc__ as _purpose
+from anchored.cli import corpus, evaluation, training
+from anchored.cli.common import Parser
+from anchored.errors import AnchoredError, Incomplete
+
+
+class _Version(argparse.Action):
+    """`--version`: this package and what it stands on, as a result's `versions` has them."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from anchored.config import versions
+
+        found = versions()
+        names = ("anchored", "python", "torch", "transformers", "datasets")
+        print(", ".join(f"{name} {found[name]}" for name in names if name in found))
+        parser.exit(0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser, with one sub-parser a command."""
+    parser = Parser(prog="anchored", description=_purpose, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for add in (
+        training.add_demo, training.add_experiment,
+        corpus.add_schema, corpus.add_annotate, corpus.add_distil, corpus.add_prepare,
+        training.add_pretrain, training.add_sft, training.add_sample,
+        evaluation.add_evaluate, evaluation.add_score, evaluation.add_capability,
+        corpus.add_inspect,
+    ):  # fmt: skip
+        add(commands)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one command, `handler` among them; exits with 2 where they make no sense."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse before 3.13 does not match a `*` positional behind an option (cpython #59317).
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status; a bug leaves as the exception that it is."""
+    options = parse(arguments)
+    try:
+        options.handler(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `anchored inspect ... | head` is no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except AnchoredError as error:
+        return _complain(str(error), status=1 if isinstance(error, Incomplete) else 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("anchored: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"anchored: error: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,173 @@
+"""Commands on models: demo, experiment, pretrain, sft, sample."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from anchored.cli.common import (
+    add_overrides,
+    command,
+    existing_file,
+    key_value,
+    only_given,
+    positive,
+    print_json,
+)
+
+
+def add_demo(commands: Any) -> None:
+    """Adds `anchored demo`."""
+    summary = "collapse and its cure on a story corpus with known semantics, on a CPU, in minutes"
+    parser = command(commands, "demo", summary, _run_demo)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
+    parser.add_argument("--seeds", type=positive, default=1, help="runs to average over")
+    parser.add_argument(
+        "--regime",
+        choices=("broad", "narrow"),
+        default="broad",
+        help="does the SFT data cover all semantics, if unevenly (broad), or only a few values",
+    )
+    parser.add_argument(
+        "--strength",
+        choices=("light", "hard"),
+        default="light",
+        help="learning rate of SFT",
+    )
+    add_overrides(parser)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
+    from anchored.experiments import demo
+
+    given = [
+        f"seeds={list(range(options.seeds))}",
+        f"regime={options.regime}",
+        f"strength={options.strength}",
+    ]
+    config = load_config(demo.DemoConfig, None, [*given, *options.overrides])
+    results = demo.run(config, options.out)
+    if options.json:
+        print_json(results)
+
+
+def add_experiment(commands: Any) -> None:
+    """Adds `anchored experiment`."""
+    summary = "run a study from its configuration: bases, treatments, samples, measures, report"
+    parser = command(commands, "experiment", summary, _run_experiment)
+    parser.add_argument(
+        "config", metavar="CONFIG", type=existing_file, help="its `experiment` says which"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="run again to resume")
+    add_overrides(parser)
+
+
+def _run_experiment(options: argparse.Namespace) -> None:
+    from anchored import experiments
+
+    results = experiments.run(options.config, options.out, options.overrides)
+    if options.json:
+        print_json(results)
+
+
+def add_pretrain(commands: Any) -> None:
+    """Adds `anchored pretrain`."""
+    summary = "train on documents from scratch, or go on from `model.init`; run again to resume"
+    parser = command(commands, "pretrain", summary, _run_pretrain)
+    parser.add_argument(
+        "config", type=existing_file, metavar="CONFIG", help="YAML file of a PretrainConfig"
+    )
+    add_overrides(parser)
+
+
+def _run_pretrain(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
+    from anchored.train.run import PretrainConfig, pretrain
+
+    _print_model(pretrain(load_config(PretrainConfig, options.config, options.overrides)), options)
+
+
+def add_sft(commands: Any) -> None:
+    """Adds `anchored sft`."""
+    summary = "fine-tune on conversations: standard, anchored, anchored-replay or tagged"
+    parser = command(commands, "sft", summary, _run_sft)
+    parser.add_argument(
+        "config", type=existing_file, metavar="CONFIG", help="YAML file of an SFTConfig"
+    )
+    add_overrides(parser)
+
+
+def _run_sft(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
+    from anchored.train.run import SFTConfig, sft
+
+    _print_model(sft(load_config(SFTConfig, options.config, options.overrides)), options)
+
+
+def _print_model(model: Path, options: argparse.Namespace) -> None:
+    from anchored.train.run import read_record
+
+    if options.json:
+        print_json({"model": str(model), **read_record(model)})
+    else:
+        print(model)
+
+
+def add_sample(commands: Any) -> None:
+    """Adds `anchored sample`."""
+    summary = "sample answers: an annotation first, then the response given it"
+    parser = command(commands, "sample", summary, _run_sample)
+    parser.add_argument("model", metavar="MODEL", help="model folder or hub id")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument(
+        "--prefill", default="", metavar="TEXT", help="text that the response starts with"
+    )
+    parser.add_argument("-n", type=positive, default=1, help="samples a prompt")
+    parser.add_argument(
+        "--pin",
+        type=key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a tag to impose",
+    )
+    parser.add_argument("--no-annotation", action="store_true", help="leave the annotation out")
+    for name in ("temperature", "top-p", "min-p"):
+        for part in ("", "annotation-"):
+            whose = "of the annotation" if part else "of the response"
+            parser.add_argument(f"--{part}{name}", type=float, metavar="X", help=whose)
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="of the response")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the samples as JSON lines")
+
+
+def _run_sample(options: argparse.Namespace) -> None:
+    from anchored.config import validated
+    from anchored.sample.engine import SampleConfig
+    from anchored.sample.run import run
+
+    config = {
+        "annotation": only_given(
+            temperature=options.annotation_temperature,
+            top_p=options.annotation_top_p,
+            min_p=options.annotation_min_p,
+        ),
+        "response": only_given(
+            temperature=options.temperature, top_p=options.top_p, min_p=options.min_p
+        ),
+        "seed": options.seed,
+        **only_given(max_response_tokens=options.max_new_tokens),
+    }
+    run(
+        options.model,
+        prompts=options.prompt,
+        n=options.n,
+        pins=options.pin,
+        prefill=options.prefill,
+        annotated=not options.no_annotation,
+        config=validated(SampleConfig, config, source="command line"),
+        out=options.out,
+        as_json=options.json,
+    )

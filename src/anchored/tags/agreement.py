@@ -1,0 +1,77 @@
+"""Do two annotators write the same tags on the same texts: per key, over the pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from anchored.annotation import Annotation, fold
+
+Pair = tuple[Annotation, Annotation]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAgreement:
+    """One key over all pairs; values are compared without case, `-` and `_`.
+
+    Attributes:
+        pairs: pairs in which at least one annotation has the key.
+        coverage: share of all pairs in which the first, the second annotation has it.
+        exact: share of `pairs` with the same set of values.
+        jaccard: mean over `pairs` of common values over all values.
+        kappa: Cohen's (1960), over all pairs, a missing key being a category too; None where an
+            annotation repeats the key, or where chance alone agrees always.
+    """
+
+    pairs: int
+    coverage: tuple[float, float]
+    exact: float
+    jaccard: float
+    kappa: float | None
+
+    def data(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self) | {"coverage": list(self.coverage)}
+
+
+def agreement(pairs: Sequence[Pair]) -> dict[str, KeyAgreement]:
+    """Agreement for each key that occurs, in order of first appearance."""
+    keys = dict.fromkeys(key for pair in pairs for one in pair for key in one.keys)
+    return {key: _of_key([(_values(a, key), _values(b, key)) for a, b in pairs]) for key in keys}
+
+
+def cohens_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """(p_o - p_e) / (1 - p_e) of two raters' categories; None where p_e is 1 (Cohen 1960)."""
+    n = len(pairs)
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    agreed = sum(a == b for a, b in pairs) / n
+    by_chance = sum(first[value] * second[value] for value in first) / n**2
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
+
+
+def _of_key(pairs: Sequence[tuple[frozenset[str], frozenset[str]]]) -> KeyAgreement:
+    there = [(a, b) for a, b in pairs if a or b]
+    single = all(len(a) <= 1 and len(b) <= 1 for a, b in there)
+    return KeyAgreement(
+        pairs=len(there),
+        coverage=(_share(bool(a) for a, _ in pairs), _share(bool(b) for _, b in pairs)),
+        exact=_share(a == b for a, b in there),
+        jaccard=sum(len(a & b) / len(a | b) for a, b in there) / len(there),
+        kappa=cohens_kappa(pairs) if single else None,
+    )
+
+
+def _values(annotation: Annotation, key: str) -> frozenset[str]:
+    return frozenset(map(fold, annotation.values(key)))
+
+
+def _share(found: Iterable[bool]) -> float:
+    told = list(found)
+    return sum(told) / len(told)
+
+
+def agreement_data(found: Mapping[str, KeyAgreement]) -> dict[str, Any]:
+    """As JSON data, by key."""
+    return {key: of_key.data() for key, of_key in found.items()}

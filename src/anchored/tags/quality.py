@@ -1,0 +1,164 @@
+"""Everything that is measured of a corpus's tags, in one pass over it and on a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import Field
+from rich.console import Console
+
+from anchored.annotation import Annotation
+from anchored.config import Config
+from anchored.data.readers import SourceConfig, parse_row, read_rows
+from anchored.errors import DataError
+from anchored.evaluate.embedders import load_embedder
+from anchored.segments import split_chunks
+from anchored.tag_statistics import TagCounter, TagStatistics
+from anchored.tags.agreement import KeyAgreement, agreement, agreement_data
+from anchored.tags.informativeness import FOLDS, Informativeness, informativeness
+from anchored.tags.observations import Part, Sample, parts_of, prompted
+from anchored.tags.prompts import PromptShares, prompt_shares
+from anchored.tags.variants import NEAR_MEANING, Group, variant_groups
+
+
+class TagsConfig(Config):
+    """What `anchored inspect --tags` reads."""
+
+    source: SourceConfig
+    against: SourceConfig | None = Field(
+        default=None, description="the same texts as another annotator tagged them"
+    )
+    sample: int = Field(
+        default=2000, ge=50, description="texts, and rows with prompts, that are looked into"
+    )
+    near_meaning: float = Field(
+        default=NEAR_MEANING, gt=0, description="cosine from which two values may be one; 2: never"
+    )
+    embedder: str = Field(default="static", description="of the texts that tags are to predict")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One pass over a source: all tags counted, texts and prompted responses sampled."""
+
+    counter: TagCounter
+    parts: Sample[Part]
+    asked: Sample[Part]
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Agreement with another annotator, over so many texts that both have."""
+
+    texts: int
+    keys: Mapping[str, KeyAgreement]
+
+
+@dataclass(frozen=True)
+class TagQuality:
+    """What was measured; None for what the corpus gives no ground for."""
+
+    source: str
+    statistics: TagStatistics
+    variants: Mapping[str, tuple[Group, ...]]
+    informativeness: Informativeness | None
+    prompts: PromptShares | None
+    agreement: Agreed | None
+
+    def data(self) -> dict[str, Any]:
+        """As JSON data."""
+        optional = {
+            "informativeness": self.informativeness and self.informativeness.data(),
+            "prompts": self.prompts and self.prompts.data(),
+            "agreement": self.agreement
+            and {"texts": self.agreement.texts, "keys": agreement_data(self.agreement.keys)},
+        }
+        groups = {key: [asdict(group) for group in found] for key, found in self.variants.items()}
+        return {"corpus": self.source, **self.statistics.data(), "variants": groups, **optional}
+
+
+def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
+    """Reads a source once; memory is that of the sample and of the distinct values.
+
+    Raises:
+        DataError: a source or a row is at fault; it is named by file and line.
+    """
+    found = Scan(TagCounter(), Sample(size, seed), Sample(size, seed))
+    for place, row in read_rows(source):
+        item = parse_row(row, place, split_chunks)
+        for part in parts_of(row, item):
+            found.parts.add(part, *part.identity)
+            if part.annotation is not None:
+                found.counter.add(part.annotation.rows())
+        if (response := prompted(row, item)) is not None:
+            found.asked.add(response, *response.identity)
+    return found
+
+
+def measure(config: TagsConfig, console: Console | None = None) -> TagQuality:
+    """Measures the tags of a corpus.
+
+    Args:
+        config: what to read.
+        console: where it says what it is at; by default stderr.
+
+    Raises:
+        DataError: a row is at fault, no row carries an annotation, or the other annotator tagged
+            none of the texts.
+        ConfigError: no such embedder.
+    """
+    console = console or Console(stderr=True)
+    embedder = load_embedder(config.embedder)
+    with console.status("reading the tags"):
+        found = scan(config.source, config.sample, config.seed)
+    statistics = found.counter.statistics()
+    if not statistics.annotations:
+        raise DataError(
+            f"{config.source.path}: no row carries an annotation; make them with "
+            "`anchored annotate`"
+        )
+    texts = [part for part in found.parts.items() if part.annotation is not None]
+    with console.status("comparing the values of each key"):
+        variants = _variants(found.counter, config.near_meaning)
+    with console.status("predicting texts from tags"):
+        enough = len({part.row for part in texts}) >= FOLDS
+        told = informativeness(texts, embedder, config.seed) if enough else None
+    with console.status("comparing tags with prompts"):
+        asked = [part for part in found.asked.items() if part.annotation is not None]
+        told_by_prompts = _prompts(asked, config.seed)
+    agreed = None if config.against is None else _agreement(config, texts)
+    return TagQuality(config.source.path, statistics, variants, told, told_by_prompts, agreed)
+
+
+def _variants(counter: TagCounter, near_meaning: float) -> dict[str, tuple[Group, ...]]:
+    keys = counter.statistics().keys
+    found = {key: variant_groups(counter.counts(key), near_meaning) for key in keys}
+    return {key: groups for key, groups in found.items() if groups}
+
+
+def _prompts(asked: list[Part], seed: int) -> PromptShares | None:
+    """None where no two rows have a prompt, or all have the same: it then decides nothing."""
+    if len({part.prompt for part in asked}) < 2:
+        return None
+    annotations = [part.annotation or Annotation() for part in asked]
+    return prompt_shares([part.prompt for part in asked], annotations, seed)
+
+
+def _agreement(config: TagsConfig, texts: list[Part]) -> Agreed:
+    assert config.against is not None
+    first = {part.identity: part.annotation for part in texts}
+    other = scan(config.against, config.sample, config.seed).parts.items()
+    pairs = [
+        (mine, part.annotation)
+        for part in other
+        if part.annotation is not None and (mine := first.get(part.identity)) is not None
+    ]
+    if not pairs:
+        raise DataError(
+            f"{config.against.path}: of the texts sampled, none is also in {config.source.path}; "
+            "both must be annotations of the same chunks"
+        )
+    return Agreed(len(pairs), agreement(pairs))
