@@ -177,7 +177,9 @@ def test_numbers_of_samples_that_differ_are_refused(tmp_path: Path, scripted: li
     evaluated(tmp_path, ALL)
     path = tmp_path / "out" / "samples" / "sft" / "mine" / "T1-seed0.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match="diversity compares only at equal numbers"):
+    with pytest.raises(
+        DataError, match=r"holds \d+ samples, not \d+; remove the file to sample anew"
+    ):
         evaluated(tmp_path, ALL)
 
 

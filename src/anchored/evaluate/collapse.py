@@ -203,18 +203,18 @@ def compare(
     """
     _common_sizes([base, sft, treatment])
     collapse = difference(base, sft, statistic, resamples, seed)
-    if collapse.low > 0:
-        models = [base, sft, treatment]
-        centre, replicates = _replicates(models, statistic, _linear_gap, resamples, seed)
-        gap = _gap(centre)
-        low, high = (_fieller(replicates, gap, level) for level in LEVELS)
-        if np.isfinite([low, high]).all():
-            return Comparison(Estimate(gap, low, high))
-    return Comparison(
-        None,
-        f"no collapse to close: D_base - D_sft is {collapse.mean:.3g} "
-        f"[{collapse.low:.3g}, {collapse.high:.3g}]",
-    )
+    found = f"D_base - D_sft is {collapse.mean:.3g} [{collapse.low:.3g}, {collapse.high:.3g}]"
+    if collapse.low <= 0:
+        return Comparison(None, f"no collapse to close: {found}")
+    models = [base, sft, treatment]
+    centre, replicates = _replicates(models, statistic, _linear_gap, resamples, seed)
+    gap = _gap(centre)
+    low, high = (_fieller(replicates, gap, level) for level in LEVELS)
+    if not np.isfinite([low, high]).all():
+        return Comparison(
+            None, f"gap_closed, about {gap:.2g}, has no bounded interval: {found} is too uncertain"
+        )
+    return Comparison(Estimate(gap, low, high))
 
 
 def _gap(centre: FloatArray) -> float:

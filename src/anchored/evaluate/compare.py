@@ -19,7 +19,7 @@ from anchored.evaluate.adoption import MINIMUM, AdoptionClassifier
 from anchored.evaluate.backends import ReadersConfig
 from anchored.evaluate.frontier import Sweep, common_box, frontier_area
 from anchored.evaluate.generations import Generations
-from anchored.evaluate.measure import Measured, Readers, Sampled, on_common_prompts
+from anchored.evaluate.measure import ENTROPY_SAMPLES, Measured, Readers, Sampled, on_common_prompts
 from anchored.evaluate.score import by_key, differences, intervals
 
 FloatArray = NDArray[np.float64]
@@ -138,7 +138,8 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     Returns:
         `<metric>`, `n`, `intervals`, `by_key` and `by_seed`, the form in `results.json`.
     """
-    measured = pooled([run.measured for run in runs])
+    seeds_measured = [run.measured for run in runs]
+    measured = pooled(seeds_measured)
     return {
         **{name: float(values.mean()) for name, values in measured.values.items()},
         **_adoption(runs),
@@ -147,7 +148,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
             **intervals(measured, panel.settings),
             **_adoption_interval(runs, panel.settings),
         },
-        "by_key": by_key(measured, panel.readers.attributes, panel.settings),
+        "by_key": by_key(measured, panel.readers.attributes, panel.settings, seeds_measured),
         "by_seed": [
             {
                 "seed": seed,
@@ -264,8 +265,8 @@ def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
     if metric not in measured[0].values:
         return None
     if metric == SEMANTIC:
-        counted = [[readings for readings in m.counted if readings] for m in measured]
-        return collapse.entropy_within(panel.keys()), counted
+        counted = [[r for r in m.counted if len(r) >= ENTROPY_SAMPLES] for m in measured]
+        return collapse.entropy_within(panel.keys(), corrected=False), counted
     if metric == "dissimilarity":
         return collapse.dissimilarity_of, [[list(v) for v in m.vectors] for m in measured]
     return _resampled(measured, metric) if len(measured[0].readings) > 1 else None
@@ -282,10 +283,13 @@ class Frontiers:
 
 def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Frontiers:
     """The `frontier_area` of each model; `runs` are by model and temperature, NaNs in place."""
-    known = next(iter(next(iter(runs.values())).values()))[0].measured.values
+    all_runs = [run for by in runs.values() for found in by.values() for run in found]
+    known = set.intersection(*(set(run.measured.values) for run in all_runs))
     quality = next((name for name in QUALITIES if name in known), None)
     if quality is None:
-        return Frontiers(None, {}, "it takes a quality; choose one with --quality")
+        return Frontiers(
+            None, {}, "it takes a quality of every model's texts; choose one with --quality"
+        )
     metric = next(name for name in panel.metrics if name in known)
     raw = {name: _sweep(by, quality, metric) for name, by in runs.items()}
     there = np.logical_and.reduce(

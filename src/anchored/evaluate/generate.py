@@ -7,13 +7,14 @@ model samples depends on seed, place and attempt alone, so the file is the same 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from pydantic import field_validator
 
@@ -275,11 +276,18 @@ def is_complete(path: Path, weights: str) -> bool:
 
 
 def made_before(path: Path, total: int, chunk: int) -> int:
-    """How many samples of a file are on disk already, in whole chunks."""
+    """How many samples of a file are on disk already, in whole chunks.
+
+    Raises:
+        DataError: the finished file does not hold `total` samples.
+    """
     if path.is_file():
+        if (lines := _lines(path)) != total:
+            raise DataError(
+                f"{path}: holds {lines} samples, not {total}; remove the file to sample anew"
+            )
         return total
-    partial = _partial(path)
-    lines = partial.read_bytes().count(b"\n") if partial.is_file() else 0
+    lines = _lines(_partial(path))
     return lines if lines == total else lines // chunk * chunk
 
 
@@ -296,14 +304,19 @@ def make(
     `progress` is called with the number of samples that became final since its last call.
 
     Raises:
+        ConfigError: another run is writing them.
         DataError: what a killed run left belongs to other weights, or the model gives no numbers.
         EndpointError: the endpoint does not answer.
     """
     partial, prompts = _partial(path), benchmark.asked
-    done = made_before(path, len(prompts), config.batch_size)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    _keep_lines(partial, done)
     with partial.open("ab") as file:
+        _lock(file, partial)
+        if path.is_file():  # another run has made them meanwhile
+            partial.unlink(missing_ok=True)
+            return
+        done = made_before(path, len(prompts), config.batch_size)
+        _keep_lines(partial, done)
         for start in range(done, len(prompts), config.batch_size):
             chunk = prompts[start : start + config.batch_size]
             rows = sampler.sample(benchmark, chunk, start, config, progress)
@@ -313,6 +326,19 @@ def make(
             file.flush()
             os.fsync(file.fileno())
     partial.rename(path)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{path}: another run is writing it; let that one end, or choose another output folder"
+        ) from None
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _partial(path: Path) -> Path:

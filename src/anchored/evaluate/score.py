@@ -236,12 +236,16 @@ def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, 
 
 
 def by_key(
-    measured: Measured, attributes: AttributeReader | None, config: ReadersConfig
+    measured: Measured,
+    attributes: AttributeReader | None,
+    config: ReadersConfig,
+    runs: Sequence[Measured] = (),
 ) -> dict[str, Any]:
     """Entropy and most frequent values of each attribute over all texts of the set.
 
     What the prompts differ by is in these entropies; `within_prompts`, the mean over prompts, is
-    without it, and is what `semantic_entropy` is the mean of.
+    without it, and is what `semantic_entropy` is the mean of. Of several seeds, which are `runs`,
+    `measured` holds all texts; `within_prompts` is the mean over seeds.
     """
     if attributes is None or not any(measured.counted):
         return {}
@@ -252,19 +256,24 @@ def by_key(
             "miller_madow": found.miller_madow,
             "distinct": found.distinct,
             "top": [list(pair) for pair in found.top],
-            "within_prompts": _within_prompts(measured, key, config),
+            "within_prompts": _within_prompts(runs or [measured], key, config),
         }
         for key, found in semantic_entropy(readings, attributes.keys).by_key.items()
     }
 
 
-def _within_prompts(measured: Measured, key: str, config: ReadersConfig) -> dict[str, float] | None:
+def _within_prompts(
+    runs: Sequence[Measured], key: str, config: ReadersConfig
+) -> dict[str, float] | None:
     """None for one prompt, and where prompts have too few texts for an entropy."""
-    counted = [answers for answers in measured.counted if answers]
-    if len(counted) < 2 or min(map(len, counted)) < ENTROPY_SAMPLES:
+    counted = [[answers for answers in run.counted if answers] for run in runs]
+    if len(counted[0]) < 2 or min(len(a) for run in counted for a in run) < ENTROPY_SAMPLES:
         return None
-    values = [entropy([first_value(r, key) for r in answers]) for answers in counted]
-    return mean_interval(values, config.resamples, config.seed).as_json()
+    values = [[entropy([first_value(r, key) for r in a]) for a in run] for run in counted]
+    if len(values) == 1:
+        return mean_interval(values[0], config.resamples, config.seed).as_json()
+    by_seed = [[[value] for value in run] for run in values]
+    return collapse.interval(by_seed, collapse.mean_of, config.resamples, config.seed).as_json()
 
 
 def _comparisons(measured: Mapping[str, Measured], config: ScoreConfig) -> dict[str, Any]:

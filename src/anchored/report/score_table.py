@@ -87,9 +87,16 @@ def rich_tables(results: Results) -> Iterator[Table | Text]:
 
 def caption(results: Results) -> str:
     """How many prompts and texts, and what the brackets are."""
-    p, k = results["prompts"], results["k"]
-    text = f"{p} prompt{'s' if p > 1 else ''}, k = {k} texts each; brackets: 95% bootstrap"
-    return f"{text} over {'prompts' if p > 1 else 'texts'}."
+    p, k, seeds = results["prompts"], results["k"], _seeds(results)
+    text = f"{p} prompt{'s' if p > 1 else ''}, k = {k} texts each"
+    over = "prompts" if p > 1 else "texts"
+    if seeds > 1:
+        text, over = f"{text}, {seeds} seeds", f"{over} and seeds"
+    return f"{text}; brackets: 95% bootstrap over {over}."
+
+
+def _seeds(results: Results) -> int:
+    return len(next(iter(results["models"].values())).get("by_seed", (None,)))
 
 
 def finding(results: Results) -> str:
@@ -127,6 +134,8 @@ def power_note(results: Results) -> str:
     """What an absence of significance does not say."""
     if results["prompts"] == 1:
         return "One prompt says nothing about others: its differences have no p-value."
+    if _seeds(results) > 1:
+        return "Paired over prompts and seeds: intervals are of both, and there are no p-values."
     return (
         f"Paired over prompts; Holm over the {len(metrics(results))} metrics of a pair, * where "
         f"that is below {SIGNIFICANT:g}. With N = {results['prompts']} prompts a true difference "
