@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from anchored.data.prepare import account_table
 from anchored.data.readers import SourceConfig, parse_row, read_rows
+from anchored.data.standoff import is_stand_off
 from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
 from anchored.files import read_jsonl
@@ -28,6 +29,7 @@ from anchored.report.tables import number, percent
 from anchored.report.view import COVERAGE_INTRO, View, show, statistics_cells, table_html, table_of
 from anchored.segments import NO_LOSS, Kind
 from anchored.tag_statistics import statistics
+from anchored.tags.beside import annotation_rows
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
 
 RECORD = "anchored.json"
@@ -445,7 +447,7 @@ def _plain(name: str) -> str:
 
 
 def corpus_view(path: Path) -> View:
-    """Tag statistics of annotated rows: a file or a folder, in any format `prepare` reads.
+    """Tag statistics of annotated rows: in any format `prepare` reads, or stand-off.
 
     Raises:
         DataError: no rows there, a damaged one (named by file and line), or no annotation at all.
@@ -464,6 +466,10 @@ def corpus_view(path: Path) -> View:
 
 
 def _checked_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    for place, row in read_rows(SourceConfig(path=str(path))):
+    source = SourceConfig(path=str(path))
+    if is_stand_off(path):
+        yield from annotation_rows(source)
+        return
+    for place, row in read_rows(source):
         parse_row(row, place, lambda text: [text])
         yield row

@@ -144,7 +144,12 @@ def read_rows(source: SourceConfig, prompted_share: float = 0.0) -> Iterator[tup
     Raises:
         DataError: a file is missing or unreadable; it is named, with the line where there is one.
     """
-    rows = (pair for pair in _open(source, prompted_share) if _wanted(pair[1], source.where))
+    return selected(_open(source, prompted_share), source)
+
+
+def selected(pairs: Iterable[tuple[str, Row]], source: SourceConfig) -> Iterator[tuple[str, Row]]:
+    """What a source's `where`, `skip` and `limit` leave of its rows."""
+    rows = (pair for pair in pairs if _wanted(pair[1], source.where))
     stop = None if source.limit is None else source.skip + source.limit
     return itertools.islice(rows, source.skip, stop)
 

@@ -142,6 +142,15 @@ def shard_numbers(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def is_stand_off(folder: Path) -> bool:
+    """Did `anchored annotate` make this folder by an endpoint."""
+    if not (folder / CONFIG_NAME).is_file():
+        return False
+    if not shard_numbers(folder) and not any(folder.glob("journal*.jsonl")):
+        return False  # somebody else's file, that need not even be YAML
+    return read_yaml(folder / CONFIG_NAME).get("annotator") == "endpoint"
+
+
 def read_records(folder: Path) -> Iterator[Record]:
     """All records in the corpus's order, one shard in memory.
 

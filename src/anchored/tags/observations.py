@@ -9,8 +9,9 @@ from hashlib import blake2b
 from typing import Generic, TypeVar
 
 from anchored.annotation import Annotation
-from anchored.data.readers import Document, Item, Row, SourceConfig, parse_row, read_rows
+from anchored.data.readers import Document, Item, Row, SourceConfig, parse_row
 from anchored.segments import Message, split_chunks
+from anchored.tags.beside import read_annotated
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def read_parts(source: SourceConfig) -> Iterator[Part]:
     Raises:
         DataError: a source or a row is at fault; it is named by file and line.
     """
-    for place, row in read_rows(source):
+    for place, row in read_annotated(source):
         yield from parts_of(row, parse_row(row, place, split_chunks))
 
 

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from anchored.annotation import Annotation
 from anchored.config import Config
-from anchored.data.readers import SourceConfig, parse_row, read_rows
+from anchored.data.readers import SourceConfig, parse_row
 from anchored.errors import DataError
 from anchored.evaluate.embedders import load_embedder
 from anchored.segments import split_chunks
 from anchored.tag_statistics import TagCounter, TagStatistics
 from anchored.tags.agreement import KeyAgreement, agreement, agreement_data
+from anchored.tags.beside import annotation_rows, missing_corpus, read_annotated
 from anchored.tags.informativeness import FOLDS, Informativeness, informativeness
 from anchored.tags.observations import Part, Sample, parts_of, prompted
 from anchored.tags.prompts import PromptShares, prompt_shares
@@ -42,11 +43,15 @@ class TagsConfig(Config):
 
 @dataclass(frozen=True)
 class Scan:
-    """One pass over a source: all tags counted, texts and prompted responses sampled."""
+    """One pass over a source: all tags counted, texts and prompted responses sampled.
+
+    `missing` is the corpus that would have the texts of stand-off annotations, where it is gone.
+    """
 
     counter: TagCounter
     parts: Sample[Part]
     asked: Sample[Part]
+    missing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,10 @@ class Agreed:
 
 @dataclass(frozen=True)
 class TagQuality:
-    """What was measured; None for what the corpus gives no ground for."""
+    """What was measured; None for what the corpus gives no ground for.
+
+    `note` says what was left out because the texts of stand-off annotations are not at hand.
+    """
 
     source: str
     statistics: TagStatistics
@@ -67,6 +75,7 @@ class TagQuality:
     informativeness: Informativeness | None
     prompts: PromptShares | None
     agreement: Agreed | None
+    note: str | None = None
 
     def data(self) -> dict[str, Any]:
         """As JSON data."""
@@ -77,7 +86,9 @@ class TagQuality:
             and {"texts": self.agreement.texts, "keys": agreement_data(self.agreement.keys)},
         }
         groups = {key: [asdict(group) for group in found] for key, found in self.variants.items()}
-        return {"corpus": self.source, **self.statistics.data(), "variants": groups, **optional}
+        return {"corpus": self.source, **self.statistics.data(), "variants": groups, **optional} | (
+            {"note": self.note} if self.note else {}
+        )
 
 
 def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
@@ -86,8 +97,13 @@ def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
     Raises:
         DataError: a source or a row is at fault; it is named by file and line.
     """
-    found = Scan(TagCounter(), Sample(size, seed), Sample(size, seed))
-    for place, row in read_rows(source):
+    missing = missing_corpus(source)
+    found = Scan(TagCounter(), Sample(size, seed), Sample(size, seed), missing)
+    if missing:
+        for row in annotation_rows(source):
+            found.counter.add(row["annotation"])
+        return found
+    for place, row in read_annotated(source):
         item = parse_row(row, place, split_chunks)
         for part in parts_of(row, item):
             found.parts.add(part, *part.identity)
@@ -129,8 +145,17 @@ def measure(config: TagsConfig, console: Console | None = None) -> TagQuality:
     with console.status("comparing tags with prompts"):
         asked = [part for part in found.asked.items() if part.annotation is not None]
         told_by_prompts = _prompts(asked, config.seed)
-    agreed = None if config.against is None else _agreement(config, texts)
-    return TagQuality(config.source.path, statistics, variants, told, told_by_prompts, agreed)
+    other = None if config.against is None else scan(config.against, config.sample, config.seed)
+    missing = found.missing or (other and other.missing)
+    agreed = None if other is None or missing else _agreement(config, texts, other)
+    note = _note(found.missing, other and other.missing)
+    return TagQuality(config.source.path, statistics, variants, told, told_by_prompts, agreed, note)
+
+
+def _note(mine: str | None, others: str | None) -> str | None:
+    left_out = "What needs the texts" if mine else "Agreement"
+    missing = mine or others
+    return missing and f"{left_out} is left out: the annotated corpus {missing} is not there."
 
 
 def _variants(counter: TagCounter, near_meaning: float) -> dict[str, tuple[Group, ...]]:
@@ -147,13 +172,12 @@ def _prompts(asked: list[Part], seed: int) -> PromptShares | None:
     return prompt_shares([part.prompt for part in asked], annotations, seed)
 
 
-def _agreement(config: TagsConfig, texts: list[Part]) -> Agreed:
+def _agreement(config: TagsConfig, texts: list[Part], other: Scan) -> Agreed:
     assert config.against is not None
     first = {part.identity: part.annotation for part in texts}
-    other = scan(config.against, config.sample, config.seed).parts.items()
     pairs = [
         (mine, part.annotation)
-        for part in other
+        for part in other.parts.items()
         if part.annotation is not None and (mine := first.get(part.identity)) is not None
     ]
     if not pairs:

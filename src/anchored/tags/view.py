@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from anchored.report.escape import escape, shorten
 from anchored.report.tables import MISSING, number, percent
@@ -62,10 +63,12 @@ def view_of(quality: TagQuality) -> View:
     """The view of what was measured."""
     title = f"{Path(quality.source).name}: {quality.statistics.annotations:,} annotations"
     sections = list(_sections(quality))
+    notes = [quality.note] if quality.note else []
+    tables = [table_of(s.title, s.intro, s.head, s.rows) for s in sections]
     return View(
         title=title,
-        terminal=[table_of(s.title, s.intro, s.head, s.rows) for s in sections],
-        html="".join(map(_html, sections)),
+        terminal=[*tables, *map(Text, notes)],
+        html="".join([*map(_html, sections), *(f"<p>{escape(note)}</p>" for note in notes)]),
         data=quality.data(),
     )
 
