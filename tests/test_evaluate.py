@@ -283,7 +283,7 @@ def test_a_sweep_without_a_quality_says_what_is_missing(
     results = evaluated(tmp_path, {"a": "wide"}, temperatures=[0.2, 0.5], count=2)
     assert (results["temperature"], results["frontier"]) == (0.2, None)
     assert results["notes"] == [
-        "frontier_area is left out: it takes a quality; choose one with --quality."
+        "frontier_area is left out: it takes a quality of every model's texts; choose one with --quality."
     ]
 
 
@@ -398,3 +398,15 @@ def test_a_judge_gives_the_quality_and_a_treatment_can_fall_short_of_it(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.yaml", "journal.jsonl", "report.html", "results.json", "samples", "table.md"
     }  # fmt: skip
+
+
+def test_a_gap_goes_by_the_figures_that_are_shown(tmp_path: Path, scripted: list[str]) -> None:
+    results = evaluated(tmp_path, ALL, seeds=[0, 1])
+    base, sft, good = (results["models"][name] for name in ("base", "sft", "good"))
+    found = results["comparisons"]["good"]
+    main = found["metric"]
+    gap = (good[main] - sft[main]) / (base[main] - sft[main])
+    assert found["gap_closed"]["mean"] == pytest.approx(gap, abs=1e-9)
+    if "semantic_entropy" in base:
+        within = [one["within_prompts"]["mean"] for one in base["by_key"].values()]
+        assert np.mean(within) == pytest.approx(base["semantic_entropy"], abs=1e-9)

@@ -268,3 +268,12 @@ def test_an_endpoint_without_a_name_or_with_pins_is_refused() -> None:
         EndpointSampler(ModelSource(source="x"), "endpoint:http://127.0.0.1:1/v1", 1)
     with pytest.raises(ConfigError, match="takes none"):
         EndpointSampler(ModelSource(source="x", pins=("a=b",)), "endpoint:http://h/v1#m", 1)
+
+
+def test_two_runs_do_not_write_one_file(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    with path.with_name(path.name + module.PARTIAL).open("ab") as other:
+        module._lock(other, path)
+        with pytest.raises(ConfigError, match="another run is writing it"):
+            made_by(model, path)
+    assert len(made_by(model, path)) == 8
