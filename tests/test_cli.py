@@ -314,3 +314,11 @@ def test_inspect_passes_what_to_show(stage):
     assert cli.main(["inspect", "x", "-n", "7", "--row", "2", "--html", "a.html", "--json"]) == 0
     assert run.args == (Path("x"), SimpleNamespace(first=2, count=7, split="train"))
     assert run.kwargs == {"html": Path("a.html"), "as_json": True}
+
+
+def test_a_seed_of_score_is_a_whole_number(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["score", str(path), "--seed", "-1"])
+    assert "argument --seed: '-1' is not a whole number" in error_line(capsys)

@@ -25,7 +25,7 @@ from anchored.evaluate.run import run
 from anchored.evaluate.score import ScoreConfig, score
 from anchored.evaluate.settings import EvaluateConfig, named_models
 from anchored.files import read_jsonl
-from anchored.report.collapse_table import MARK, columns, markdown, order
+from anchored.report.collapse_table import MARK, columns, explanations, markdown, order
 from anchored.sample.engine import Sample, SampleConfig
 from test_sample_run import build
 
@@ -262,6 +262,10 @@ def test_the_margin_of_perplexity_is_a_share_and_only_above_it_counts() -> None:
     assert compare.short_of(reading(12.1), sft, margins) == [
         {"metric": "perplexity", "value": 12.1, "sft": 10.0, "margin": 0.2}
     ]
+    short = compare.short_of(reading(12.1), sft, margins)
+    assert list(explanations({"comparisons": {"x": {"short_of": short}}})) == [
+        f"{MARK} x is not ranked: perplexity 12.10, SFT 10.00, margin 20 % of SFT's."
+    ]
 
 
 def test_too_few_held_out_answers_leave_adoption_out_with_a_note(
@@ -296,6 +300,10 @@ def test_a_sweep_without_a_quality_says_what_is_missing(
         ({"models": {"../a": {"source": "x"}}}, "'../a' cannot name a folder"),
         ({"seeds": [1, 1]}, "give each value once, none below 0"),
         ({"temperatures": [-1]}, "give each value once, none below 0"),
+        ({"temperatures": [math.nan]}, "give finite numbers"),
+        ({"temperatures": [1, math.inf]}, "give finite numbers"),
+        ({"seeds": [-1]}, "give each value once, none below 0"),
+        ({"readers": {"seed": -1}}, "readers.seed: .*greater than or equal to 0"),
         ({"readers": {"quality": "given"}}, "fresh samples carry no scores or partition"),
         ({"sample": {"seed": 3}}, "say seed, temperature and limit with seeds, temperatures"),
     ],
@@ -305,6 +313,83 @@ def test_wrong_configurations_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         config(tmp_path, ALL, **fields)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "../x-{seed}", "~/x", "/no/x", "a/b/c", "here/x"])
+def test_a_path_that_leads_nowhere_is_refused_before_any_sampling(
+    source: str, tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    shown = source.replace("{seed}", "0")
+    with pytest.raises(ConfigError, match=f"^model '{shown}': there is no such folder"):
+        evaluated(tmp_path, {"a": "wide", "b": source})
+    assert scripted == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_on_the_hub_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("gpt2", "org/name-1.5_b", "endpoint:http://h/v1#x"):
+        jobs.check_sources(config(tmp_path, {"a": source}))
+
+
+def test_a_folder_claimed_without_samples_takes_a_corrected_source(
+    tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = jobs.load_sampler
+
+    def failing(model: ModelSource, *rest: Any) -> Any:
+        if model.source == "org/mistyped":
+            raise ConfigError("model 'org/mistyped': not found")
+        return load(model, *rest)
+
+    monkeypatch.setattr(jobs, "load_sampler", failing)
+    with pytest.raises(ConfigError, match="not found"):
+        evaluated(tmp_path, {"a": "wide", "b": "org/mistyped"})
+    assert (tmp_path / "out" / "samples" / "b" / "mine" / "config.yaml").is_file()
+    made = len(scripted)
+    evaluated(tmp_path, {"a": "wide", "b": "good"})
+    assert scripted[made:] == ["good"] * 2  # a probe and the samples; those of a are kept
+
+
+@pytest.mark.parametrize(
+    ("readers", "message"),
+    [
+        ({"quality": "judge"}, "quality judge: name it with --judge-url and --judge-model"),
+        ({"quality": "perplexity:/nope"}, "quality perplexity:/nope: there is no such folder"),
+        ({"quality": "reward:./nope"}, "quality reward:./nope: there is no such folder"),
+        ({"quality": "stars"}, "quality 'stars': unknown"),
+        ({"embedder": "sentence-transformers:/nope@1"}, "transformers:/nope@1: there is no such"),
+        ({"embedder": "word2vec"}, "embedder 'word2vec': unknown"),
+        ({"equivalence": "classifier:/nope"}, "equivalence classifier:/nope: there is no such"),
+        ({"equivalence": "same"}, "equivalence 'same': unknown"),
+        ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has none"),
+        ({"equivalence": "embedding", "embedder": "endpoint:http://h/v1#m"}, "give --threshold"),
+        ({"attributes": "offline", "schema_name": "nope"}, "schema 'nope': not a file"),
+        ({"tokenize": "words"}, "no tokeniser 'words'"),
+    ],
+)
+def test_a_reader_that_cannot_be_is_refused_before_any_sampling(
+    readers: dict[str, Any], message: str, tmp_path: Path, scripted: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluated(tmp_path, {"a": "wide"}, readers={**READERS, **readers})
+    assert scripted == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_command_leaves_the_configuration_as_it_was(
+    tmp_path: Path, scripted: list[str]
+) -> None:
+    evaluated(tmp_path, {"a": "wide"})
+    saved = tmp_path / "out" / "config.yaml"
+    before = saved.read_bytes()
+    with pytest.raises(ConfigError, match="holds a run with samples = 10, this one has 12"):
+        evaluated(tmp_path, {"a": "wide"}, samples=12)
+    assert saved.read_bytes() == before
+    evaluated(tmp_path, {"a": "wide"}, readers={**READERS, "resamples": 200})
+    assert load_config(EvaluateConfig, saved).readers.resamples == 200
 
 
 def test_another_commands_folder_is_refused(tmp_path: Path) -> None:

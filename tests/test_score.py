@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from anchored.cli import main
+from anchored.config import validated
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import lexical, self_bleu
 from anchored.evaluate.collapse import interval
@@ -336,6 +337,11 @@ def test_model_names_from_files_cannot_break_the_table_or_the_terminal(
     assert "\x1b" not in capsys.readouterr().out
     head = (tmp_path / "out" / "table.md").read_text().splitlines()[0]
     assert head == "|  | a\\|b⟨U+001B⟩[31m&lt;i>[red] |"
+
+
+def test_a_seed_below_0_is_refused(pair: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"seed: .*greater than or equal to 0"):
+        validated(ScoreConfig, {"files": pair, "seed": -1}, source="test")
 
 
 def test_noveltybenchs_humans_score_their_published_distinct(

@@ -132,7 +132,7 @@ def add_score(commands: Any) -> None:
         help="JSON lines of {prompt, generations: [...]} or of {prompt, response}",
     )
     parser.add_argument("--n", type=positive, metavar="K", help="the first K texts of each prompt")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
+    parser.add_argument("--seed", type=whole_number, default=0, help="of the intervals")
     parser.add_argument(
         "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PlainSerializer
 from rich.console import Console
@@ -14,7 +15,12 @@ from anchored.annotation import Schema
 from anchored.config import Config
 from anchored.errors import ConfigError
 from anchored.evaluate.attributes import Attributes, JudgedAttributes, calibration_sample
-from anchored.evaluate.embedders import Embedder, EndpointEmbedder, load_embedder
+from anchored.evaluate.embedders import (
+    SENTENCE_TRANSFORMERS,
+    Embedder,
+    EndpointEmbedder,
+    load_embedder,
+)
 from anchored.evaluate.equivalence import (
     OVERLAP,
     V1_CLASSIFIER,
@@ -37,11 +43,17 @@ from anchored.evaluate.judging import (
 from anchored.evaluate.measure import Readers
 from anchored.evaluate.noveltybench import Stamp
 from anchored.evaluate.quality import MadeScores, Quality, load_quality
+from anchored.evaluate.self_bleu import signature
+
+if TYPE_CHECKING:
+    from anchored.annotate.offline import OfflineAnnotator
 
 # Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
 EMBEDDING_THRESHOLDS = {"static": 0.9}
 EQUIVALENCES = "exact, overlap, embedding, classifier[:<folder or hub id>], judge or given"
 JUDGE = "judge"
+# `name` or `namespace/name`; whatever else names a model is a path
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 JOURNAL, EMBEDDINGS = "journal.jsonl", "embeddings.jsonl"
 
 Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q, when_used="json")]
@@ -67,7 +79,7 @@ class ReadersConfig(Config):
     vendi_orders: tuple[Annotated[Order, Field(ge=0)], ...] = (1.0,)
     tokenize: str = Field(default="13a", description="sacrebleu's tokeniser for self-BLEU")
     resamples: int = Field(default=2000, ge=100)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     embedder_key_env: str = "OPENAI_API_KEY"
     judge: JudgeConfig | None = None
     journal: str | None = Field(
@@ -102,6 +114,64 @@ def inquiry(config: ReadersConfig) -> Inquiry | None:
         quality=config.quality == JUDGE,
         groups=config.equivalence == JUDGE,
     )
+
+
+def check_folder(what: str, source: str) -> None:
+    """Refuses a path that leads to no folder, so that nobody waits for a slip of the pen.
+
+    `name/name` may be on the hub and passes, unless there is a folder here of the first name.
+
+    Args:
+        what: named in the error.
+        source: a folder or hub id.
+
+    Raises:
+        ConfigError: it is a path, and no folder is there.
+    """
+    hub = HUB_ID.fullmatch(source)
+    outer, inner, _ = source.partition("/")
+    path = not hub or (inner and Path(outer).is_dir())
+    if path and not Path(source).is_dir():
+        raise ConfigError(f"{what}: there is no such folder; give a model's folder or hub id")
+
+
+def check_readers(config: ReadersConfig) -> None:
+    """Finds what is wrong with the backends without the texts, and without loading large models.
+
+    Raises:
+        ConfigError: see `load_readers`.
+    """
+    inquiry(config)
+    signature(1, config.tokenize)
+    _check_embedder(config)
+    _check_equivalence(config)
+    kind, _, source = config.quality.partition(":")
+    if kind in ("perplexity", "reward") and source:
+        check_folder(f"quality {config.quality}", source)
+    elif config.quality != JUDGE:
+        load_quality(config.quality)
+    if config.attributes == "offline":
+        annotator, schema = _offline(config)
+        if config.calibration is not None:
+            annotator.load(schema, Path(config.calibration))
+
+
+def _check_embedder(config: ReadersConfig) -> None:
+    source = config.embedder.removeprefix(SENTENCE_TRANSFORMERS).partition("@")[0]
+    if config.embedder.startswith(SENTENCE_TRANSFORMERS) and source:
+        check_folder(f"embedder {config.embedder}", source)
+    else:
+        load_embedder(config.embedder, config.embedder_key_env)
+
+
+def _check_equivalence(config: ReadersConfig) -> None:
+    kind, _, source = config.equivalence.partition(":")
+    if config.equivalence == "embedding":
+        _cosine(config)
+    elif kind == "classifier" and source:
+        check_folder(f"equivalence {config.equivalence}", source)
+    elif config.equivalence != "classifier":
+        load_equivalence(config, None)
 
 
 def load_readers(
@@ -152,8 +222,10 @@ def _judged_quality(answers: Answers) -> Quality:
     return MadeScores(Stamp("1.1", judge_name(answers, "quality")), score)
 
 
-def load_equivalence(config: ReadersConfig, embedder: Embedder) -> Equivalence | None:
+def load_equivalence(config: ReadersConfig, embedder: Embedder | None) -> Equivalence | None:
     """The backend called `config.equivalence`; None for a judge or the file's own partition.
+
+    `embedder` is that of `embedding`, which alone needs one.
 
     Raises:
         ConfigError: see `load_readers`.
@@ -169,6 +241,7 @@ def load_equivalence(config: ReadersConfig, embedder: Embedder) -> Equivalence |
     if config.equivalence == "overlap":
         return WordOverlap(OVERLAP if threshold is None else threshold)
     if config.equivalence == "embedding":
+        assert embedder is not None
         return EmbeddingThreshold(embedder, _cosine(config))
     if kind == "classifier" and (source or config.equivalence == kind):
         return Classifier(source or V1_CLASSIFIER, V1_THRESHOLD if threshold is None else threshold)
@@ -186,7 +259,7 @@ def _cosine(config: ReadersConfig) -> float:
     return EMBEDDING_THRESHOLDS[config.embedder]
 
 
-def _attributes(config: ReadersConfig, sets: Sequence[Generations]) -> Attributes:
+def _offline(config: ReadersConfig) -> tuple[type[OfflineAnnotator], Schema]:
     try:
         from anchored.annotate.offline import OfflineAnnotator
     except ModuleNotFoundError as error:
@@ -194,11 +267,13 @@ def _attributes(config: ReadersConfig, sets: Sequence[Generations]) -> Attribute
             f"attributes offline: {error.name} is not installed; pip install 'anchored[annotate]', "
             "or use --attributes none"
         ) from None
-    schema = Schema.load(config.schema_name)
+    return OfflineAnnotator, Schema.load(config.schema_name)
+
+
+def _attributes(config: ReadersConfig, sets: Sequence[Generations]) -> Attributes:
+    annotator, schema = _offline(config)
     if config.calibration is not None:
         path = Path(config.calibration)
-        return Attributes(OfflineAnnotator.load(schema, path), config.calibration)
+        return Attributes(annotator.load(schema, path), config.calibration)
     sample = calibration_sample(sets, config.seed)
-    return Attributes(
-        OfflineAnnotator.fit(schema, sample), f"on {len(sample)} of the texts scored here"
-    )
+    return Attributes(annotator.fit(schema, sample), f"on {len(sample)} of the texts scored here")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anchored.config import Config
+from anchored.evaluate.backends import check_folder
 from anchored.evaluate.benchmarks import Benchmark
 from anchored.evaluate.generate import (
     ENDPOINT,
@@ -26,7 +27,7 @@ from anchored.evaluate.generate import (
     weights_of,
 )
 from anchored.evaluate.settings import EvaluateConfig
-from anchored.files import claim
+from anchored.files import CONFIG_NAME, claim
 from anchored.sample.engine import SampleConfig
 
 SAMPLES = "samples"
@@ -69,6 +70,18 @@ class Job:
         return len(self.benchmark.prompts) * self.benchmark.samples
 
 
+def check_sources(config: EvaluateConfig) -> None:
+    """Looks for every model in a folder before one is loaded.
+
+    Raises:
+        ConfigError: a path leads to no folder.
+    """
+    for model in config.models.values():
+        if not model.source.startswith(ENDPOINT):
+            for source in dict.fromkeys(model.of_seed(seed) for seed in config.seeds):
+                check_folder(f"model {source!r}", source)
+
+
 def plan(config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> list[Job]:
     """Every file of samples, those of one model and seed together.
 
@@ -88,14 +101,33 @@ def plan(config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> list[Job]:
     return jobs
 
 
-def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) -> None:
-    """Makes every file that is not there; says first how much that is.
+def claim_all(jobs: Sequence[Job], config: EvaluateConfig) -> None:
+    """Makes each folder of samples that of these settings; one without samples changes hands.
 
     Raises:
         ConfigError: a folder holds samples that were made with other settings.
     """
-    for job in jobs:
-        claim(job.folder, _settings(job, config))
+    for folder, job in {job.folder: job for job in jobs}.items():
+        if not has_samples(folder):
+            (folder / CONFIG_NAME).unlink(missing_ok=True)
+            for path in folder.glob("*.jsonl*"):  # of a run that ended before its first chunk
+                path.unlink()
+        claim(folder, _settings(job, config))
+
+
+def has_samples(folder: Path) -> bool:
+    """Is there one sample in a model's folder for a benchmark."""
+    return any(path.stat().st_size for path in folder.glob("*.jsonl*"))
+
+
+def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) -> None:
+    """Makes every file that is not there; says first how much that is.
+
+    Raises:
+        ConfigError: a model cannot be loaded.
+        DataError: a file holds samples of other weights.
+        EndpointError: an endpoint does not answer.
+    """
     pending = [job for job in jobs if not is_complete(job.path, job.weights)]
     chunk = config.sample.batch_size
     done = {job.path: made_before(job.path, job.total, chunk) for job in jobs}

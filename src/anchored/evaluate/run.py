@@ -15,12 +15,20 @@ from rich.progress import Progress
 from anchored.config import to_yaml, versions
 from anchored.errors import AnchoredError, ConfigError
 from anchored.evaluate import compare
-from anchored.evaluate.backends import JOURNAL, load_readers
+from anchored.evaluate.backends import JOURNAL, check_readers, load_readers
 from anchored.evaluate.benchmarks import Benchmark, load_benchmark
 from anchored.evaluate.compare import Frontiers, Panel, Runs
 from anchored.evaluate.generate import Place
 from anchored.evaluate.generations import Generations, read_sets
-from anchored.evaluate.jobs import SAMPLES, Job, plan, sample_all
+from anchored.evaluate.jobs import (
+    SAMPLES,
+    Job,
+    check_sources,
+    claim_all,
+    has_samples,
+    plan,
+    sample_all,
+)
 from anchored.evaluate.measure import common_sizes
 from anchored.evaluate.score import write_failures
 from anchored.evaluate.settings import EvaluateConfig
@@ -46,9 +54,12 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         EndpointError: an endpoint does not answer.
     """
     benchmarks = _benchmarks(config)
+    check_sources(config)
+    check_readers(config.readers)
     jobs = plan(config, benchmarks)
-    _own(config)
+    _check_own(config)
     with _released_if_empty(config.out):
+        _claim(jobs, config)
         sample_all(jobs, config, Console(stderr=True))
     made = {
         "command": "evaluate",
@@ -88,13 +99,25 @@ def _benchmarks(config: EvaluateConfig) -> list[Benchmark]:
     ]
 
 
-def _own(config: EvaluateConfig) -> None:
-    """Refuses another command's folder; how samples are read may change from run to run."""
+def _check_own(config: EvaluateConfig) -> None:
+    """Refuses another command's folder."""
     saved = config.out / CONFIG_NAME
     others = config.out.is_dir() and any(config.out.iterdir())
     if others and not (saved.is_file() and (config.out / SAMPLES).is_dir()):
         raise ConfigError(f"{config.out}: holds something else; choose an empty or new folder")
+
+
+def _claim(jobs: Sequence[Job], config: EvaluateConfig) -> None:
+    """Takes the folders; how samples are read may change from run to run, and is written last.
+
+    Only a new folder has its configuration from the start, so that one run again after a kill
+    knows it for its own.
+    """
+    saved = config.out / CONFIG_NAME
     (config.out / SAMPLES).mkdir(parents=True, exist_ok=True)
+    if not saved.is_file():
+        atomic_write(saved, to_yaml(config))
+    claim_all(jobs, config)
     atomic_write(saved, to_yaml(config))
 
 
@@ -104,7 +127,7 @@ def _released_if_empty(out: Path) -> Iterator[None]:
     try:
         yield
     except AnchoredError:
-        made = any(path.stat().st_size for path in out.glob(f"{SAMPLES}/*/*/*.jsonl*"))
+        made = any(has_samples(folder) for folder in out.glob(f"{SAMPLES}/*/*"))
         if not made and {path.name for path in out.iterdir()} == {CONFIG_NAME, SAMPLES}:
             shutil.rmtree(out)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class EvaluateConfig(Config):
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) != len(values) or min(values) < 0:
             raise ValueError("give each value once, none below 0")
+        if not all(map(math.isfinite, values)):
+            raise ValueError("give finite numbers")
         return values
 
     @field_validator("readers")

@@ -109,10 +109,17 @@ def explanations(results: Results, call: Callable[[str], str] = _name) -> Iterat
         for short in one.get("short_of", ()):
             yield (
                 f"{MARK} {call(name)} is not ranked: {short['metric']} {number(short['value'])}, "
-                f"SFT {number(short['sft'])}, margin {number(short['margin'])}."
+                f"SFT {number(short['sft'])}, margin {_margin(short)}."
             )
         if reason := (one.get("gap_closed") or {}).get("reason"):
             yield f"{call(name)}: {reason}."
+
+
+def _margin(short: Mapping[str, Any]) -> str:
+    """In the metric's own unit, but for perplexity's, which is a share of SFT's."""
+    if short["metric"] == "perplexity":
+        return f"{100 * short['margin']:g} % of SFT's"
+    return number(short["margin"])
 
 
 def _cells(results: Results, name: str) -> Iterator[str]:
