@@ -287,7 +287,8 @@ def test_a_sweep_without_a_quality_says_what_is_missing(
     results = evaluated(tmp_path, {"a": "wide"}, temperatures=[0.2, 0.5], count=2)
     assert (results["temperature"], results["frontier"]) == (0.2, None)
     assert results["notes"] == [
-        "frontier_area is left out: it takes a quality of every model's texts; choose one with --quality."
+        "frontier_area is left out: it takes a quality of every model's texts; choose one with "
+        "--quality."
     ]
 
 
