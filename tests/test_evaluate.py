@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from anchored.annotation import Annotation
 from anchored.cli import main
 from anchored.config import load_config, validated
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import backends, compare, jobs
+from anchored.evaluate.backends import ReadersConfig
 from anchored.evaluate.benchmarks import Benchmark, Prompt
 from anchored.evaluate.collapse import compare as gap
 from anchored.evaluate.collapse import dissimilarity_of
+from anchored.evaluate.compare import Panel, Reading, pooled, runs_of, sweep_areas
 from anchored.evaluate.embedding import StaticEmbedder
 from anchored.evaluate.generate import ModelSource
+from anchored.evaluate.measure import Measured
 from anchored.evaluate.run import run
-from anchored.evaluate.score import ScoreConfig, score
+from anchored.evaluate.score import ScoreConfig, by_key, score
 from anchored.evaluate.settings import EvaluateConfig, named_models
 from anchored.files import read_jsonl
 from anchored.report.collapse_table import MARK, columns, explanations, markdown, order
@@ -273,7 +279,8 @@ def test_too_few_held_out_answers_leave_adoption_out_with_a_note(
 ) -> None:
     results = evaluated(tmp_path, ALL, count=1, samples=9)
     assert "adoption" not in results["models"]["good"]
-    assert results["notes"] == [
+    assert results["notes"][0].startswith("One prompt: intervals come from resampling its texts")
+    assert results["notes"][1:] == [
         "adoption is not known: fewer than 20 distinct held-out answers of base or sft to learn "
         "from; gap_closed is not shown without it."
     ]
@@ -486,13 +493,39 @@ def test_a_judge_gives_the_quality_and_a_treatment_can_fall_short_of_it(
     }  # fmt: skip
 
 
-def test_a_gap_goes_by_the_figures_that_are_shown(tmp_path: Path, scripted: list[str]) -> None:
-    results = evaluated(tmp_path, ALL, seeds=[0, 1])
-    base, sft, good = (results["models"][name] for name in ("base", "sft", "good"))
-    found = results["comparisons"]["good"]
-    main = found["metric"]
-    gap = (good[main] - sft[main]) / (base[main] - sft[main])
-    assert found["gap_closed"]["mean"] == pytest.approx(gap, abs=1e-9)
-    if "semantic_entropy" in base:
-        within = [one["within_prompts"]["mean"] for one in base["by_key"].values()]
-        assert np.mean(within) == pytest.approx(base["semantic_entropy"], abs=1e-9)
+def two_seeds() -> list[Reading]:
+    """Two prompts of eight readings: each seed has two values a prompt, other ones each time."""
+    runs = []
+    for seed in range(2):
+        counted = [
+            [Annotation.of({"hero": f"{p}-{seed}-{i % 4 == 0}"}) for i in range(8)]
+            for p in range(2)
+        ]
+        plug_in = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+        values = {"semantic_entropy": np.full(2, plug_in)}
+        vectors = [np.eye(8)] * 2
+        runs.append(Reading(Measured(values, counted, {}, vectors, [None] * 2, counted), None))
+    return runs
+
+
+def test_entropies_within_prompts_and_gaps_are_of_the_column_semantic_entropy() -> None:
+    runs, attributes = two_seeds(), SimpleNamespace(keys=("hero",))
+    shown = runs[0].measured.values["semantic_entropy"].mean()
+    measured = [run.measured for run in runs]
+    keys = by_key(pooled(measured), attributes, ReadersConfig(), measured)
+    assert keys["hero"]["within_prompts"]["mean"] == pytest.approx(shown, abs=1e-9)
+    panel = Panel(
+        SimpleNamespace(attributes=attributes), ReadersConfig(), ("semantic_entropy",), None
+    )
+    statistic, resampled = runs_of(panel, runs, "semantic_entropy")  # pyright: ignore
+    of_seed = [float(statistic(prompts)(np.ones((1, 16)))[0]) for prompts in resampled]
+    assert of_seed == pytest.approx([shown, shown], abs=1e-9)
+
+
+def test_a_sweep_in_which_a_model_lacks_the_quality_says_so() -> None:
+    runs = two_seeds()[:1]
+    judged = [replace(r, measured=replace(r.measured, values={
+        **r.measured.values, "quality": np.ones(2)})) for r in runs]  # fmt: skip
+    panel = Panel(SimpleNamespace(attributes=None), ReadersConfig(), ("semantic_entropy",), None)
+    found = sweep_areas(panel, {"good": {0.5: judged, 1.0: judged}, "void": {0.5: runs, 1.0: runs}})
+    assert found.areas == {} and "of every model's texts" in str(found.reason)

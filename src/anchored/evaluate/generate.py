@@ -225,9 +225,14 @@ class EndpointSampler:
         blocking(ask_all())
         opening = (benchmark.opening or "") if self._continues else ""
         return [
-            Sample(opening + found[i].answer, finished=not found[i].truncated).as_row(prompt.text)
+            Sample(opening + _said(found[i]), finished=not found[i].truncated).as_row(prompt.text)
             for i, prompt in enumerate(prompts)
         ]
+
+
+def _said(reply: Reply) -> str:
+    """What a user would see; some servers keep a refusal apart from the answer."""
+    return reply.answer or reply.refusal or ""
 
 
 def _as_json(prompt: Prompt) -> list[dict[str, str]]:

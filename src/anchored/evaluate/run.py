@@ -30,7 +30,7 @@ from anchored.evaluate.jobs import (
     sample_all,
 )
 from anchored.evaluate.measure import common_sizes
-from anchored.evaluate.score import write_failures
+from anchored.evaluate.score import shortcomings, write_failures
 from anchored.evaluate.settings import EvaluateConfig
 from anchored.files import CONFIG_NAME, atomic_write, read_jsonl, write_json
 from anchored.report.collapse_table import markdown, rich_tables
@@ -174,7 +174,12 @@ def benchmark_results(
         "models": models,
         "comparisons": compare.compare_all(panel, main, config.roles, config.margins),
         "frontier": frontiers.described,
-        "notes": [*compare.doubts(panel, config.roles), *_notes(models, frontiers), *cut],
+        "notes": [
+            *shortcomings(len(benchmark.prompts), benchmark.samples, panel.readers),
+            *compare.doubts(panel, config.roles),
+            *_notes(models, frontiers),
+            *cut,
+        ],
     }
     return results, _shown(sets, main, config)
 

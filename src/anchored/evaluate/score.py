@@ -189,7 +189,7 @@ def _compared(
             for found, path in zip(sets, config.files, strict=True)
         },
         "comparisons": _comparisons(measured, config),
-        "notes": [*_notes(prompts, k, readers), *lacking],
+        "notes": [*shortcomings(prompts, k, readers), *lacking],
     }
     failures = readers.answers.failures if readers.answers else []
     return Scored(results, choose(sets, measured), failures)
@@ -315,7 +315,8 @@ def _of_samples(runs: Any, others: Any, statistic: Any, config: ReadersConfig) -
     return {**found.as_json(), "p": None, "p_holm": None, "detectable": None}
 
 
-def _notes(prompts: int, k: int, readers: Readers) -> list[str]:
+def shortcomings(prompts: int, k: int, readers: Readers) -> list[str]:
+    """Notes on figures that are left out, or that say less than they seem to."""
     notes = []
     if prompts == 1:
         notes.append(
