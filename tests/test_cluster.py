@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ import yaml
 from rich.console import Console
 
 from anchored.annotate import corpus, run, source
+from anchored.annotate.by_endpoint import EndpointAnnotator, Request
+from anchored.annotate.offline import OfflineAnnotator
+from anchored.annotate.prompts import Prompt
+from anchored.annotation import Schema
 from anchored.cli import main
-from anchored.errors import ConfigError
+from anchored.errors import ConfigError, Incomplete
 from anchored.journal import Journal
-from conftest import ROOT
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
@@ -43,15 +47,17 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A cluster of this machine alone, which runs inside then join."""
+def cluster() -> Iterator[str]:
+    """The address of a cluster on this machine alone; runs of this process are in it already."""
+    import ray
+
     from anchored.annotate.cluster import joined
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
         patch.setenv("ANNOTATE_KEY", KEY)  # its processes have the environment of now
         with joined(2, most=2):
-            yield
+            yield ray.get_runtime_context().gcs_address
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -129,9 +135,8 @@ def test_with_a_worker_killed_the_shards_are_those_of_one_process(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
 def test_with_the_run_killed_and_then_a_worker_nothing_is_lost_doubled_or_told(
-    tmp_path: Path,
+    tmp_path: Path, cluster: str
 ) -> None:
     rows = write(tmp_path / "in.jsonl", [document(number) for number in range(40)])
     victims: list[tuple[int, Callable[[], None]]] = []
@@ -150,8 +155,8 @@ def test_with_the_run_killed_and_then_a_worker_nothing_is_lost_doubled_or_told(
             "import sys; from anchored.annotate import corpus as m;"
             "m.run(m.EndpointAnnotateConfig.model_validate_json(open(sys.argv[1]).read()))"
         )
-        environment = {**os.environ, "RAY_ADDRESS": "local"}
-        run = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run.json"], env=environment)
+        command = [sys.executable, "-c", code, str(tmp_path / "run.json")]
+        run = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster})
         victims.append((150, run.kill))
         assert run.wait() == -signal.SIGKILL
         assert not (tmp_path / "many" / "manifest.json").exists()
@@ -172,3 +177,162 @@ def ray_files() -> list[Path]:
 
     folder = Path(ray._private.worker._global_node.get_session_dir_path())
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+class Here:
+    """A cluster of this process, with all that Ray does to what goes through it."""
+
+    workers = 2
+
+    def spread(self, shards: Callable[[], Iterator[Any]], make: Callable[[], Any]) -> Iterator[Any]:
+        settle = pickle.loads(pickle.dumps(make))()
+        for shard in pickle.loads(pickle.dumps(shards))():
+            yield pickle.loads(pickle.dumps(settle(*pickle.loads(pickle.dumps(shard)))))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from anchored.annotate import cluster
+
+    monkeypatch.setattr(cluster, "joined", lambda *_, **__: nullcontext(Here()))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("context_tags", [0, 2])
+def test_answers_of_an_earlier_run_are_not_asked_for_again(
+    tmp_path: Path, context_tags: int
+) -> None:
+    rows = write(tmp_path / "in.jsonl", [document(number) for number in range(9)])
+    with serving(by_light) as server:
+        alone = settings(rows, tmp_path / "out", server.url, context_tags=context_tags)
+        corpus.run(alone, QUIET)
+        straight = left(alone.out)
+        (alone.out / "shard-00001.parquet").unlink()
+        journal = (alone.out / "journal.jsonl").read_bytes().splitlines(keepends=True)
+        kept, lost, in_work = journal[:21], journal[21:25], journal[25:]
+        (alone.out / "journal.jsonl").write_bytes(b"".join(kept))
+        (alone.out / "journal-of-shard-00001.jsonl").write_bytes(b"".join(in_work))
+        corpus.run(alone.model_copy(update={"cluster": "ray"}), QUIET)
+        assert len(server.seen) == 27 + len(lost)
+    assert left(alone.out) == straight
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_stopped_run_left_with_its_shards_counts(tmp_path: Path) -> None:
+    rows = write(tmp_path / "in.jsonl", [document(number) for number in range(5)])
+    with serving(by_light) as server:
+        chosen = settings(rows, tmp_path / "out", server.url, cluster="ray")
+        corpus.run(chosen, QUIET)
+        straight = left(chosen.out)
+        (chosen.out / "journal.jsonl").rename(chosen.out / "journal-of-shard-00000.jsonl")
+        corpus.run(chosen, QUIET)
+        assert len(server.seen) == 15
+    assert left(chosen.out) == straight
+
+
+@pytest.mark.usefixtures("here")
+def test_failures_of_all_workers_together_stop_a_run(tmp_path: Path) -> None:
+    rows = write(tmp_path / "in.jsonl", [document(number) for number in range(12)])
+    with serving(lambda seen: Answer("no tags")) as server:
+        chosen = settings(rows, tmp_path / "out", server.url, cluster="ray", max_failed=20)
+        with pytest.raises(Incomplete, match="24 chunks failed, more than max_failed, the first"):
+            corpus.run(chosen, QUIET)
+        assert len(server.seen) == 2 * 24
+
+
+def test_workers_divide_rates_and_are_told_no_key(tmp_path: Path) -> None:
+    from anchored.annotate.endpoint_workers import Job
+
+    rates = {"requests_per_minute": 100, "tokens_per_minute": 3}
+    config = settings(tmp_path, tmp_path, "http://localhost:1/v1", endpoint=rates)
+    prompts = (Prompt("a-v1", "tag"), Prompt("b-v1", "tag"))
+    annotator = EndpointAnnotator(config.endpoint, Schema.load("general"), prompts)
+    job = Job.shared(tmp_path, annotator, 0, None, workers=8)
+    told = job.annotator.config
+    assert (told.requests_per_minute, told.tokens_per_minute, told.concurrency) == (12, 1, 2)
+    request = Request("a text")
+    assert job.annotator.key(request) == annotator.key(request)
+    assert job.keyed and KEY.encode() not in pickle.dumps(job)
+
+
+def test_a_machine_without_the_key_or_the_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anchored.annotate.cluster import check_shared
+    from anchored.annotate.endpoint_workers import Job, Worker
+
+    with pytest.raises(ConfigError, match=r"out: .* is not there; name a folder that all machines"):
+        check_shared(tmp_path)
+    config = settings(tmp_path, tmp_path, "http://localhost:1/v1")
+    prompts = (Prompt("a-v1", "tag"), Prompt("b-v1", "tag"))
+    annotator = EndpointAnnotator(config.endpoint, Schema.load("general"), prompts)
+    job = Job.shared(tmp_path, annotator, 0, None, workers=1)
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.delenv("ANNOTATE_KEY")
+    with pytest.raises(ConfigError, match="ANNOTATE_KEY is not set there; set it before `ray st"):
+        Worker(job)
+
+
+def test_a_machine_with_other_packages_is_refused(tmp_path: Path) -> None:
+    rows = write(tmp_path / "in.jsonl", [tale(1)])
+    run.run(run.AnnotateConfig.model_validate({"source": str(rows), "out": tmp_path / "o"}), QUIET)
+    annotator = OfflineAnnotator.load(Schema.load("general"), tmp_path / "o" / run.CALIBRATION)
+    other = annotator.name.replace("vaderSentiment", "vaderSentiment 0.")
+    assert run.ClusterWorker(tmp_path / "o", annotator.again(), annotator.name)(0, ()) == 0
+    with pytest.raises(ConfigError, match=r"has offline-1 .*, not offline-1 .*; install the same"):
+        run.ClusterWorker(tmp_path / "o", annotator.again(), other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard", "0/2"], "cluster: takes the whole corpus; leave --shard out"),
+        (["serve.model=m"], "serve: one server would serve all machines; start the servers first"),
+    ],
+)
+def test_what_a_cluster_cannot_do_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    rows = write(tmp_path / "in.jsonl", [document(1)])
+    command = ["annotate", str(rows), "--out", str(tmp_path / "out"), "--annotator", "endpoint"]
+    server = ["--url", "http://localhost:1", "--model", "m", "--cluster", "ray"]
+    assert main([*command, *server, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("annotator", ["offline", "endpoint"])
+def test_without_ray_one_line_says_what_to_install(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    annotator: str,
+) -> None:
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    rows = write(tmp_path / "in.jsonl", [document(1)])
+    command = ["annotate", str(rows), "--out", str(tmp_path / "out"), "--annotator", annotator]
+    fields = ["endpoint.url=http://localhost:1", "endpoint.model=m"]
+    assert main([*command, "--cluster", "ray", *(fields if annotator == "endpoint" else [])]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "anchored: error: cluster: ray is not installed; pip install 'anchored[cluster]'\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_of_an_endpoint_are_those_of_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers: of a cluster alone; add cluster: ray"):
+        settings(tmp_path, tmp_path, "http://localhost:1", workers=2)
+
+
+def test_a_journal_can_be_read_while_it_is_written(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.put("a", {"value": 1})
+        with Journal(tmp_path / "journal.jsonl", read_only=True) as reader:
+            journal.put("b", {"value": 2})
+            assert (reader.get("a"), reader.get("b")) == ({"value": 1}, None)
+        assert [*journal.items()] == [("a", {"value": 1}), ("b", {"value": 2})]
+    (tmp_path / "half.jsonl").write_bytes(b'{"key": "a"}\n{"key": "b"')
+    with Journal(tmp_path / "half.jsonl", read_only=True) as reader:
+        assert len(reader) == 1
+    assert (tmp_path / "half.jsonl").read_bytes() == b'{"key": "a"}\n{"key": "b"'

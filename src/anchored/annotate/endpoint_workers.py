@@ -81,7 +81,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class _Settled:
+class Settled:
     """What became of a shard."""
 
     number: int
@@ -114,7 +114,7 @@ def annotate(
     """
     collect(job.out, journal)
     shards = partial(_shards, config, job)
-    for settled in cluster.spread(shards, partial(_Worker, job)):
+    for settled in cluster.spread(shards, partial(Worker, job)):
         _collect(job.journal(settled.number), journal)
         meter.add(settled.meter)
         on_settled()
@@ -164,8 +164,13 @@ def _known(job: Job, journal: Journal, rows: NumberedRows) -> Iterator[tuple[str
                 break
 
 
-class _Worker:
-    """Settles shards on one loop and with one client, which learns what the server bears."""
+class Worker:
+    """Settles shards on one loop and with one client, which learns what the server bears.
+
+    Raises:
+        ConfigError: this machine lacks the run's folder or the key.
+        EndpointError: nobody listens at the server's address as seen from here.
+    """
 
     def __init__(self, job: Job) -> None:
         config = job.annotator.config
@@ -178,7 +183,8 @@ class _Worker:
         self._runner.run(check_listening(config.url))
         self._endpoint = self._runner.run(Endpoint(config).__aenter__())
 
-    def __call__(self, number: int, shard: _Shard) -> _Settled:
+    def __call__(self, number: int, shard: _Shard) -> Settled:
+        """Settles one shard and writes it."""
         rows, known = shard
         with Journal(self._job.journal(number)) as journal:
             for key, row in known:
@@ -186,7 +192,7 @@ class _Worker:
                     journal.put(key, row)
             return self._runner.run(self._settle(number, rows, journal))
 
-    async def _settle(self, number: int, rows: NumberedRows, journal: Journal) -> _Settled:
+    async def _settle(self, number: int, rows: NumberedRows, journal: Journal) -> Settled:
         job, meter = self._job, Meter(0)
         writer = ShardWriter(
             job.out,
@@ -198,4 +204,4 @@ class _Worker:
             job.max_failed,
         )
         await writer.write([(number, rows)], 2 * job.annotator.config.concurrency)
-        return _Settled(number, meter, writer.first_error)
+        return Settled(number, meter, writer.first_error)

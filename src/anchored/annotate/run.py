@@ -322,7 +322,7 @@ def _finished_on_cluster(
     if not todo.missing:
         return
     with joined(config.workers, len(todo.missing)) as cluster:
-        make = partial(_ClusterWorker, config.out.absolute(), annotator.again(), annotator.name)
+        make = partial(ClusterWorker, config.out.absolute(), annotator.again(), annotator.name)
         yield from cluster.spread(partial(_missing, config, frozenset(todo.missing)), make)
 
 
@@ -330,8 +330,17 @@ def _missing(config: AnnotateConfig, numbers: Set[int]) -> Iterator[tuple[int, _
     yield from ((number, shard) for number, shard in _shards(config) if number in numbers)
 
 
-class _ClusterWorker:
-    """Writes shards on a machine that has to have the packages of the one that sends them."""
+class ClusterWorker:
+    """Writes shards on a machine of a cluster.
+
+    Args:
+        out: the run's folder.
+        make: makes the annotator.
+        name: of the annotator on the machine that sends the shards.
+
+    Raises:
+        ConfigError: this machine lacks the folder, or its packages would write other tags.
+    """
 
     def __init__(self, out: Path, make: Callable[[], Annotator], name: str) -> None:
         from anchored.annotate.cluster import check_shared
@@ -342,6 +351,7 @@ class _ClusterWorker:
             raise ConfigError(f"has {self._annotator.name}, not {name}; install the same")
 
     def __call__(self, number: int, shard: _Shard) -> int:
+        """Writes one shard and says how many rows it has."""
         _write_shard(self._annotator, _shard_path(self._out, number), shard)
         return len(shard)
 
