@@ -320,6 +320,18 @@ def test_without_ray_one_line_says_what_to_install(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere"])
+def test_an_address_without_a_cluster_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    from anchored.annotate.cluster import joined
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    message = f"RAY_ADDRESS: {address}: no Ray cluster answers there"
+    with pytest.raises(ConfigError, match=message), joined(1, most=1):
+        pass
+
+
 def test_workers_of_an_endpoint_are_those_of_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers: of a cluster alone; add cluster: ray"):
         settings(tmp_path, tmp_path, "http://localhost:1", workers=2)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from socket import gethostname
+from socket import create_connection, gethostname
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ Settle = Callable[[int, Any], Any]
 
 _ADDRESS = "RAY_ADDRESS"
 _LOCAL = "local"
+_ANSWERS_WITHIN = 20.0  # seconds
 _AT_HAND = 2  # shards that a worker has: one at work, one waiting
 _PASSED_ON = (AnchoredError, OSError)  # told by the driver in one line
 
@@ -67,6 +68,7 @@ class Cluster:
             compute=ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=_AT_HAND),
             num_cpus=1,
         )
+        _silence(found.context)
         for table in found.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
@@ -83,12 +85,11 @@ def joined(workers: int | None, most: int, one_a_node: bool = False) -> Iterator
         one_a_node: the default is one a machine.
 
     Raises:
-        ConfigError: there is no cluster at `RAY_ADDRESS`.
+        ConfigError: no cluster answers at `RAY_ADDRESS`.
     """
     stays = ray.is_initialized()
     if not stays:
         _join(workers)
-    _silence()
     try:
         yield Cluster(max(1, min(workers or _default_workers(one_a_node), most)))
     finally:
@@ -98,26 +99,38 @@ def joined(workers: int | None, most: int, one_a_node: bool = False) -> Iterator
 
 def _join(workers: int | None) -> None:
     address = os.environ.get(_ADDRESS)
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address != _LOCAL:
-        try:
-            ray.init(address=address or "auto", **quiet)
-            return
-        except ConnectionError:
-            if address:
-                raise ConfigError(
-                    f"{_ADDRESS}: {address}: no Ray cluster there; start it, or unset the variable"
-                ) from None
+    if address and address != _LOCAL:
+        _check_answers(address)
+        _init()
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cores = max(os.cpu_count() or 1, workers or 1)
-    alone = {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(address=_LOCAL, **alone, **quiet)
+    try:
+        _init(num_cpus=cores, include_dashboard=False)
+    except ValueError:  # `ray start` has started one here, which takes no options any more
+        _init()
 
 
-def _silence() -> None:
+def _init(**of_a_new_one: Any) -> None:
+    """Ray itself looks at `RAY_ADDRESS`, then for what `ray start` has started on this machine."""
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **of_a_new_one)
+
+
+def _check_answers(address: str) -> None:
+    """Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        create_connection((host, int(port)), _ANSWERS_WITHIN).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{_ADDRESS}: {address}: no Ray cluster answers there: {error}; write the HOST:PORT "
+            "of one, or unset it"
+        ) from None
+
+
+def _silence(context: DataContext) -> None:
     """Our own line shows the progress; and one shard is one block, whatever its size."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1

@@ -23,7 +23,7 @@ from anchored.annotate.by_endpoint import AnnotatorConfig, Answer, EndpointAnnot
 from anchored.annotate.meter import Display, Meter, Projection
 from anchored.annotate.prompts import Prompt
 from anchored.annotate.server import LOG, ServeConfig, Server, thinks
-from anchored.annotate.shards import WHOLE, ShardWriter, Share, numbered_shards
+from anchored.annotate.shards import WHOLE, ShardWriter, Share, collect_all, numbered_shards
 from anchored.annotate.source import CorpusConfig, check_installed
 from anchored.config import versions
 from anchored.data.readers import load_schema
@@ -147,6 +147,8 @@ def run(
     claim(config.out, config, _FREE)
     console.print(_estimate(annotator, scan), highlight=False, soft_wrap=True)
     with Journal(config.out / share.file("journal", ".jsonl")) as journal:
+        if share == WHOLE:
+            collect_all(config.out, journal)
         work = _Work(config, annotator, journal, console)
         if dry_run:
             projection = blocking(work.project(scan))

@@ -21,7 +21,9 @@ from anchored.annotate.shards import (
     WHOLE,
     NumberedRows,
     ShardWriter,
+    collect,
     numbered_shards,
+    shard_journal,
     too_many_failed,
 )
 from anchored.annotate.source import CorpusConfig
@@ -29,9 +31,6 @@ from anchored.data.standoff import open_parts
 from anchored.endpoint import Endpoint, check_listening
 from anchored.errors import ConfigError
 from anchored.journal import Journal, Row
-
-JOURNAL = WHOLE.file("journal", ".jsonl")
-_PART = "journal-of-shard-{:05d}.jsonl"
 
 Answers = tuple[tuple[str, Row], ...]
 _Shard = tuple[NumberedRows, Answers]
@@ -75,10 +74,6 @@ class Job:
         )
         return cls(out.absolute(), slower, context_tags, max_failed, config.key is not None)
 
-    def journal(self, shard: int) -> Path:
-        """Of a shard that is at work."""
-        return self.out / _PART.format(shard)
-
 
 @dataclass(frozen=True)
 class Settled:
@@ -112,39 +107,18 @@ def annotate(
         EndpointError: no request can succeed.
         Incomplete: more than `max_failed` texts have failed.
     """
-    collect(job.out, journal)
     shards = partial(_shards, config, job)
     for settled in cluster.spread(shards, partial(Worker, job)):
-        _collect(job.journal(settled.number), journal)
+        collect(shard_journal(job.out, settled.number), journal)
         meter.add(settled.meter)
         on_settled()
         if job.max_failed is not None and meter.failed > job.max_failed:
             raise too_many_failed(job.out, meter.failed, settled.first_error)
 
 
-def collect(out: Path, journal: Journal) -> None:
-    """Moves what a run that was stopped left in the journals of its shards to the run's own.
-
-    Raises:
-        DataError: a process of that run still writes to one.
-    """
-    for path in sorted(out.glob(_PART.replace("{:05d}", "*"))):
-        _collect(path, journal)
-
-
-def _collect(path: Path, journal: Journal) -> None:
-    if not path.is_file():  # nothing was asked
-        return
-    with Journal(path) as part:
-        for key, row in part.items():
-            if journal.get(key) is None:
-                journal.put(key, row)
-    path.unlink(missing_ok=True)
-
-
 def _shards(config: CorpusConfig, job: Job) -> Iterator[tuple[int, _Shard]]:
     """Every shard with the answers that the run's journal has for its texts."""
-    with Journal(job.out / JOURNAL, read_only=True) as journal:
+    with Journal(job.out / WHOLE.file("journal", ".jsonl"), read_only=True) as journal:
         for number, rows in numbered_shards(config, WHOLE):
             yield number, (rows, tuple(_known(job, journal, rows)) if len(journal) else ())
 
@@ -186,7 +160,7 @@ class Worker:
     def __call__(self, number: int, shard: _Shard) -> Settled:
         """Settles one shard and writes it."""
         rows, known = shard
-        with Journal(self._job.journal(number)) as journal:
+        with Journal(shard_journal(self._job.out, number)) as journal:
             for key, row in known:
                 if journal.get(key) is None:
                     journal.put(key, row)

@@ -17,6 +17,8 @@ from anchored.endpoint import run_all
 from anchored.errors import Incomplete
 from anchored.journal import Journal
 
+_SHARD_JOURNAL = "journal-of-shard-{}.jsonl"
+
 NumberedRows = Sequence[tuple[int, tuple[Row, Item]]]
 
 
@@ -46,6 +48,32 @@ def numbered_shards(config: CorpusConfig, share: Share) -> Iterator[tuple[int, N
     for number, rows in enumerate(batched(enumerate(kept), config.rows_per_shard)):
         if share.has(number):
             yield number, rows
+
+
+def shard_journal(folder: Path, number: int) -> Path:
+    """The journal of a shard that a worker of a cluster has at work."""
+    return folder / _SHARD_JOURNAL.format(f"{number:05d}")
+
+
+def collect_all(folder: Path, journal: Journal) -> None:
+    """Moves the answers that a run on a cluster left with its shards to the journal of the run.
+
+    Raises:
+        DataError: a worker of that run still writes to one.
+    """
+    for path in sorted(folder.glob(_SHARD_JOURNAL.format("*"))):
+        collect(path, journal)
+
+
+def collect(path: Path, journal: Journal) -> None:
+    """Moves the answers in one journal to another."""
+    if not path.is_file():  # nothing came of it
+        return
+    with Journal(path) as part:
+        for key, row in part.items():
+            if journal.get(key) is None:
+                journal.put(key, row)
+    path.unlink(missing_ok=True)
 
 
 def too_many_failed(folder: Path, failed: int, first_error: str | None) -> Incomplete:
