@@ -112,6 +112,7 @@ def left(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray starts a dozen processes, each of which waits for a core
 @pytest.mark.usefixtures("cluster")
 def test_with_a_worker_killed_the_shards_are_those_of_one_process(tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", [tale(number) for number in range(240)])
@@ -135,6 +136,7 @@ def test_with_a_worker_killed_the_shards_are_those_of_one_process(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray starts a dozen processes, each of which waits for a core
 def test_with_the_run_killed_and_then_a_worker_nothing_is_lost_doubled_or_told(
     tmp_path: Path, cluster: str
 ) -> None:
