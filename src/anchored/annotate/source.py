@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from anchored.config import Config
 from anchored.data.readers import Item, Row, SourceConfig, Split, parse_row, read_rows
+from anchored.data.standoff import refuse_stand_off
 from anchored.errors import DataError
 from anchored.segments import split_chunks
 
@@ -61,6 +62,7 @@ def items(config: CorpusConfig) -> Iterator[tuple[Row, Item | None]]:
     """
     split = config.split
     for source in config.source:
+        refuse_stand_off(source)
         for place, row in read_rows(source):
             try:
                 yield row, parse_row(row, place, split)
