@@ -90,7 +90,7 @@ def test_prepare_makes_the_same_of_stand_off_and_of_annotated_rows(tmp_path: Pat
 
 def test_annotations_given_as_a_path_are_told_where_they_belong(tmp_path: Path) -> None:
     folder = beside(tmp_path / "s", ROWS)
-    message = rf"^{re.escape(str(folder))}: .* give the corpus as `path` and this folder as `annot"
+    message = rf"^{re.escape(str(folder))}: .* prepare this folder as its `annotations`$"
     with pytest.raises(DataError, match=message):
         prepared(tmp_path / "a", path=str(folder))
     config = CorpusConfig.model_validate({"source": str(folder), "out": tmp_path / "b"})

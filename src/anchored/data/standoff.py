@@ -159,8 +159,8 @@ def refuse_stand_off(source: SourceConfig) -> None:
     """
     if is_stand_off(Path(source.path)):
         raise DataError(
-            f"{source.path}: holds annotations beside their corpus; give the corpus as `path` and "
-            "this folder as `annotations`"
+            f"{source.path}: holds annotations and no texts; name the corpus itself, and in "
+            "prepare this folder as its `annotations`"
         )
 
 
