@@ -115,11 +115,9 @@ class Journal:
 
     def _read(self) -> None:
         """Fills the index and cuts off what follows the last whole line."""
-        self._index.execute("BEGIN")
         for at, size, key in self._lines():
             self._index.execute(_INSERT, (_digest(key), at, size))
             self._end = at + size
-        self._index.execute("COMMIT")
         if not self.read_only:
             self._file.truncate(self._end)
 
@@ -154,6 +152,7 @@ def _index() -> sqlite3.Connection:
     for setting in ("journal_mode = OFF", "synchronous = OFF"):
         index.execute(f"PRAGMA {setting}")
     index.execute("CREATE TABLE places (key BLOB PRIMARY KEY, at INT, size INT) WITHOUT ROWID")
+    index.execute("BEGIN")  # and no end: a transaction a row would only take longer
     return index
 
 

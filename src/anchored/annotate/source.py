@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from anchored.config import Config
 from anchored.data.readers import Item, Row, SourceConfig, Split, parse_row, read_rows
+from anchored.data.standoff import refuse_stand_off
 from anchored.errors import ConfigError, DataError
 from anchored.segments import split_chunks
 
@@ -77,6 +78,7 @@ def items(config: CorpusConfig) -> Iterator[tuple[Row, Item | None]]:
     """
     split = config.split
     for source in config.source:
+        refuse_stand_off(source)
         for place, row in read_rows(source):
             try:
                 yield row, parse_row(row, place, split)
