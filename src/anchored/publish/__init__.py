@@ -1,0 +1,1 @@
+"""Models for others: the card, and the push to the hub."""
