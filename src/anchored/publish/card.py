@@ -13,13 +13,13 @@ import yaml
 from anchored.annotation import Key, Schema
 from anchored.errors import DataError
 from anchored.files import atomic_write
+from anchored.publish import CARD
 from anchored.publish.snippets import Asked, with_anchored, with_transformers, with_vllm
 from anchored.report import collapse_table
 from anchored.report.tables import markdown_table
 from anchored.segments import OBJECTIVES, Kind, Objective
 from anchored.tokenizer import AnchoredTokenizer
 
-CARD = "README.md"
 _MARK = "\n<!-- written by anchored, {digest}: a card that was changed by hand is kept -->\n"
 _VALUES_SHOWN = 12
 _LEARNT = {

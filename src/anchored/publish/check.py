@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from anchored.publish.card import CARD
-from anchored.publish.snippets import PLACE
+from anchored.publish import CARD, PLACE
 from anchored.train.origins import RECORD
 
 # Formats that run code when they are read, and code itself.

@@ -12,7 +12,7 @@ from typing import Any
 
 from anchored.config import Config
 from anchored.errors import ConfigError, DataError, EndpointError
-from anchored.publish.card import CARD
+from anchored.publish import CARD
 from anchored.publish.check import Upload, problems, uploads
 from anchored.train.origins import RECORD
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anchored.annotation import Schema
+from anchored.publish import PLACE
 from anchored.tokenizer import ControlIds
 
-PLACE = "path/to/this/model"
 _TOKENS = 400
 
 
