@@ -25,6 +25,7 @@ from anchored.publish import PLACE
 from anchored.publish.card import card
 from anchored.publish.check import SECRETS, problems, uploads
 from anchored.publish.push import PushConfig, plan, push
+from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.origins import origins
@@ -263,15 +264,45 @@ def test_origins_go_back_to_the_hub_through_folders_trained_here(tmp_path: Path)
     mid = tmp_path / "mid"
     write_json(mid / "anchored.json", {"base_model": "allenai/OLMo-2-0425-1B"})
     paths = ["hf://owner/tales/en?split=train", "hf://owner/tales", "runs/mine", "hf://a/b"]
-    manifest = {"config": {"sources": [{"path": path} for path in paths]}, "tokens": {"kept": 7}}
-    assert origins(str(mid), manifest) == {
+    manifest = {
+        "config": {"sources": [{"path": path} for path in paths]},
+        "tokens": {"kept": 7},
+        "objective": "anchored",
+        "schema": None,
+        "tokenizer": {"fingerprint": "abc"},
+    }
+    assert origins(manifest, str(mid)) == {
+        "objective": "anchored",
+        "annotated": True,
+        "schema": None,
+        "tokenizer": "abc",
         "base_model": "allenai/OLMo-2-0425-1B",
         "datasets": ["owner/tales", "a/b"],
         "tokens": {"kept": 7},
     }
-    assert origins("owner/base", manifest)["base_model"] == "owner/base"
-    assert origins(None, manifest)["base_model"] is None
-    assert origins(str(tmp_path), manifest)["base_model"] is None
+    assert origins(manifest, "owner/base")["base_model"] == "owner/base"
+    assert origins(manifest)["base_model"] is None
+    assert origins(manifest, str(tmp_path))["base_model"] is None
+
+
+def test_a_model_of_another_trainer_with_the_tokenizer_of_an_export_is_one_of_ours(
+    trained: Path, tmp_path: Path
+):
+    """Its weights come from elsewhere; only what `save_pretrained` leaves lies beside them."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(trained / name, folder)
+    data = trained.parent / "data"
+    assert main(["export", str(data), "--format", "axolotl", "--out", str(tmp_path / "x")]) == 0
+    shutil.copytree(tmp_path / "x" / "tokenizer", folder, dirs_exist_ok=True)
+    source = load(str(folder))
+    assert (source.annotated, source.chat) == (True, "anchored")
+    assert main(["card", str(folder)]) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "- Trained by another trainer on data that `anchored` prepared.\n" in text
+    assert executed(code_of(folder, "python").replace("400", "8"))[1]
+    assert plan(PushConfig(model=folder, repo="owner/name")).files
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 out/                    a `datasets.DatasetDict`; `train`, and `validation` where there is one
   export.json           columns, labels, how documents are kept apart, counts, tokenizer, versions
-  tokenizer/
+  tokenizer/            beside a model trained on this, its `anchored.json` makes it one of ours
 
 Rows are never packed. None of these trainers takes our `position_ids`: Axolotl and torchtune number
 the positions of a row from 0 to its end, and LLaMA-Factory gives rows an attention mask, so that
@@ -29,6 +29,8 @@ from anchored.errors import ConfigError
 from anchored.files import building, write_json
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import RECORD
+from anchored.train.origins import origins
 
 EXPORT = "export.json"
 _ROWS = 512
@@ -111,6 +113,7 @@ def export(data: Path, name: str, out: Path, console: Console | None = None) -> 
         # What `datasets` takes the folder for a `DatasetDict` by.
         write_json(folder / "dataset_dict.json", {"splits": list(splits)})
         tokenizer.save(folder / "tokenizer")
+        write_json(folder / "tokenizer" / RECORD, _record(manifest))
         found = _describe(name, manifest, tokenizer, splits)
         write_json(folder / EXPORT, found)
     return found
@@ -191,6 +194,15 @@ def _describe(
             "vocab_size": len(tokenizer),
             "control": asdict(tokenizer.control),
         },
+        "versions": versions(),
+    }
+
+
+def _record(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model that another trainer makes of this data."""
+    return {
+        **origins(manifest),
+        "config": {"data": manifest["config"]},
         "versions": versions(),
     }
 

@@ -66,7 +66,7 @@ def card(
 ) -> str:
     """The text of a card: front matter, how it was trained, schema, tokens, sampling, results."""
     schema = Schema.model_validate(record["schema"]) if record["schema"] else None
-    chat = "objective" in record["config"]  # of an SFT run; pretraining has it in its data alone
+    chat = Kind.PROMPT not in OBJECTIVES[record["objective"]].loss  # fine-tuning masks prompts
     asked = Asked(chat, record["annotated"], schema, tokenizer.control)
     sections = [
         f"# {name}",
@@ -118,7 +118,9 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _start(record: Mapping[str, Any]) -> str:
-    model = record["config"]["model"]
+    model = record["config"].get("model")
+    if model is None:
+        return "Trained by another trainer on data that `anchored` prepared."
     if model["init"]:
         base = record.get("base_model")
         return f"Started from {base}." if base else "Started from a checkpoint trained before."
@@ -139,7 +141,7 @@ def _losses(objective: Objective) -> str:
 
 
 def _format_share(record: Mapping[str, Any], objective: Objective) -> float:
-    data = record["config"]["data"]
+    data = record["config"].get("data")
     given = data.get("format_share") if isinstance(data, dict) else None
     return objective.format_share if given is None else given
 

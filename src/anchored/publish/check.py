@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from anchored.publish import CARD, PLACE
-from anchored.train.origins import RECORD
+from anchored.train import RECORD
 
 # Formats that run code when they are read, and code itself.
 REFUSED = frozenset(

@@ -1,4 +1,4 @@
-"""What a trained model goes back to: the hub's model, the hub's data sets, how many tokens."""
+"""What a model's record says of its data and of what it started from, whoever trained it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RECORD = "anchored.json"
+from anchored.segments import OBJECTIVES
+from anchored.train import RECORD
 
 
-def origins(init: str | None, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a model's record.
+def origins(manifest: Mapping[str, Any], init: str | None = None) -> dict[str, Any]:
+    """Fields of the record of a model that was trained on prepared data.
 
     Args:
-        init: what it started from, a folder or hub id; None from scratch.
-        manifest: of the data it was trained on.
+        manifest: of the data.
+        init: what the model started from, a folder or hub id; None from scratch, or if not known.
 
     Returns:
-        `base_model`, the hub id behind `init`, through folders trained here, or None; `datasets`,
-        hub ids; `tokens`, the manifest's account of them.
+        `objective`; `annotated`; `schema`; `tokenizer`, its fingerprint; `base_model`, the hub id
+        behind `init`, through folders trained here, or None; `datasets`, hub ids; `tokens`, the
+        manifest's account of them.
     """
     paths = (source["path"] for source in manifest["config"]["sources"])
     hub = [path.removeprefix("hf://") for path in paths if path.startswith("hf://")]
     return {
+        "objective": manifest["objective"],
+        "annotated": OBJECTIVES[manifest["objective"]].annotated,
+        "schema": manifest["schema"],
+        "tokenizer": manifest["tokenizer"]["fingerprint"],
         "base_model": _base_model(init),
         "datasets": list(dict.fromkeys("/".join(re.split(r"[/?]", path)[:2]) for path in hub)),
         "tokens": manifest["tokens"],

@@ -51,6 +51,7 @@ from anchored.inspect import segment_view
 from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import RECORD
 from anchored.train.base_targets import BaseTargets
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
@@ -62,7 +63,7 @@ from anchored.train.monitor import (
     training_flops,
 )
 from anchored.train.muon import muon_for
-from anchored.train.origins import RECORD, origins
+from anchored.train.origins import origins
 from anchored.train.replay import ReplayConfig, write_replay
 
 MODEL_FOLDER = "model"
@@ -455,21 +456,14 @@ def _save(
         if main:
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
             tokenizer.save(folder)
-            record = _record(config, tokenizer, manifest)
+            record = _record(config, manifest)
             write_json(folder / RECORD, record)
             write_card(folder, config.out.name, record, tokenizer)
 
 
-def _record(
-    config: TrainConfig, tokenizer: AnchoredTokenizer, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    objective = manifest["objective"]
+def _record(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     return {
-        "objective": objective,
-        "annotated": OBJECTIVES[objective].annotated,
-        "schema": manifest["schema"],
-        "tokenizer": tokenizer.fingerprint,
-        **origins(config.model.init, manifest),
+        **origins(manifest, config.model.init),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
