@@ -69,6 +69,13 @@ def add_annotate(commands: Any) -> None:
     parser.add_argument("--out", help="folder for the shards; run again to resume")
     parser.add_argument("--annotator", help="offline (default), distilled:FOLDER or endpoint")
     parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
+    parser.add_argument("--cluster", choices=("ray",), help="spread over a Ray cluster's machines")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes; default: one a core, of an endpoint one a machine",
+    )
     _add_endpoint(parser.add_argument_group("the endpoint annotator"))
     add_overrides(parser)
 
@@ -143,6 +150,8 @@ def _annotate_fields(options: argparse.Namespace, config: Path | None) -> list[s
         "out": options.out,
         "annotator": options.annotator,
         "schema_name": options.schema,
+        "cluster": options.cluster,
+        "workers": options.workers,
         "endpoint.url": options.url,
         "endpoint.model": options.model,
         "endpoint.key_env": options.key_env,
