@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import DatasetDict, Features, List, Value, load_from_disk
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
-from anchored.cli import main
+from anchored.cli import main, parse
 from anchored.data import export as module
 from anchored.data.collate import Collator
 from anchored.data.export import FORMATS, export
@@ -182,6 +186,41 @@ def test_the_torchtune_example_takes_its_pad_id_from_the_export(exported: dict[s
     )
     with pytest.raises(ValueError, match=r"needs tokenizer\.max_seq_len"):
         example.exported(example.Tokenizer(str(folder)), str(folder), packed=True)
+
+
+def test_the_torchtune_example_packs_with_torchtune(
+    exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """torchtune itself is another environment's; its class here is a stand-in."""
+    torchtune: Any = ModuleType("torchtune.datasets")
+    torchtune.PackedDataset = lambda rows, **given: (len(rows), given)
+    monkeypatch.setitem(sys.modules, "torchtune", ModuleType("torchtune"))
+    monkeypatch.setitem(sys.modules, "torchtune.datasets", torchtune)
+    example, folder = torchtune_example(), exported["torchtune"]
+    tokenizer = example.Tokenizer(str(folder), max_seq_len=384)
+    assert example.exported(tokenizer, str(folder), packed=True) == (
+        len(rows_of(folder)),
+        {"max_seq_len": 384, "padding_idx": tokenizer.pad_id},
+    )
+
+
+def test_the_configurations_shown_name_what_is_there():
+    page = (ROOT / "docs" / "other-trainers.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r'```yml title="(\w+)\.yml"\n(.*?)```', page, re.DOTALL))
+    configs = {name: yaml.safe_load(text) for name, text in shown.items()}
+    assert configs.keys() == FORMATS.keys()
+    assert configs["axolotl"]["datasets"] == [{"path": "runs/export", "split": "train"}]
+    assert configs["llamafactory"]["tokenized_path"] == "runs/export"
+    for name, part in (("Tokenizer", "tokenizer"), ("exported", "dataset")):
+        fields = configs["torchtune"][part]
+        assert fields.pop("_component_") == f"torchtune_dataset.{name}"
+        given = () if part == "tokenizer" else ("tokenizer",)
+        signature(getattr(torchtune_example(), name)).bind(*given, **fields)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_command_line_knows_every_format(name: str):
+    assert parse(["export", "data", "--format", name, "--out", "out"]).format == name
 
 
 def test_export_json_says_what_was_written(prepared: Path, exported: dict[str, Path]):

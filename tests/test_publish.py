@@ -283,6 +283,7 @@ def test_origins_go_back_to_the_hub_through_folders_trained_here(tmp_path: Path)
     assert origins(manifest, "owner/base")["base_model"] == "owner/base"
     assert origins(manifest)["base_model"] is None
     assert origins(manifest, str(tmp_path))["base_model"] is None
+    assert origins(manifest, "/gone/since/model")["base_model"] is None
 
 
 def test_a_model_of_another_trainer_with_the_tokenizer_of_an_export_is_one_of_ours(
@@ -394,6 +395,13 @@ def test_a_folder_that_was_not_trained_here_is_refused(tmp_path: Path):
 def test_pickle_and_code_are_refused(model: Path, name: str):
     (model / name).write_bytes(b"")
     with pytest.raises(DataError, match=f"{name}: pickle or code runs on whoever loads it"):
+        plan(PushConfig(model=model, repo="owner/name"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_settings_that_are_no_json_object_are_refused_by_name(model: Path, text: str):
+    (model / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"config\.json: .*; mend or remove it"):
         plan(PushConfig(model=model, repo="owner/name"))
 
 

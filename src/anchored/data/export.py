@@ -4,9 +4,10 @@ out/                    a `datasets.DatasetDict`; `train`, and `validation` wher
   export.json           columns, labels, how documents are kept apart, counts, tokenizer, versions
   tokenizer/            beside a model trained on this, its `anchored.json` makes it one of ours
 
-Rows are never packed. None of these trainers takes our `position_ids`: Axolotl and torchtune number
-the positions of a row from 0 to its end, and LLaMA-Factory gives rows an attention mask, so that
-documents in one row would read each other. Axolotl and torchtune pack the rows again themselves.
+Rows are never packed, because none of these trainers keeps the documents of a packed row apart:
+Axolotl and torchtune number a row's positions from 0 to its end when they pack rows themselves, and
+beside an attention mask, which the collators of Axolotl and LLaMA-Factory add, transformers does
+not isolate by positions.
 """
 
 from __future__ import annotations

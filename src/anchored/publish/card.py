@@ -52,7 +52,7 @@ def write_card(
         DataError: the card there was changed by hand, or `results` are of another kind.
     """
     path = folder / CARD
-    if path.is_file() and not overwrite and not _is_ours(path.read_text(encoding="utf-8")):
+    if path.is_file() and not overwrite and not _is_ours(path.read_bytes()):
         raise DataError(f"{path}: changed by hand; --overwrite replaces it")
     atomic_write(path, card(name, record, tokenizer, results))
     return path
@@ -86,8 +86,9 @@ def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:12]
 
 
-def _is_ours(text: str) -> bool:
+def _is_ours(data: bytes) -> bool:
     """Was the card left as it was written."""
+    text = data.decode(errors="replace")
     body, found, _ = text.rpartition(_MARK.partition("{")[0])
     return bool(found) and text == body + _MARK.format(digest=_digest(body))
 

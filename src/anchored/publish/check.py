@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from anchored.errors import DataError
 from anchored.publish import CARD, PLACE
 from anchored.train import RECORD
 
@@ -54,7 +55,11 @@ class Upload:
 
 
 def uploads(folder: Path, repo: str) -> list[Upload]:
-    """The files of a model folder, hidden ones and folders in it left out."""
+    """The files of a model folder, hidden ones and folders in it left out.
+
+    Raises:
+        DataError: a file of settings is not JSON.
+    """
     names = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     return [Upload(path.name, path, _scrubbed(path, repo)) for path in names]
 
@@ -62,16 +67,26 @@ def uploads(folder: Path, repo: str) -> list[Upload]:
 def _scrubbed(path: Path, repo: str) -> str | None:
     """The contents for others: the repository's name in the card, no local paths in settings."""
     if path.name == CARD:
-        return path.read_text(encoding="utf-8").replace(PLACE, repo)
+        return path.read_text(encoding="utf-8", errors="replace").replace(PLACE, repo)
     if path.name not in (RECORD, "config.json", "tokenizer_config.json"):
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = _settings(path)
     if path.name == RECORD:
         data["config"] = _without_paths(data["config"])
     for field in _PATH_FIELDS:
         if field in data:
             data[field] = _without_paths(data[field])
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; mend or remove it") from None
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: holds {type(data).__name__}, not an object; mend or remove it")
+    return data
 
 
 def _without_paths(data: Any) -> Any:
@@ -98,7 +113,7 @@ def problems(files: list[Upload], environment: Mapping[str, str] = os.environ) -
         if Path(file.name).suffix in REFUSED:
             yield f"{file.name}: pickle or code runs on whoever loads it; remove the file"
         elif file.name.endswith(_TEXT):
-            text = file.source.read_text(encoding="utf-8") if file.text is None else file.text
+            text = file.text or file.source.read_text(encoding="utf-8", errors="replace")
             yield from (f"{file.name}: {found}" for found in _secrets(text, environment))
 
 

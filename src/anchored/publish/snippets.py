@@ -50,7 +50,7 @@ def _pin(schema: Schema | None) -> str | None:
 
 def with_transformers(asked: Asked) -> str:
     """Python; prints one sample."""
-    return _lines(
+    return "\n".join(
         [
             "import torch",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -76,7 +76,7 @@ def with_transformers(asked: Asked) -> str:
 def with_vllm(asked: Asked) -> str:
     """Python; prints eight samples."""
     stops = f", stop_token_ids={_stops(asked)}" if _stops(asked) else ""
-    return _lines(
+    return "\n".join(
         [
             "from transformers import AutoTokenizer",
             "from vllm import LLM, SamplingParams",
@@ -126,7 +126,3 @@ def _shown(asked: Asked) -> Sequence[str]:
         "print(tokenizer.decode(written[:end]))  # the annotation",
         "print(tokenizer.decode(written[end + 1 :], skip_special_tokens=True))  # the text",
     ]
-
-
-def _lines(lines: Sequence[str]) -> str:
-    return "\n".join(lines)

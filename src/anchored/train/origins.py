@@ -11,6 +11,8 @@ from typing import Any
 from anchored.segments import OBJECTIVES
 from anchored.train import RECORD
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
 
 def origins(manifest: Mapping[str, Any], init: str | None = None) -> dict[str, Any]:
     """Fields of the record of a model that was trained on prepared data.
@@ -39,7 +41,7 @@ def origins(manifest: Mapping[str, Any], init: str | None = None) -> dict[str, A
 
 def _base_model(init: str | None) -> str | None:
     if init is None or not Path(init).is_dir():
-        return init
+        return init if init and _HUB_ID.fullmatch(init) else None
     record = Path(init) / RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     return known.get("base_model")
