@@ -31,7 +31,7 @@ def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any)
         model: from `load_model`, so that its embedding has the control tokens.
         data: folder written by `anchored prepare`.
         out: folder of the run.
-        arguments: more fields of `trl.SFTConfig`.
+        arguments: more fields of `trl.SFTConfig`; `packing=True, max_length=N` lets TRL pack.
 
     Raises:
         DataError: rows hold several sequences, which TRL's padded batches would not tell apart.
@@ -42,7 +42,7 @@ def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any)
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     return SFTTrainer(
         model=model,
-        args=SFTConfig(output_dir=str(out), max_length=None, **arguments),  # rows fit already
+        args=SFTConfig(**{"output_dir": str(out), "max_length": None, **arguments}),  # rows fit
         train_dataset=dataset.select_columns(["input_ids", "labels"]),
         processing_class=tokenizer.hf,
     )

@@ -65,8 +65,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return make
 
 
-def tiny_model(data: Path, seed: int = 0) -> PreTrainedModel:
-    return build_model(ModelConfig(config=TINY), AnchoredTokenizer.load(data / "tokenizer"), seed)
+def tiny_model(data: Path, seed: int = 0, range_: float = 0.02) -> PreTrainedModel:
+    """What a token attends to hardly shows in the loss at the usual range of 0.02."""
+    config = ModelConfig(config={**TINY, "initializer_range": range_})
+    return build_model(config, AnchoredTokenizer.load(data / "tokenizer"), seed)
 
 
 def batch_of(data: Path, *indices: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
@@ -231,26 +233,49 @@ def test_the_minimal_loop_equals_the_trainer(prepared: Prepared, tmp_path: Path)
     assert_close(dict(model.state_dict()), weights, atol=1e-5, rtol=0)
 
 
+TRL: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "seed": 0,
+    "data_seed": 0,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "bf16": False,
+    "report_to": "none",
+    "adam_beta2": 0.999,
+    "lr_scheduler_type": "linear",
+}
+
+
 def test_trl_sft_trainer_equals_the_trainer_on_the_same_data(prepared: Prepared, tmp_path: Path):
     pytest.importorskip("trl")
     data = prepared("anchored", packing=False)
-    settings: dict[str, Any] = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "seed": 0,
-        "data_seed": 0,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "bf16": False,
-        "report_to": "none",
-        "adam_beta2": 0.999,
-        "lr_scheduler_type": "linear",
-    }
+    settings = {**TRL, "max_steps": 4, "per_device_train_batch_size": 4}
     losses, weights = run(data, tmp_path / "ours", max_steps=4, per_device_train_batch_size=4)
     trainer = example("trl_sft").sft_trainer(tiny_model(data), data, tmp_path / "trl", **settings)
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert theirs == pytest.approx(losses, abs=1e-5)
+    assert_close(weights_of(trainer), weights, atol=1e-5, rtol=0)
+
+
+def test_rows_that_trl_packs_itself_give_the_loss_and_the_step_of_ours(
+    prepared: Prepared, tmp_path: Path
+):
+    """Everything in one step, because TRL packs in an order of its own."""
+    pytest.importorskip("trl")
+    data = prepared("anchored", packing=False)
+    rows = len(load_prepared(data)[0])
+    one: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": rows}
+    losses, weights = run(data, tmp_path / "ours", tiny_model(data, range_=0.5), **one)
+    trainer = example("trl_sft").sft_trainer(
+        tiny_model(data, range_=0.5),
+        data,
+        tmp_path / "trl",
+        **{**TRL, **one, "packing": True, "max_length": 384},
+    )
+    assert len(trainer.train_dataset) < rows
     trainer.train()
     theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert theirs == pytest.approx(losses, abs=1e-5)

@@ -365,6 +365,7 @@ def test_a_model_folder_that_is_not_ours_has_no_record(tmp_path: Path):
 
 def test_a_finished_run_holds_a_whole_model_metrics_and_nothing_pickled(base: Path, data: Path):
     assert {path.name for path in base.iterdir()} == {
+        "README.md",
         "anchored.json",
         "anchored_tokenizer.json",
         "chat_template.jinja",

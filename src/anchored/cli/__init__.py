@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from anchored import __doc__ as _purpose
-from anchored.cli import corpus, evaluation, training
+from anchored.cli import corpus, evaluation, publishing, training
 from anchored.cli.common import Parser
 from anchored.errors import AnchoredError, Incomplete
 
@@ -39,9 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         training.add_demo, training.add_experiment,
         corpus.add_schema, corpus.add_annotate, corpus.add_distil, corpus.add_prepare,
+        corpus.add_export,
         training.add_pretrain, training.add_sft, training.add_sample,
         evaluation.add_evaluate, evaluation.add_score, evaluation.add_capability,
-        corpus.add_inspect,
+        corpus.add_inspect, publishing.add_card, publishing.add_push,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""Commands on a corpus: schema, annotate, distil, prepare, inspect."""
+"""Commands on a corpus: schema, annotate, distil, prepare, export, inspect."""
 
 from __future__ import annotations
 
@@ -259,6 +259,26 @@ def _run_prepare(options: argparse.Namespace) -> None:
     out = prepare(config, Console(stderr=options.json))
     if options.json:
         print_json(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+
+
+def add_export(commands: Any) -> None:
+    """Adds `anchored export`."""
+    summary = "write a prepared dataset in the columns that another trainer reads"
+    parser = command(commands, "export", summary, _run_export)
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="from `anchored prepare`")
+    parser.add_argument(
+        "--format", required=True, choices=("axolotl", "llamafactory", "torchtune"), help="whose"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+
+
+def _run_export(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from anchored.data.export import advice, export
+
+    found = export(options.dataset, options.format, options.out, Console(stderr=True))
+    print_json(found) if options.json else print(advice(found, options.out))
 
 
 def add_inspect(commands: Any) -> None:

@@ -131,7 +131,7 @@ class SplitWriter:
         """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
         self._flush()
         self._writer.finalize()
-        files = self._save() if self._rows else {}
+        files = save_rows(self._partial, self.folder, FEATURES) if self._rows else {}
         shutil.rmtree(self._partial.parent)
         tokens, supervised = self._tokens.total(), self._supervised.total()
         return {
@@ -146,22 +146,25 @@ class SplitWriter:
             "files": files,
         }
 
-    def _save(self) -> dict[str, str]:
-        """What `Dataset.save_to_disk` would leave here, without reading the rows back for it.
 
-        `datasets` writes the files around an empty table; its data file is replaced by ours, whose
-        digest is returned.
-        """
-        fingerprint = digest(self._partial)
-        empty = InMemoryTable(FEATURES.arrow_schema.empty_table())
-        info = DatasetInfo(features=FEATURES)
-        with _no_progress_bars():
-            Dataset(empty, info=info, fingerprint=fingerprint).save_to_disk(
-                str(self.folder), num_shards=1
-            )
-        (data,) = self.folder.glob("*.arrow")
-        self._partial.replace(data)
-        return {data.name: fingerprint}
+def save_rows(rows: Path, folder: Path, features: Features) -> dict[str, str]:
+    """Moves an Arrow file into `folder`, with the files `Dataset.save_to_disk` puts around one.
+
+    `datasets` writes these around an empty table; its data file is replaced by ours, so that the
+    rows are not read back.
+
+    Returns:
+        The name of the data file, and its digest.
+    """
+    fingerprint = digest(rows)
+    empty = InMemoryTable(features.arrow_schema.empty_table())
+    with _no_progress_bars():
+        Dataset(empty, info=DatasetInfo(features=features), fingerprint=fingerprint).save_to_disk(
+            str(folder), num_shards=1
+        )
+    (data,) = folder.glob("*.arrow")
+    rows.replace(data)
+    return {data.name: fingerprint}
 
 
 @contextmanager

@@ -1,1 +1,3 @@
 """Models, objectives and the training run."""
+
+RECORD = "anchored.json"

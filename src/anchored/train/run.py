@@ -48,8 +48,10 @@ from anchored.files import (
     write_json,
 )
 from anchored.inspect import segment_view
+from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import RECORD
 from anchored.train.base_targets import BaseTargets
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
@@ -61,10 +63,10 @@ from anchored.train.monitor import (
     training_flops,
 )
 from anchored.train.muon import muon_for
+from anchored.train.origins import origins
 from anchored.train.replay import ReplayConfig, write_replay
 
 MODEL_FOLDER = "model"
-RECORD = "anchored.json"
 DATASET = "dataset.json"
 _OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")
 _DEFAULTS = {
@@ -454,18 +456,14 @@ def _save(
         if main:
             (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
             tokenizer.save(folder)
-            write_json(folder / RECORD, _record(config, tokenizer, manifest))
+            record = _record(config, manifest)
+            write_json(folder / RECORD, record)
+            write_card(folder, config.out.name, record, tokenizer)
 
 
-def _record(
-    config: TrainConfig, tokenizer: AnchoredTokenizer, manifest: dict[str, Any]
-) -> dict[str, Any]:
-    objective = manifest["objective"]
+def _record(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     return {
-        "objective": objective,
-        "annotated": OBJECTIVES[objective].annotated,
-        "schema": manifest["schema"],
-        "tokenizer": tokenizer.fingerprint,
+        **origins(manifest, config.model.init),
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -474,7 +472,7 @@ def _record(
 def read_record(model: Path) -> dict[str, Any]:
     """What `anchored.json` beside a model says.
 
-    Objective, annotated, schema, tokenizer, config and versions.
+    Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions.
 
     Raises:
         DataError: the folder has no such file, because it was not trained by this package.

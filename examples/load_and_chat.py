@@ -1,0 +1,60 @@
+"""A trained model with transformers alone: nothing of ours is imported.
+
+    python examples/load_and_chat.py MODEL "Tell me a story."
+
+The model writes an annotation, closes it and answers; two lines cut the annotation away.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+OPEN, CLOSE = "<|annotation|>", "<|/annotation|>"  # a model's card names its own
+
+
+def chat(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 400) -> tuple[str, str]:
+    """The annotation and the answer, both sampled at temperature 1."""
+    messages = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    opening = tokenizer.convert_tokens_to_ids(OPEN)
+    if ids[-1] != opening:
+        ids.append(opening)
+    batch = torch.tensor([ids], device=model.device)
+    out = model.generate(
+        batch,
+        attention_mask=torch.ones_like(batch),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,  # transformers would keep the 50 likeliest tokens alone
+        max_new_tokens=max_new_tokens,
+    )
+    return cut(out[0, len(ids) :].tolist(), tokenizer)
+
+
+def cut(written: list[int], tokenizer: Any) -> tuple[str, str]:
+    """What stands before the closing token and what stands behind it."""
+    closing = tokenizer.convert_tokens_to_ids(CLOSE)
+    end = written.index(closing) if closing in written else len(written)
+    answer = tokenizer.decode(written[end + 1 :], skip_special_tokens=True)
+    return tokenizer.decode(written[:end]), answer
+
+
+def main() -> None:
+    """One answer."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="folder or hub id")
+    parser.add_argument("prompt")
+    options = parser.parse_args()
+
+    model = AutoModelForCausalLM.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    annotation, answer = chat(model, tokenizer, options.prompt)
+    print(f"{annotation}\n\n{answer}")
+
+
+if __name__ == "__main__":
+    main()

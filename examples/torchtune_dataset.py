@@ -1,0 +1,55 @@
+"""What torchtune needs to train on prepared data; nothing of ours has to be installed beside it.
+
+    anchored export DATASET --format torchtune --out runs/torchtune
+    tune run full_finetune_single_device --config config.yaml      # in the folder of this file
+
+`config.yaml`, complete, is in docs/other-trainers.md. Recipes take any function for `dataset` and
+any class for `tokenizer` that a config names by its import path:
+
+    tokenizer: {_component_: torchtune_dataset.Tokenizer, data: runs/torchtune, max_seq_len: 1024}
+    dataset: {_component_: torchtune_dataset.exported, data: runs/torchtune, packed: true}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import load_from_disk
+
+
+class Tokenizer:
+    """What a recipe asks a tokenizer for when the data has been encoded already.
+
+    Args:
+        data: folder written by `anchored export`.
+        max_seq_len: tokens in a packed row.
+    """
+
+    def __init__(self, data: str, max_seq_len: int | None = None) -> None:
+        described = json.loads((Path(data) / "export.json").read_text(encoding="utf-8"))
+        self.pad_id: int = described["tokenizer"]["control"]["pad"]
+        self.max_seq_len = max_seq_len
+
+
+def exported(tokenizer: Tokenizer, data: str, split: str = "train", packed: bool = False) -> Any:
+    """Rows of `tokens` and `labels`; torchtune shifts the labels itself.
+
+    Args:
+        tokenizer: given by the recipe.
+        data: folder written by `anchored export`.
+        split: `train` or `validation`.
+        packed: join rows up to `max_seq_len`, each hidden from the others in its pack.
+
+    Raises:
+        ValueError: `packed` without `max_seq_len`.
+    """
+    rows = load_from_disk(data)[split]
+    if not packed:
+        return rows
+    if tokenizer.max_seq_len is None:
+        raise ValueError("packed: true needs tokenizer.max_seq_len, the tokens in a row")
+    from torchtune.datasets import PackedDataset  # pyright: ignore[reportMissingImports]
+
+    return PackedDataset(rows, max_seq_len=tokenizer.max_seq_len, padding_idx=tokenizer.pad_id)

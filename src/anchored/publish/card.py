@@ -1,0 +1,229 @@
+"""Model cards: README.md in a model folder, made of what its record says and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anchored.annotation import Key, Schema
+from anchored.errors import DataError
+from anchored.files import atomic_write
+from anchored.publish import CARD
+from anchored.publish.snippets import Asked, with_anchored, with_transformers, with_vllm
+from anchored.report import collapse_table
+from anchored.report.tables import markdown_table
+from anchored.segments import OBJECTIVES, Kind, Objective
+from anchored.tokenizer import AnchoredTokenizer
+
+_MARK = "\n<!-- written by anchored, {digest}: a card that was changed by hand is kept -->\n"
+_VALUES_SHOWN = 12
+_LEARNT = {
+    Kind.PROMPT: "prompts",
+    Kind.TAG_KEY: "tag keys",
+    Kind.TAG_VALUE: "tag values",
+    Kind.TEXT: "text",
+}
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    record: Mapping[str, Any],
+    tokenizer: AnchoredTokenizer,
+    results: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the card of the model in `folder` and returns its path.
+
+    Args:
+        folder: of the model.
+        name: its heading.
+        record: what `anchored.json` says.
+        tokenizer: the model's.
+        results: a `results.json` of `anchored evaluate` or `anchored demo`.
+        overwrite: replace a card that was changed by hand.
+
+    Raises:
+        DataError: the card there was changed by hand, or `results` are of another kind.
+    """
+    path = folder / CARD
+    if path.is_file() and not overwrite and not _is_ours(path.read_bytes()):
+        raise DataError(f"{path}: changed by hand; --overwrite replaces it")
+    atomic_write(path, card(name, record, tokenizer, results))
+    return path
+
+
+def card(
+    name: str,
+    record: Mapping[str, Any],
+    tokenizer: AnchoredTokenizer,
+    results: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a card: front matter, how it was trained, schema, tokens, sampling, results."""
+    schema = Schema.model_validate(record["schema"]) if record["schema"] else None
+    chat = Kind.PROMPT not in OBJECTIVES[record["objective"]].loss  # fine-tuning masks prompts
+    asked = Asked(chat, record["annotated"], schema, tokenizer.control)
+    sections = [
+        f"# {name}",
+        *_training(record),
+        *(_annotations(schema) if record["annotated"] else ()),
+        *_control_tokens(tokenizer),
+        *_sampling(asked),
+        *_results(results),
+        *_limits(record["annotated"], results),
+        *_versions(record["versions"]),
+    ]
+    body = f"{_front_matter(record)}\n" + "\n\n".join(sections) + "\n"
+    return body + _MARK.format(digest=_digest(body))
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+
+def _is_ours(data: bytes) -> bool:
+    """Was the card left as it was written."""
+    text = data.decode(errors="replace")
+    body, found, _ = text.rpartition(_MARK.partition("{")[0])
+    return bool(found) and text == body + _MARK.format(digest=_digest(body))
+
+
+def _front_matter(record: Mapping[str, Any]) -> str:
+    fields = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": record.get("base_model"),
+        "datasets": record.get("datasets"),
+        "tags": ["anchored", f"objective-{record['objective']}"],
+    }
+    known = {field: value for field, value in fields.items() if value}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
+
+
+def _training(record: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Training"
+    objective = OBJECTIVES[record["objective"]]
+    lines = [_start(record), f"Objective `{objective.name}`: {_losses(objective)}."]
+    if share := _format_share(record, objective):
+        lines.append(f"In {100 * share:g} % of the examples tag keys carry loss too.")
+    if tokens := record.get("tokens"):
+        lines.append(
+            f"{tokens['kept']:,} tokens of training data, {tokens['supervised']:,} with loss."
+        )
+    yield "\n".join(f"- {line}" for line in lines)
+
+
+def _start(record: Mapping[str, Any]) -> str:
+    model = record["config"].get("model")
+    if model is None:
+        return "Trained by another trainer on data that `anchored` prepared."
+    if model["init"]:
+        base = record.get("base_model")
+        return f"Started from {base}." if base else "Started from a checkpoint trained before."
+    if model["preset"]:
+        return f"Trained from scratch: OLMo-2 in the preset `{model['preset']}`."
+    return f"Trained from scratch: a `{model['config'].get('model_type')}` configuration."
+
+
+def _losses(objective: Objective) -> str:
+    shown = {
+        kind: name
+        for kind, name in _LEARNT.items()
+        if objective.annotated or kind in (Kind.PROMPT, Kind.TEXT)
+    }
+    learnt = ", ".join(name for kind, name in shown.items() if kind in objective.loss)
+    masked = ", ".join(name for kind, name in shown.items() if kind not in objective.loss)
+    return f"loss on {learnt}" + (f"; none on {masked}" if masked else "")
+
+
+def _format_share(record: Mapping[str, Any], objective: Objective) -> float:
+    data = record["config"].get("data")
+    given = data.get("format_share") if isinstance(data, dict) else None
+    return objective.format_share if given is None else given
+
+
+def _annotations(schema: Schema | None) -> Iterator[str]:
+    yield "## Annotations"
+    yield "Before each text stand `key: value` tags that say what it is about, one a line."
+    if schema is None:
+        yield "No schema was given: keys and values are free."
+        return
+    yield f"Schema `{schema.name}`:"
+    rows = [(key.name, _values(key), _most(key), "yes" if key.anchored else "no")
+            for key in schema.keys]  # fmt: skip
+    yield _table(("key", "values", "tags of it", "anchored"), rows)
+    yield "The values of anchored keys are what fine-tuning is kept from narrowing."
+
+
+def _values(key: Key) -> str:
+    if key.values is None:
+        return "open"
+    more = len(key.values) - _VALUES_SHOWN
+    return ", ".join(key.values[:_VALUES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _most(key: Key) -> str:
+    return "any number" if key.limit is None else f"up to {key.limit}"
+
+
+def _control_tokens(tokenizer: AnchoredTokenizer) -> Iterator[str]:
+    yield "## Control tokens"
+    ids = {role: i for role, i in asdict(tokenizer.control).items() if i is not None}
+    rows = [(role, f"`{tokenizer.hf.convert_ids_to_tokens(i)}`", str(i)) for role, i in ids.items()]
+    yield _table(("role", "token", "id"), rows)
+
+
+def _sampling(asked: Asked) -> Iterator[str]:
+    yield "## Sampling"
+    if asked.annotated:
+        yield "The opening token is put; the model writes tags, closes them and goes on."
+    yield f"With `anchored`:\n\n```sh\n{with_anchored(asked)}\n```"
+    yield f"With transformers 5:\n\n```python\n{with_transformers(asked)}\n```"
+    yield f"With vLLM:\n\n```python\n{with_vllm(asked)}\n```"
+
+
+def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
+    if results is None:
+        return
+    if not isinstance(results.get("models"), dict) or "comparisons" not in results:
+        raise DataError(
+            "--results: no `models` and `comparisons` in it; give the results.json of "
+            "`anchored evaluate` or `anchored demo`"
+        )
+    yield "## Results"
+    if "benchmarks" not in results:
+        yield markdown_table(results)
+    for name, found in results.get("benchmarks", {}).items():
+        yield f"### {name}\n\n{collapse_table.markdown(found)}"
+
+
+def _limits(annotated: bool, results: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "## Limits"
+    lines = []
+    if annotated:
+        lines.append("It was trained to write behind an annotation, not without one.")
+        lines.append(
+            "Breadth comes from the annotation being sampled: greedy decoding, and temperatures "
+            "below 1 while tags are written, narrow it."
+        )
+        lines.append("What a text says is led by its tags; that it keeps them is not certain.")
+    if results is None:
+        lines.append("Nothing was measured for this card.")
+    lines.append("It has the biases and errors of the data that it was trained on.")
+    yield "\n".join(f"- {line}" for line in lines)
+
+
+def _versions(versions: Mapping[str, str]) -> Iterator[str]:
+    yield "## Versions"
+    yield ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

@@ -1,0 +1,127 @@
+"""What of a model folder goes to the hub, in what form, and what stands against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from anchored.errors import DataError
+from anchored.publish import CARD, PLACE
+from anchored.train import RECORD
+
+# Formats that run code when they are read, and code itself.
+REFUSED = frozenset(
+    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".py", ".so"}
+)
+SECRETS = {
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
+    "an OpenAI or Anthropic key": r"sk-[A-Za-z0-9_-]{20,}",
+    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,}",
+    "an AWS key": r"(?:AKIA|ASIA)[A-Z0-9]{16}",
+    "a Google key": r"AIza[A-Za-z0-9_-]{35}",
+    "a Weights & Biases key": r"(?i:wandb[a-z_]*key)\W{1,5}[0-9a-f]{40}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"[a-z][a-z0-9+.-]*://[^\s/:@\"]+:[^\s/@\"]+@",
+}
+_SECRET_NAMES = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD)$")
+_SHORTEST_SECRET = 12
+_TEXT = (".json", ".md", ".jinja", ".txt", ".yaml")
+_PATH_FIELDS = ("_name_or_path", "name_or_path")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file of a push.
+
+    Args:
+        name: relative to the model folder.
+        source: where it lies.
+        text: what is sent in place of its contents, without local paths; None to send it as it is.
+    """
+
+    name: str
+    source: Path
+    text: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes sent."""
+        return self.source.stat().st_size if self.text is None else len(self.text.encode())
+
+
+def uploads(folder: Path, repo: str) -> list[Upload]:
+    """The files of a model folder, hidden ones and folders in it left out.
+
+    Raises:
+        DataError: a file of settings is not JSON.
+    """
+    names = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    return [Upload(path.name, path, _scrubbed(path, repo)) for path in names]
+
+
+def _scrubbed(path: Path, repo: str) -> str | None:
+    """The contents for others: the repository's name in the card, no local paths in settings."""
+    if path.name == CARD:
+        return path.read_text(encoding="utf-8", errors="replace").replace(PLACE, repo)
+    if path.name not in (RECORD, "config.json", "tokenizer_config.json"):
+        return None
+    data = _settings(path)
+    if path.name == RECORD:
+        data["config"] = _without_paths(data["config"])
+    for field in _PATH_FIELDS:
+        if field in data:
+            data[field] = _without_paths(data[field])
+    return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}; mend or remove it") from None
+    if not isinstance(data, dict):
+        raise DataError(f"{path}: holds {type(data).__name__}, not an object; mend or remove it")
+    return data
+
+
+def _without_paths(data: Any) -> Any:
+    """Every absolute path in nested settings cut to its last part."""
+    if isinstance(data, dict):
+        return {key: _without_paths(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_without_paths(value) for value in data]
+    if not isinstance(data, str):
+        return data
+    if PureWindowsPath(data).drive:
+        return PureWindowsPath(data).name
+    return PurePosixPath(data).name if data.startswith(("/", "~/", "file:/")) else data
+
+
+def problems(files: list[Upload], environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """What stands against a push, a line each; a secret is named by its kind, never shown."""
+    names = [file.name for file in files]
+    if not any(name.endswith(".safetensors") for name in names):
+        yield "no weights in safetensors; save the model with `save_pretrained`"
+    if "config.json" not in names:
+        yield "no config.json, so nobody can load it"
+    for file in files:
+        if Path(file.name).suffix in REFUSED:
+            yield f"{file.name}: pickle or code runs on whoever loads it; remove the file"
+        elif file.name.endswith(_TEXT):
+            text = file.text or file.source.read_text(encoding="utf-8", errors="replace")
+            yield from (f"{file.name}: {found}" for found in _secrets(text, environment))
+
+
+def _secrets(text: str, environment: Mapping[str, str]) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), 1):
+        for kind, pattern in SECRETS.items():
+            if re.search(pattern, line):
+                yield f"line {number} looks like {kind}; remove it"
+        for name, value in environment.items():
+            if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET and value in line:
+                yield f"line {number} holds the value of ${name}; remove it"

@@ -1,0 +1,121 @@
+"""`anchored push`: a model folder to the hub, after a look at what would be sent."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anchored.config import Config
+from anchored.errors import ConfigError, DataError, EndpointError
+from anchored.publish import CARD
+from anchored.publish.check import Upload, problems, uploads
+from anchored.train import RECORD
+
+TOKEN = "HF_TOKEN"
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HEAD = 24
+
+
+class PushConfig(Config):
+    """What goes where.
+
+    Args:
+        model: folder of a model trained here.
+        repo: `owner/name`; made if it is not there.
+        private: of a repository that is made.
+    """
+
+    model: Path
+    repo: str
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A push before it happens."""
+
+    config: PushConfig
+    files: Sequence[Upload]
+
+    def as_json(self) -> dict[str, Any]:
+        """For other programs."""
+        return {
+            "repo": self.config.repo,
+            "private": self.config.private,
+            "files": {file.name: file.size for file in self.files},
+            "bytes": sum(file.size for file in self.files),
+            "scrubbed": [file.name for file in self.files if file.text is not None],
+        }
+
+    def __str__(self) -> str:
+        sizes = [f"{file.size:>15,}  {file.name}" for file in self.files]
+        card = next((file.text for file in self.files if file.name == CARD), None)
+        head = (card or f"no {CARD}; write it with `anchored card`").split("\n")[:_HEAD]
+        total = sum(file.size for file in self.files)
+        return "\n".join([f"to {self.config.repo}: {total:,} bytes", *sizes, "", *head])
+
+
+def plan(config: PushConfig) -> Plan:
+    """What would be sent; nothing is, and no network is used.
+
+    Raises:
+        ConfigError: `repo` is not a name of the hub.
+        DataError: not a model trained here, or something stands against sending it: weights that
+            are not safetensors, pickle, code, what looks like a secret.
+    """
+    if not _REPO.fullmatch(config.repo):
+        raise ConfigError(f"--repo {config.repo!r}: write owner/name")
+    if not (config.model / RECORD).is_file():
+        raise DataError(f"{config.model}: no {RECORD}; not a model trained by anchored")
+    files = uploads(config.model, config.repo)
+    found = list(problems(files))
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise DataError(f"{config.model / found[0]}{more}")
+    return Plan(config, files)
+
+
+def push(planned: Plan) -> str:
+    """Sends the files of `planned`, as they are listed, in one commit; returns its address.
+
+    The token is read from the environment, HF_TOKEN, and from nowhere else.
+
+    Raises:
+        ConfigError: no token.
+        EndpointError: the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+    token = os.environ.get(TOKEN)
+    if not token:
+        raise ConfigError(
+            f"{TOKEN}: not set; a token with the right to write to the hub goes there"
+        )
+    repo = planned.config.repo
+    hub = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as name:
+        _stage(planned.files, Path(name))
+        try:
+            hub.create_repo(repo, private=planned.config.private, exist_ok=True)
+            commit = hub.upload_folder(
+                repo_id=repo, folder_path=name, commit_message="Upload with anchored"
+            )
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            reason = " ".join(str(error).replace(token, "***").split())[:300]
+            raise EndpointError(f"{repo}: not pushed: {reason}") from None
+    return commit.commit_url
+
+
+def _stage(files: Sequence[Upload], folder: Path) -> None:
+    """A folder of exactly these files: links to weights, new contents where paths were cut out."""
+    for file in files:
+        if file.text is None:
+            (folder / file.name).symlink_to(file.source.resolve())
+        else:
+            (folder / file.name).write_text(file.text, encoding="utf-8")
