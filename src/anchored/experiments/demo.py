@@ -53,16 +53,12 @@ class Base(Config):
         objective: `plain` or `annotated`.
         init: the base that it goes on from, in the place of fresh weights.
         share: of `pretrain.tokens` that it is trained on.
-        rate: of the learning rates of `pretrain`, a factor.
-        annotated_share: see `PrepareConfig`.
         tag_noise: share of tags, in SFT that starts from it too, whose value was drawn at random.
     """
 
     objective: Literal["plain", "annotated"]
     init: str | None = None
     share: float = Field(default=1.0, gt=0)
-    rate: float = Field(default=1.0, gt=0)
-    annotated_share: float = Field(default=1.0, ge=0, le=1)
     tag_noise: float = Field(default=0.0, ge=0, le=1)
 
 
@@ -368,7 +364,6 @@ def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None
                 sources=(SourceConfig(path=world),),
                 tokenizer=str(bases / "tokenizer"),
                 objective=base.objective,
-                annotated_share=base.annotated_share,
                 schema_name=_world(config),
                 max_length=config.max_length,
                 token_budget=pretrain_tokens(config, name),
@@ -376,11 +371,11 @@ def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None
             ),
             model=ModelConfig(init=init) if init else ModelConfig(preset=config.preset),
             seed=seed,
-            muon_learning_rate=settings.muon_learning_rate * base.rate,
+            muon_learning_rate=settings.muon_learning_rate,
             trainer={
                 **_trainer(
                     pretrain_steps(config, name),
-                    settings.learning_rate * base.rate,
+                    settings.learning_rate,
                     settings.batch_size,
                 ),
                 "adam_beta2": 0.95,
