@@ -196,8 +196,8 @@ class DemoConfig(Config):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All that is sampled and measured."""
-        return (*self.pretrained, *self.treatments)
+        """All that is sampled and measured: of the bases, the two that others are compared with."""
+        return (*BASES, *self.treatments)
 
     @property
     def sft(self) -> SFTSettings:
@@ -290,9 +290,9 @@ def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[
             work=sample_model,
             arguments=(config, folders[name] / "model", _samples(out, seed, name), seed),
             folder=out / "samples",
-            needs=(f"{'pretrain' if name in config.pretrained else 'SFT'} {name}{suffix}",),
+            needs=(f"{'pretrain' if name in BASES else 'SFT'} {name}{suffix}",),
         )
-        for name in folders
+        for name in config.models
     ]
     return [*train, *samples]
 
