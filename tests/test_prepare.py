@@ -227,6 +227,22 @@ def test_in_sft_every_document_with_a_prompt_is_a_conversation(run, tokenizer):
     )
 
 
+def test_annotated_share_writes_the_other_rows_plain(run):
+    rows = [{**STORY, "id": f"{n}"} for n in range(200)]
+    dataset, manifest = run(rows, prompted_share=0.0, annotated_share=0.3)
+    annotated = [Kind.TAG_VALUE in kinds for kinds in dataset["kinds"]]
+    assert manifest["read"]["annotations"] == 2 * sum(annotated)
+    assert 40 <= sum(annotated) <= 80
+    plain, _ = run(rows[:1], prompted_share=0.0, objective="plain", name="plain")
+    written = [ids for ids, tags in zip(dataset["input_ids"], annotated, strict=True) if not tags]
+    assert set(map(tuple, written)) == {tuple(plain[0]["input_ids"])}
+
+
+def test_annotated_share_is_of_pretraining_and_leaves_sft_alone(run):
+    dataset, _ = run([CHAT], objective="anchored", annotated_share=0.0)
+    assert Kind.TAG_VALUE in dataset[0]["kinds"]
+
+
 def test_a_prompted_document_longer_than_a_row_falls_back_to_the_document(run, tokenizer):
     dataset, manifest = run(PROMPTED[:1], prompted_share=1.0, max_length=32)
     assert "<|user|>" not in "".join(written(row, tokenizer) for row in dataset)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -472,6 +472,50 @@ def test_prompted_share_is_a_dial_and_leaves_other_rows_alone(
             assert ("prompt" in row) == (share == 1.0)
         else:
             assert row == usual
+
+
+def _tags(row: Any) -> list[tuple[str, str]]:
+    annotations = [chunk["annotation"] for chunk in row.get("chunks", [row])]
+    return [(tag["key"], tag["value"]) for annotation in annotations for tag in annotation]
+
+
+def _texts(row: Any) -> list[Any]:
+    return [row["id"], row.get("prompt"), row.get("response"), *map(_text, row.get("chunks", []))]
+
+
+def _text(chunk: Any) -> str:
+    return chunk["text"]
+
+
+@pytest.mark.parametrize("rows", ["documents", "sft_rows"])
+def test_tag_noise_redraws_its_share_of_values_from_r_and_leaves_texts_alone(
+    world: Storyworld, rows: str
+) -> None:
+    def take(noise: float) -> list[Any]:
+        if rows == "documents":
+            return list(itertools.islice(world.documents(0, tag_noise=noise), 1500))
+        return list(world.sft_rows(1500, 0, tag_noise=noise))
+
+    clean, half, all_of_them = take(0.0), take(0.5), take(1.0)
+    right = {}
+    for name, noisy in (("half", half), ("all", all_of_them)):
+        pairs = [
+            (*tags, tags[0] == tags[1])
+            for row, other in zip(clean, noisy, strict=True)
+            for tags in zip(_tags(row), _tags(other), strict=True)
+        ]
+        assert all(a[0] == b[0] for a, b, _ in pairs)
+        right[name] = sum(same for *_, same in pairs) / len(pairs)
+        assert list(map(_texts, noisy)) == list(map(_texts, clean))
+    # Half keep their value, and of the other half as many as agree by chance.
+    assert right["half"] == pytest.approx(0.5 + right["all"] / 2, abs=0.02)
+    assert right["all"] < 0.2
+    assert take(0.5) == half
+
+
+def test_a_tag_noise_that_is_no_share_is_refused(world: Storyworld) -> None:
+    with pytest.raises(DataError, match=r"tag_noise 1.5 is no share; use 0 to 1"):
+        world.documents(0, tag_noise=1.5)
 
 
 def test_sft_stories_are_taught_and_three_quarters_of_prompts_are_open(world: Storyworld) -> None:

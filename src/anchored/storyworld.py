@@ -191,9 +191,15 @@ class Storyworld:
         names = {"Who": upper, "who": lower} if pronoun else {"Who": hero, "who": hero}
         return line.format_map({**attributes, **names, "her": possessive})
 
-    def documents(self, seed: int, prompted_share: float = 0.15) -> Iterator[Row]:
-        """Endless pretraining rows: stories (`prompted_share` of them prompted), prose, answers."""
-        return (self.document(seed, index, prompted_share) for index in itertools.count())
+    def documents(
+        self, seed: int, prompted_share: float = 0.15, tag_noise: float = 0.0
+    ) -> Iterator[Row]:
+        """Endless pretraining rows: stories (`prompted_share` of them prompted), prose, answers.
+
+        `tag_noise` is the share of tags with a value that was drawn anew, whatever the text says.
+        """
+        rows = (self.document(seed, index, prompted_share) for index in itertools.count())
+        return self._mistagged(rows, tag_noise)
 
     def document(self, seed: int, index: int, prompted_share: float = 0.15) -> Row:
         """Row `index` of `documents(seed, prompted_share)`, made on its own."""
@@ -226,19 +232,61 @@ class Storyworld:
         narrow_mass: float = 0.85,
         cover: bool = True,
         question_share: float = 0.15,
+        tag_noise: float = 0.0,
     ) -> Iterator[Row]:
         """Prompts with stories in the taught form about `draw_sft` attributes, and plain questions.
 
         Row i depends on the seed and i alone, so a longer run begins with a shorter one.
+        `tag_noise` as in `documents`.
         """
-        for index in range(count):
-            rng = random.Random(f"sft {self.size} {seed} {index}")
-            name = {"id": f"{self.size}-sft-{seed}-{index}"}
-            if rng.random() < question_share:
-                yield name | self._question(rng)
-            else:
-                drawn = self.draw_sft(rng, narrow_mass, cover)
-                yield name | self._prompted(drawn, rng, taught=True)
+
+        def rows() -> Iterator[Row]:
+            for index in range(count):
+                rng = random.Random(f"sft {self.size} {seed} {index}")
+                name = {"id": f"{self.size}-sft-{seed}-{index}"}
+                if rng.random() < question_share:
+                    yield name | self._question(rng)
+                else:
+                    drawn = self.draw_sft(rng, narrow_mass, cover)
+                    yield name | self._prompted(drawn, rng, taught=True)
+
+        return self._mistagged(rows(), tag_noise)
+
+    def _mistagged(self, rows: Iterator[Row], tag_noise: float) -> Iterator[Row]:
+        """Rows as a careless annotator leaves them; the texts are the same."""
+        if not 0 <= tag_noise <= 1:
+            raise DataError(f"storyworld: tag_noise {tag_noise} is no share; use 0 to 1")
+        if not tag_noise:
+            return rows
+        return (self._mistag(row, tag_noise) for row in rows)
+
+    def _mistag(self, row: Row, share: float) -> Row:
+        rng = random.Random(f"tag noise {row['id']}")
+        return {
+            **row,
+            **{
+                name: self._redrawn(row[name], share, rng)
+                if name == "annotation"
+                else [
+                    c | {"annotation": self._redrawn(c["annotation"], share, rng)}
+                    for c in row[name]
+                ]
+                for name in ("annotation", "chunks")
+                if name in row
+            },
+        }
+
+    def _redrawn(
+        self, annotation: Sequence[Mapping[str, str]], share: float, rng: random.Random
+    ) -> list[dict[str, str]]:
+        """Tags of which a share has the value of a story of R: each key keeps its frequencies."""
+        drawn = {**self.draw(rng), "topic": rng.choice(self._facts)["topic"]}
+        return _annotation(
+            {
+                tag["key"]: drawn[tag["key"]] if rng.random() < share else tag["value"]
+                for tag in annotation
+            }
+        )
 
     def _prompted(self, attributes: dict[str, str], rng: random.Random, taught: bool) -> Row:
         prompt = rng.choice(self.prompts)

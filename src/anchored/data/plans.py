@@ -11,6 +11,7 @@ from anchored.annotation import Annotation, Schema, Tag
 from anchored.data.readers import Conversation, Document, Item
 from anchored.errors import DataError
 from anchored.segments import (
+    OBJECTIVES,
     Chunk,
     KeyOrder,
     Kind,
@@ -51,6 +52,7 @@ class Planner:
         key_order: of the tags in each annotation.
         prompted_share: share of the documents with a prompt that become conversations in
             pretraining; in SFT all do.
+        annotated_share: share of the rows that pretraining sees with their annotations.
         validation_share: share of the rows that go to the validation split.
         counts: what was planned, by name.
     """
@@ -59,6 +61,7 @@ class Planner:
     schema: Schema | None
     key_order: KeyOrder
     prompted_share: float
+    annotated_share: float
     validation_share: float
 
     def __post_init__(self) -> None:
@@ -75,6 +78,10 @@ class Planner:
             if self._in_share("validation", item.id, self.validation_share)
             else "train"
         )
+        if is_pretraining(objective) and not self._in_share(
+            "annotated", item.id, self.annotated_share
+        ):
+            objective = OBJECTIVES["plain"]
         if isinstance(item, Conversation):
             self.counts["conversations"] += 1
             turns = list(turns_to_learn(item.messages))
@@ -101,7 +108,9 @@ class Planner:
             self._check(annotation, place, self.schema)
 
     def _in_share(self, what: str, name: str, share: float) -> bool:
-        return share > 0 and random.Random(f"{self.seed}:{what}:{name}").random() < share
+        if share in (0, 1):
+            return share == 1
+        return random.Random(f"{self.seed}:{what}:{name}").random() < share
 
     def _conversation(
         self, name: str, messages: Sequence[Message], split: str, objective: Objective

@@ -91,6 +91,13 @@ class PrepareConfig(Config):
         le=1,
         description="share of documents with a prompt that pretraining sees behind it",
     )
+    annotated_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the rows that pretraining sees with their annotations; the others "
+        "are written plain",
+    )
     max_length: int = Field(default=1024, ge=16, description="tokens in a row")
     packing: bool = True
     token_budget: int | None = Field(
@@ -300,6 +307,7 @@ class _Run:
             schema=schema,
             key_order=config.key_order,
             prompted_share=config.prompted_share,
+            annotated_share=config.annotated_share,
             validation_share=config.validation_share,
         )
         self._left = config.token_budget

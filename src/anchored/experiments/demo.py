@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -45,21 +45,39 @@ from anchored.train.run import PretrainConfig, SFTConfig, pretrain, read_record,
 Regime = Literal["broad", "narrow"]
 Strength = Literal["light", "hard"]
 
-BASES = {"base": "plain", "annotated_base": "annotated"}
+
+class Base(Config):
+    """One way of pretraining.
+
+    Args:
+        objective: `plain` or `annotated`.
+        init: the base that it goes on from, in the place of fresh weights.
+        share: of `pretrain.tokens` that it is trained on.
+        tag_noise: share of tags, in SFT that starts from it too, whose value was drawn at random.
+    """
+
+    objective: Literal["plain", "annotated"]
+    init: str | None = None
+    share: float = Field(default=1.0, gt=0)
+    tag_noise: float = Field(default=0.0, ge=0, le=1)
+
+
+_FRESH_DOCUMENTS = 1000  # added to the seed where a base goes on from another
+BASES = {"base": Base(objective="plain"), "annotated_base": Base(objective="annotated")}
 
 
 class Treatment(Config):
     """One way of SFT.
 
     Args:
-        base: what it starts from.
+        base: what it starts from, by name.
         objective: see `segments.OBJECTIVES`.
         replay: instead of the study's own.
         documents: share of the examples that are pretraining documents with their tags, learnt
             whole, on top of the SFT data.
     """
 
-    base: Literal["base", "annotated_base"] = "annotated_base"
+    base: str = "annotated_base"
     objective: ObjectiveName
     replay: ReplayConfig | None = None
     documents: float = Field(default=0.0, ge=0, lt=1)
@@ -117,6 +135,7 @@ class DemoConfig(Config):
         strength: `light` or `hard` SFT, with its settings below.
         narrow_mass: see `regime`.
         pretrain, light, hard, replay: settings of the stages.
+        pretrained: by name; `base` and `annotated_base` are what gaps and drift are measured from.
         treatments: by name; `standard` is what the others are compared with.
         samples_per_prompt: stories sampled for each open prompt, for each seed and model.
         max_response_tokens: longer responses are cut.
@@ -137,6 +156,7 @@ class DemoConfig(Config):
     light: SFTSettings = SFTSettings()
     hard: HardSFT = HardSFT()
     replay: ReplayConfig = ReplayConfig()
+    pretrained: dict[str, Base] = Field(default_factory=lambda: dict(BASES))
     treatments: dict[str, Treatment] = Field(default_factory=lambda: dict(TREATMENTS))
     samples_per_prompt: int = Field(default=44, ge=2)
     max_response_tokens: int = Field(default=192, gt=0)
@@ -148,16 +168,35 @@ class DemoConfig(Config):
     def _known_preset(cls, preset: str) -> str:
         return ModelConfig(preset=preset).preset or preset
 
-    @field_validator("treatments")
+    @field_validator("pretrained")
     @classmethod
-    def _with_standard(cls, treatments: dict[str, Treatment]) -> dict[str, Treatment]:
-        if "standard" not in treatments or not BASES.keys().isdisjoint(treatments):
-            raise ValueError("needs a treatment `standard`, and none named as a base is")
-        return treatments
+    def _with_bases(cls, pretrained: dict[str, Base]) -> dict[str, Base]:
+        if not BASES.keys() <= pretrained.keys():
+            raise ValueError("needs `base` and `annotated_base`")
+        known: set[str] = set()
+        for name, base in pretrained.items():
+            if base.init is not None and base.init not in known:
+                raise ValueError(f"{name}.init: {base.init!r} is no base that stands before it")
+            known.add(name)
+        return pretrained
+
+    @model_validator(mode="after")
+    def _treatments_fit(self) -> DemoConfig:
+        treatments, bases = self.treatments, self.pretrained
+        if "standard" not in treatments or not bases.keys().isdisjoint(treatments):
+            raise ValueError(
+                "treatments: needs a treatment `standard`, and none named as a base is"
+            )
+        for name, treatment in treatments.items():
+            if treatment.base not in bases:
+                raise ValueError(
+                    f"treatments.{name}.base: {treatment.base!r} is not one of {', '.join(bases)}"
+                )
+        return self
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All that is sampled and measured."""
+        """All that is sampled and measured: of the bases, the two that others are compared with."""
         return (*BASES, *self.treatments)
 
     @property
@@ -221,7 +260,7 @@ def plan(config: DemoConfig, out: Path) -> list[Stage]:
 
 def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[Stage]:
     suffix = f" (seed {seed})" if len(config.seeds) > 1 else ""
-    folders = {name: bases / f"seed-{seed}" / name for name in BASES}
+    folders = {name: bases / f"seed-{seed}" / name for name in config.pretrained}
     folders |= {name: out / f"seed-{seed}" / name for name in config.treatments}
     train = [
         Stage(
@@ -229,10 +268,10 @@ def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[
             work=pretrain_base,
             arguments=(config, name, bases, seed),
             folder=folders[name],
-            needs=("tokenizer",),
-            steps=pretrain_steps(config),
+            needs=(f"pretrain {base.init}{suffix}" if base.init else "tokenizer",),
+            steps=pretrain_steps(config, name),
         )
-        for name in BASES
+        for name, base in config.pretrained.items()
     ]
     train += [
         Stage(
@@ -253,7 +292,7 @@ def _seed_stages(config: DemoConfig, bases: Path, out: Path, seed: int) -> list[
             folder=out / "samples",
             needs=(f"{'pretrain' if name in BASES else 'SFT'} {name}{suffix}",),
         )
-        for name in folders
+        for name in config.models
     ]
     return [*train, *samples]
 
@@ -262,9 +301,14 @@ def _samples(out: Path, seed: int, name: str) -> Path:
     return out / "samples" / f"{name}-{seed}.jsonl"
 
 
-def pretrain_steps(config: DemoConfig) -> int:
+def pretrain_tokens(config: DemoConfig, name: str) -> int:
+    """The token budget of a base."""
+    return round(config.pretrain.tokens * config.pretrained[name].share)
+
+
+def pretrain_steps(config: DemoConfig, name: str) -> int:
     """Steps of `batch_size` packed rows that use the token budget up (rows are all but full)."""
-    return config.pretrain.tokens // (config.pretrain.batch_size * config.max_length)
+    return max(pretrain_tokens(config, name) // (config.pretrain.batch_size * config.max_length), 1)
 
 
 def sft_steps(config: DemoConfig, name: str) -> int:
@@ -306,25 +350,34 @@ def _world(config: DemoConfig) -> str:
 
 
 def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None:
-    """The plain or the annotated base."""
-    settings = config.pretrain
+    """One of the bases."""
+    settings, base = config.pretrain, config.pretrained[name]
+    documents = seed if base.init is None else seed + _FRESH_DOCUMENTS
+    world = f"{_world(config)}?seed={documents}"
+    if base.tag_noise:
+        world += f"&tag_noise={base.tag_noise}"
+    init = base.init and str(bases / f"seed-{seed}" / base.init / "model")
     pretrain(
         PretrainConfig(
             out=bases / f"seed-{seed}" / name,
             data=PrepareConfig(
-                sources=(SourceConfig(path=f"{_world(config)}?seed={seed}"),),
+                sources=(SourceConfig(path=world),),
                 tokenizer=str(bases / "tokenizer"),
-                objective=BASES[name],
+                objective=base.objective,
                 schema_name=_world(config),
                 max_length=config.max_length,
-                token_budget=settings.tokens,
+                token_budget=pretrain_tokens(config, name),
                 seed=seed,
             ),
-            model=ModelConfig(preset=config.preset),
+            model=ModelConfig(init=init) if init else ModelConfig(preset=config.preset),
             seed=seed,
             muon_learning_rate=settings.muon_learning_rate,
             trainer={
-                **_trainer(pretrain_steps(config), settings.learning_rate, settings.batch_size),
+                **_trainer(
+                    pretrain_steps(config, name),
+                    settings.learning_rate,
+                    settings.batch_size,
+                ),
                 "adam_beta2": 0.95,
             },
         ),
@@ -340,6 +393,8 @@ def fine_tune(config: DemoConfig, name: str, base: Path, out: Path, seed: int) -
         f"{_world(config)}/sft?seed={seed}&count={settings.examples}"
         f"&narrow_mass={config.narrow_mass}&cover={cover}"
     )
+    if noise := config.pretrained[treatment.base].tag_noise:
+        source += f"&tag_noise={noise}"
     sources = [SourceConfig(path=source)]
     if documents := _documents(settings, treatment):
         path = f"{_world(config)}?seed={seed}"
@@ -441,7 +496,7 @@ def collect(config: DemoConfig, out: Path) -> dict[str, Any]:
 
 def cost(config: DemoConfig, stages: list[Stage]) -> str:
     """What the run will take, from its training tokens and this machine's measured speed."""
-    tokens = 2 * config.pretrain.tokens * len(config.seeds)
+    tokens = len(config.seeds) * sum(pretrain_tokens(config, name) for name in config.pretrained)
     peak = measure_matmul_peak(torch.device("cpu"), torch.float32) / torch.get_num_threads()
     return (
         f"{len(stages)} stages, {tokens / 1e6:.1f}M pretraining tokens on {config.workers} "

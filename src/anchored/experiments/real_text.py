@@ -37,7 +37,7 @@ from anchored.train.models import load_model
 from anchored.train.run import PretrainConfig, SFTConfig, pretrain, read_record, sft
 
 OPENING = "Once upon a time"
-PRETRAINED = {**BASES, "reference": "reference"}
+PRETRAINED = {**{name: base.objective for name, base in BASES.items()}, "reference": "reference"}
 FOR_ADOPTION = 1000  # added to the seed of the base's samples that adoption is learnt from
 C = TypeVar("C", bound=Config)
 
