@@ -300,6 +300,7 @@ class _Run:
             key_order=config.key_order,
             prompted_share=config.prompted_share,
             validation_share=config.validation_share,
+            chat=tokenizer.chat,
         )
         self._left = config.token_budget
         self._writers = {"train": SplitWriter(folder)}
