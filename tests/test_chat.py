@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES, byte_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -24,6 +23,7 @@ from anchored.segments import (
     conversation_segments,
 )
 from anchored.tokenizer import AnchoredTokenizer
+from families import FAMILIES, byte_level
 
 CHATTING = ("llama3", "qwen3", "gemma3", "olmo2")
 TURNS = (

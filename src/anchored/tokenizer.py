@@ -83,6 +83,7 @@ class AnchoredTokenizer:
 
     Attributes:
         control_ids: the ids that control pieces stand for: by name, and special tokens by spelling.
+        fresh: ids of control tokens that no model has learnt yet.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class AnchoredTokenizer:
         chat: ChatTemplate | None = None,
     ) -> None:
         self.hf, self.tokens, self.chat = hf, tokens, chat
+        self.fresh: list[int] = []
         eos: Any = hf.eos_token_id
         ids: dict[str, Any] = {
             name: hf.convert_tokens_to_ids(tokens[name]) if name in tokens else None
@@ -170,26 +172,27 @@ class AnchoredTokenizer:
         if record and record.get("template"):
             hf.chat_template = record["template"]
         tokens = (record or {}).get("tokens") or _control_tokens(hf, is_ours)
+        known = hf.get_vocab().keys() & set(CONTROL_TOKENS.values())
+        fresh = [] if record else [token for token in tokens.values() if token not in known]
         added = [AddedToken(token, special=True, normalized=False) for token in tokens.values()]
         hf.add_special_tokens(
             {"extra_special_tokens": added},  # pyright: ignore
             replace_extra_special_tokens=False,
         )
-        if is_ours:
-            if record or hf.chat_template is None:
-                hf.chat_template = own_template(tokens)
-            return cls(hf, tokens)
-        tokenizer = cls(hf, tokens, ChatTemplate(hf))
-        tokenizer._check_chat()
+        if is_ours and (record or hf.chat_template is None):
+            hf.chat_template = own_template(tokens)
+        tokenizer = cls(hf, tokens, None if is_ours else ChatTemplate(hf))
+        tokenizer.fresh = [tokenizer.control_ids[token] for token in fresh]
+        if tokenizer.chat is not None:
+            tokenizer._check_chat(tokenizer.chat)
         return tokenizer
 
-    def _check_chat(self) -> None:
+    def _check_chat(self, chat: ChatTemplate) -> None:
         """Sees that conversations get the ids that the template gives them elsewhere."""
-        assert self.chat is not None
         ids: list[int] = []
-        for text, special in self.chat.probe():
+        for text, special in chat.probe():
             ids += [self.control_ids[text]] if special else self.encode_behind([text])[0]
-        if ids != self.chat.probe_ids():
+        if ids != chat.probe_ids():
             raise ConfigError(
                 f"tokenizer {self.hf.name_or_path!r}: its chat template, rendered in parts, gives "
                 "other ids than rendered whole; this package cannot use it"

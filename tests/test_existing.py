@@ -1,0 +1,356 @@
+"""Existing checkpoints of five families: trained, saved, loaded and asked by stock transformers."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from anchored.config import load_config, validated
+from anchored.data.collate import Collator
+from anchored.data.prepare import load_prepared
+from anchored.errors import ConfigError
+from anchored.sample.engine import Request, SampleConfig, Sampling, sample
+from anchored.sample.run import load
+from anchored.segments import OBJECTIVES, Kind, Message, assemble, conversation_segments
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.models import ModelConfig, build_model
+from anchored.train.run import PretrainConfig, SFTConfig, sft
+from conftest import ROOT
+from families import FAMILIES
+
+PLAN = [{"key": "hero", "value": "Mara"}, {"key": "place", "value": "desert"}]
+GREEDY = SampleConfig(
+    annotation=Sampling(temperature=0), response=Sampling(temperature=0),
+    max_annotation_tokens=6, max_response_tokens=6, retries=0,
+)  # fmt: skip
+TURNS = (Message("user", "Tell me a story"), Message("assistant", "No."), Message("user", "Please"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Any:
+    """Checkpoints by family, made once."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return cache(lambda name: FAMILIES[name].save(root / name))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [
+        {"messages": [
+            {"role": "user", "content": f"Tell me a story {i}"},
+            {"role": "assistant", "content": "Mara sailed.", "annotation": PLAN},
+        ]}
+        for i in range(6)
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+def run_config(init: Path, rows: Path, out: Path, steps: int = 1, **model: Any) -> SFTConfig:
+    settings = {
+        "out": out,
+        "model": {"init": str(init), **model},
+        "data": {"sources": [{"path": str(rows)}], "max_length": 96},
+        "trainer": {
+            "max_steps": steps, "per_device_train_batch_size": 2, "learning_rate": 0.01,
+            "logging_steps": 1, "use_cpu": True,
+        },
+    }  # fmt: skip
+    return validated(SFTConfig, settings, "test")
+
+
+@pytest.fixture(scope="module")
+def trained(folders, rows, tmp_path_factory) -> Any:
+    """Model folders after one step of anchored SFT, by family."""
+    root = tmp_path_factory.mktemp("trained")
+    return cache(lambda name: sft(run_config(folders(name), rows, root / name), quiet=True))
+
+
+def stock(folder: Path) -> tuple[Any, Any]:
+    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def chat(turns) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+# --- one step, saved, loaded and asked without us ------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stock_transformers_chats_with_what_sft_leaves_and_gets_our_ids(name, trained):
+    model, hf = stock(trained(name))
+    asked = hf.apply_chat_template(chat(TURNS), add_generation_prompt=True, return_tensors="pt")
+    new = model.generate(**asked, max_new_tokens=6, do_sample=False, suppress_tokens=[])[0]
+    prompt = asked["input_ids"][0].tolist()
+    source = load(str(trained(name)))
+    assert (source.annotated, source.chat) == (True, "anchored")
+    turns = (*TURNS, Message("assistant", ""))
+    ids = assemble(conversation_segments(turns, source.tokenizer, OBJECTIVES["anchored"]))
+    assert prompt == ids.input_ids[:-1]  # all but the closing token
+    assert len(new) > len(prompt)
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    assert set(source.tokenizer.control.ends) <= set(ends)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_our_sampler_writes_what_generate_writes(name, folders):
+    source = load(str(folders(name)))
+    (ours,) = sample(source.model, source.tokenizer, [Request(TURNS)], GREEDY)
+    turns = (*TURNS, Message("assistant", ""))
+    ids = assemble(conversation_segments(turns, source.tokenizer, OBJECTIVES["standard"])).input_ids
+    control = source.tokenizer.control
+    barred = sorted(set(source.tokenizer.control_ids.values()) - set(control.ends))
+    spare = range(len(source.tokenizer), source.model.config.vocab_size)
+    new = source.model.generate(
+        torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=control.ends,
+        suppress_tokens=[*barred, *spare], pad_token_id=control.pad,
+    )[0, len(ids) :].tolist()  # fmt: skip
+    assert ours.response == source.tokenizer.decode([i for i in new if i not in control.ends])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_packed_row_has_the_logits_of_each_document_alone(name, folders, trained):
+    trained(name)
+    model, _ = stock(folders(name))
+    dataset, _ = load_prepared(trained(name).parent / "data")
+    tokenizer = AnchoredTokenizer.load(trained(name))
+    assert max(len(row["seq_lengths"]) for row in dataset) > 1
+    if name == "gemma3":
+        assert max(dataset[0]["seq_lengths"]) > model.config.sliding_window
+    model = build_model(ModelConfig(init=str(folders(name))), tokenizer, 0).eval()
+    batch = Collator(tokenizer.control.pad)(list(dataset.with_format("numpy")))
+    with torch.no_grad():
+        kept = model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
+            logits_to_keep=batch["logits_to_keep"],
+        ).logits.view(len(batch["labels"]), -1)  # fmt: skip
+        alone = []
+        for row in dataset:
+            start = 0
+            for length in row["seq_lengths"]:
+                ids = torch.tensor([row["input_ids"][start : start + length]])
+                targets = torch.tensor(row["labels"][start + 1 : start + length])
+                alone.append(model(input_ids=ids).logits[0, :-1][targets >= 0])
+                start += length
+    assert_close(kept, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+# --- rows of control tokens ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_rows_of_control_tokens_are_set_anew_and_nothing_grows_that_need_not(name, folders):
+    family = FAMILIES[name]
+    tokenizer = AnchoredTokenizer.load(folders(name))
+    before: Any = AutoModelForCausalLM.from_pretrained(folders(name))
+    model: Any = build_model(ModelConfig(init=str(folders(name))), tokenizer, 0)
+    fresh = sorted(tokenizer.control_ids[token] for token in tokenizer.tokens.values())
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(before, get)().weight, getattr(model, get)().weight
+        assert (
+            len(new)
+            == max(len(old), len(tokenizer))
+            == len(old)
+            + family.new
+            - family.spare * (family.new <= family.spare) * family.new // max(family.spare, 1)
+        )
+        differ = (new[: len(old)] != old).any(1).nonzero()[:, 0].tolist()
+        assert differ == [i for i in fresh if i < len(old)]
+    tied = before.get_input_embeddings().weight is before.get_output_embeddings().weight
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3"])
+def test_a_new_row_is_the_mean_of_the_trained_rows_and_a_tenth_of_their_spread(name, folders):
+    tokenizer = AnchoredTokenizer.load(folders(name))
+    model: Any = build_model(ModelConfig(init=str(folders(name))), tokenizer, 0)
+    special = set(tokenizer.control_ids.values())
+    trained = [i for i in range(len(tokenizer)) if i not in special]
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        rows = module.weight[trained]
+        new = module.weight[[tokenizer.control.open, tokenizer.control.close]]
+        noise = ((new - rows.mean(0)) / (0.1 * rows.std(0))).detach()
+        assert 0.6 < noise.std() < 1.4
+        assert not torch.equal(new[0], new[1])
+
+
+def test_rows_that_training_has_set_are_not_set_anew(trained):
+    before = load_file(trained("llama3") / "model.safetensors")
+    tokenizer = AnchoredTokenizer.load(trained("llama3"))
+    model = build_model(ModelConfig(init=str(trained("llama3"))), tokenizer, 1)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_checkpoint_in_half_precision_is_trained_in_float32_unless_told(folders, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(folders("olmo2")).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folders("olmo2")).save_pretrained(tmp_path)
+    tokenizer = AnchoredTokenizer.load(tmp_path)
+    kinds = {
+        dtype: build_model(ModelConfig(init=str(tmp_path), **given), tokenizer, 0).dtype
+        for dtype, given in ((torch.float32, {}), (torch.bfloat16, {"dtype": "bfloat16"}))
+    }
+    assert all(found is wanted for wanted, found in kinds.items())
+
+
+def test_attention_goes_by_its_name(folders):
+    tokenizer = AnchoredTokenizer.load(folders("llama3"))
+    for name in ("eager", "sdpa"):
+        model = build_model(ModelConfig(init=str(folders("llama3")), attention=name), tokenizer, 0)
+        assert model.config._attn_implementation == name
+
+
+# --- loss ----------------------------------------------------------------------------------------
+
+
+def test_sft_learns_the_end_of_turn_that_the_template_writes(trained):
+    data, manifest = load_prepared(trained("llama3").parent / "data")
+    tokenizer = AnchoredTokenizer.load(trained("llama3"))
+    first = slice(0, data[0]["seq_lengths"][0])
+    labels = [i for i in data[0]["labels"][first] if i >= 0]
+    assert labels == [*tokenizer.encode("Mara sailed."), tokenizer.control.end]
+    kinds = data[0]["kinds"][first]
+    assert kinds.count(Kind.CONTROL) == 11  # bos, 3 a header and turn, 2, 2 brackets, end
+    assert manifest["objective"] == "anchored"
+
+
+# --- LoRA ----------------------------------------------------------------------------------------
+
+LORA = {"lora": {"r": 4, "alpha": 8}}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_adapter_is_merged_and_of_the_embeddings_only_our_rows_moved(
+    name, folders, rows, tmp_path: Path
+):
+    pytest.importorskip("peft")
+    folder = sft(run_config(folders(name), rows, tmp_path, **LORA), quiet=True)
+    merged, _ = stock(folder)
+    tokenizer = AnchoredTokenizer.load(folder)
+    start: Any = build_model(ModelConfig(init=str(folders(name))), tokenizer, 0)
+    ours = sorted(tokenizer.control_ids[token] for token in tokenizer.tokens.values())
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(start, get)().weight, getattr(merged, get)().weight
+        assert set((new != old).any(1).nonzero()[:, 0].tolist()) <= set(ours)
+    moved = start.get_input_embeddings().weight != merged.get_input_embeddings().weight
+    assert moved.any(1)[[tokenizer.control.open, tokenizer.control.close]].all()
+    body = [
+        key for key, value in start.state_dict().items()
+        if "layers" in key and not torch.equal(value, merged.state_dict()[key])
+    ]  # fmt: skip
+    assert len(body) == sum(
+        isinstance(module, torch.nn.Linear) for name, module in start.named_modules()
+        if "layers" in name
+    )  # fmt: skip
+    assert {path.name for path in (folder / "adapter").iterdir()} >= {"adapter_config.json"}
+
+
+def test_the_saved_adapter_on_its_base_is_the_merged_model(folders, rows, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    folder = sft(run_config(folders("gpt_neox"), rows, tmp_path, **LORA), quiet=True)
+    tokenizer = AnchoredTokenizer.load(folder)
+    base = build_model(ModelConfig(init=str(folders("gpt_neox"))), tokenizer, 0)
+    adapted = peft.PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+    merged, _ = stock(folder)
+    ids = torch.tensor([[*tokenizer.encode("Tell me a story"), tokenizer.control.open]])
+    with torch.no_grad():
+        assert_close(adapted(ids).logits, merged(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_with_an_adapter_resumes_to_the_weights_of_one_that_never_stopped(
+    folders, rows, tmp_path: Path
+):
+    pytest.importorskip("peft")
+    runs = []
+    for name, stops in (("whole", (4,)), ("resumed", (2, 4))):
+        config = run_config(folders("qwen3"), rows, tmp_path / name, 4, **LORA)
+        settings = {**config.trainer, "save_steps": 2, "lr_scheduler_type": "constant"}
+        for stop in stops:
+            (tmp_path / name / "config.yaml").unlink(missing_ok=True)
+            part = config.model_copy(update={"trainer": {**settings, "max_steps": stop}})
+            if (tmp_path / name / "model").exists():
+                import shutil
+
+                shutil.rmtree(tmp_path / name / "model")
+            if tmp_path.joinpath(name).exists():
+                from anchored.config import to_yaml
+
+                (tmp_path / name / "config.yaml").write_text(to_yaml(part), encoding="utf-8")
+            folder = sft(part, quiet=True)
+        runs.append(load_file(folder / "model.safetensors"))
+    for key, value in runs[0].items():
+        assert_close(value, runs[1][key], atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_whose_run_ended_before_it_was_merged_is_merged_on_the_next(
+    folders, rows, tmp_path: Path
+):
+    pytest.importorskip("peft")
+    import shutil
+
+    config = run_config(folders("llama3"), rows, tmp_path, 2, **LORA)
+    before = load_file(sft(config, quiet=True) / "model.safetensors")
+    shutil.rmtree(tmp_path / "model")
+    after = load_file(sft(config, quiet=True) / "model.safetensors")
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"preset": "1m", **LORA}, "lora needs init"),
+        ({"init": "x", "quantize": "nf4"}, "quantize needs lora"),
+        ({"init": "x", "lora": {"rank": 4}}, "unknown field"),
+        ({"init": "x", "attention": "fast"}, "'fast'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(model, reason):
+    with pytest.raises(ConfigError, match=reason):
+        validated(ModelConfig, model, "test")
+
+
+def test_layers_by_a_name_that_no_layer_has_are_refused(folders):
+    pytest.importorskip("peft")
+    tokenizer = AnchoredTokenizer.load(folders("llama3"))
+    config = ModelConfig(
+        init=str(folders("llama3")),
+        lora={"target_modules": ["c_attn"]},  # pyright: ignore
+    )
+    with pytest.raises(ConfigError, match=r"model\.lora: .*c_attn"):
+        build_model(config, tokenizer, 0)
+
+
+def test_four_bits_need_bitsandbytes(folders, rows, tmp_path: Path, monkeypatch):
+    from anchored.train import lora
+
+    pytest.importorskip("peft")
+    monkeypatch.setattr(lora, "find_spec", lambda name: name == "peft")
+    config = run_config(folders("llama3"), rows, tmp_path / "out", quantize="nf4", **LORA)
+    with pytest.raises(ConfigError, match=r"model\.quantize: needs bitsandbytes"):
+        sft(config, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+# --- configurations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("midtrain", PretrainConfig), ("sft", SFTConfig), ("lora", SFTConfig)]
+)
+def test_the_configurations_we_ship_are_valid(name, kind):
+    config = load_config(kind, ROOT / "configs" / "existing" / f"{name}.yaml")
+    assert config.model.init
