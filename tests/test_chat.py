@@ -183,6 +183,15 @@ def test_the_saved_template_opens_the_annotation_and_drops_those_of_earlier_answ
     assert rendered == tokenizer.hf.apply_chat_template(whole, tokenize=False)
 
 
+def test_an_annotation_is_cut_by_the_id_of_its_closing_token(tokenizer):
+    """As the documentation has it; without special tokens its tags run into the answer."""
+    close = tokenizer.hf.convert_tokens_to_ids(tokenizer.tokens["close"])
+    new = [*tokenizer.encode("mood: glad"), close, *tokenizer.encode("Tell me")]
+    assert tokenizer.hf.decode(new, skip_special_tokens=True) == "mood: gladTell me"
+    answer = tokenizer.hf.decode(new[new.index(close) + 1 :], skip_special_tokens=True)
+    assert answer == "Tell me"
+
+
 def test_without_annotations_the_template_is_saved_as_it_was(tmp_path: Path):
     hf = FAMILIES["qwen3"].tokenizer()
     before = hf.chat_template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -153,20 +154,13 @@ def test_a_packed_row_has_the_logits_of_each_document_alone(name, folders, train
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_rows_of_control_tokens_are_set_anew_and_nothing_grows_that_need_not(name, folders):
-    family = FAMILIES[name]
     tokenizer = AnchoredTokenizer.load(folders(name))
     before: Any = AutoModelForCausalLM.from_pretrained(folders(name))
     model: Any = build_model(ModelConfig(init=str(folders(name))), tokenizer, 0)
     fresh = sorted(tokenizer.control_ids[token] for token in tokenizer.tokens.values())
     for get in ("get_input_embeddings", "get_output_embeddings"):
         old, new = getattr(before, get)().weight, getattr(model, get)().weight
-        assert (
-            len(new)
-            == max(len(old), len(tokenizer))
-            == len(old)
-            + family.new
-            - family.spare * (family.new <= family.spare) * family.new // max(family.spare, 1)
-        )
+        assert len(new) == max(len(old), len(tokenizer))
         differ = (new[: len(old)] != old).any(1).nonzero()[:, 0].tolist()
         assert differ == [i for i in fresh if i < len(old)]
     tied = before.get_input_embeddings().weight is before.get_output_embeddings().weight
@@ -224,7 +218,9 @@ def test_sft_learns_the_end_of_turn_that_the_template_writes(trained):
     labels = [i for i in data[0]["labels"][first] if i >= 0]
     assert labels == [*tokenizer.encode("Mara sailed."), tokenizer.control.end]
     kinds = data[0]["kinds"][first]
-    assert kinds.count(Kind.CONTROL) == 11  # bos, 3 a header and turn, 2, 2 brackets, end
+    assert (
+        kinds.count(Kind.CONTROL) == 9
+    )  # bos, 3 of the user's turn, 2 of a header, 2 brackets, end
     assert manifest["objective"] == "anchored"
 
 
@@ -275,33 +271,20 @@ def test_a_run_with_an_adapter_resumes_to_the_weights_of_one_that_never_stopped(
     folders, rows, tmp_path: Path
 ):
     pytest.importorskip("peft")
-    runs = []
-    for name, stops in (("whole", (4,)), ("resumed", (2, 4))):
-        config = run_config(folders("qwen3"), rows, tmp_path / name, 4, **LORA)
-        settings = {**config.trainer, "save_steps": 2, "lr_scheduler_type": "constant"}
-        for stop in stops:
-            (tmp_path / name / "config.yaml").unlink(missing_ok=True)
-            part = config.model_copy(update={"trainer": {**settings, "max_steps": stop}})
-            if (tmp_path / name / "model").exists():
-                import shutil
-
-                shutil.rmtree(tmp_path / name / "model")
-            if tmp_path.joinpath(name).exists():
-                from anchored.config import to_yaml
-
-                (tmp_path / name / "config.yaml").write_text(to_yaml(part), encoding="utf-8")
-            folder = sft(part, quiet=True)
-        runs.append(load_file(folder / "model.safetensors"))
-    for key, value in runs[0].items():
-        assert_close(value, runs[1][key], atol=1e-6, rtol=1e-5)
+    config = run_config(folders("qwen3"), rows, tmp_path, 4, **LORA)
+    config = config.model_copy(update={"trainer": {**config.trainer, "save_steps": 2}})
+    whole = load_file(sft(config, quiet=True) / "model.safetensors")
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resumed = load_file(sft(config, quiet=True) / "model.safetensors")
+    for key, value in whole.items():
+        assert_close(value, resumed[key], atol=1e-6, rtol=1e-5)
 
 
 def test_an_adapter_whose_run_ended_before_it_was_merged_is_merged_on_the_next(
     folders, rows, tmp_path: Path
 ):
     pytest.importorskip("peft")
-    import shutil
-
     config = run_config(folders("llama3"), rows, tmp_path, 2, **LORA)
     before = load_file(sft(config, quiet=True) / "model.safetensors")
     shutil.rmtree(tmp_path / "model")
@@ -338,7 +321,7 @@ def test_four_bits_need_bitsandbytes(folders, rows, tmp_path: Path, monkeypatch)
     from anchored.train import lora
 
     pytest.importorskip("peft")
-    monkeypatch.setattr(lora, "find_spec", lambda name: name == "peft")
+    monkeypatch.setattr(lora, "find_spec", lambda name: name if name == "peft" else None)
     config = run_config(folders("llama3"), rows, tmp_path / "out", quantize="nf4", **LORA)
     with pytest.raises(ConfigError, match=r"model\.quantize: needs bitsandbytes"):
         sft(config, quiet=True)

@@ -5,6 +5,7 @@ The rows are trained whole, because the model has never seen these tokens; no ot
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +74,9 @@ def attach(
         trainable_token_indices={name: list(rows) for name in _embeddings(model)},
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():  # peft asks transformers by a name that will go
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from None
 
