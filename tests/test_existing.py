@@ -10,18 +10,30 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from anchored import cli
+from anchored.annotation import Annotation
 from anchored.config import load_config, validated
 from anchored.data.collate import Collator
-from anchored.data.prepare import load_prepared
-from anchored.errors import ConfigError
+from anchored.data.prepare import (
+    PrepareConfig,
+    SourceConfig,
+    load_prepared,
+    prepare,
+    read_manifest,
+)
+from anchored.errors import ConfigError, DataError
+from anchored.evaluate.prompting import Encoder, Prompt
 from anchored.sample.engine import Request, SampleConfig, Sampling, sample
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Kind, Message, assemble, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.base_targets import BaseTargets
+from anchored.train.lora import without_adapter
 from anchored.train.models import ModelConfig, build_model
 from anchored.train.run import PretrainConfig, SFTConfig, sft
 from conftest import ROOT
@@ -224,6 +236,58 @@ def test_sft_learns_the_end_of_turn_that_the_template_writes(trained):
     assert manifest["objective"] == "anchored"
 
 
+# --- the same prompts everywhere ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+def test_lm_evals_contexts_are_written_by_the_template_too(name, folders):
+    source = load(str(folders(name)))
+    assert source.chat == "template"
+    ids = Encoder(source, chat=True).opening(Prompt(TURNS))
+    asked = source.tokenizer.hf.apply_chat_template(chat(TURNS), add_generation_prompt=True)
+    assert ids == asked["input_ids"]
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(folders, rows, tmp_path: Path):
+    twice = [{"role": role, "content": "Hi"} for role in ("user", "user", "assistant")]
+    path = tmp_path / "rows.jsonl"
+    good = rows.read_text(encoding="utf-8").splitlines()[0]
+    path.write_text(f"{good}\n{json.dumps({'messages': twice})}", encoding="utf-8")
+    config = PrepareConfig(
+        out=tmp_path / "data", sources=(SourceConfig(path=str(path)),),
+        tokenizer=str(folders("gemma3")), objective="standard",
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"rows\.jsonl: line 2: chat template .* must alternate"):
+        prepare(config, Console(quiet=True))
+    folder = prepare(config.model_copy(update={"skip_bad_rows": True}), Console(quiet=True))
+    assert read_manifest(folder)["dropped"]["bad row"]["examples"] == 1
+
+
+def test_documents_end_with_eos_and_answers_with_the_end_of_turn(folders, tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    row = {"chunks": [{"text": "Mara sailed.", "annotation": PLAN}]}
+    path.write_text(json.dumps(row), encoding="utf-8")
+    config = PrepareConfig(
+        out=tmp_path / "data", sources=(SourceConfig(path=str(path)),),
+        tokenizer=str(folders("gemma3")),
+    )  # fmt: skip
+    (row,) = load_prepared(prepare(config, Console(quiet=True)))[0]
+    control = AnchoredTokenizer.load(folders("gemma3")).control
+    assert (row["input_ids"][0], row["input_ids"][-1]) == (control.bos, control.eos)
+    assert control.eos != control.end
+
+
+def test_inspect_and_sample_work_on_the_result(trained, capsys):
+    folder = str(trained("llama3"))
+    assert cli.main(["inspect", folder]) == 0
+    assert "open 404, close 405, end 395" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["inspect", str(trained("llama3").parent / "data")]) == 0
+    assert "‹<|start_header_id|>›user‹<|end_header_id|>›" in capsys.readouterr().out
+    short = ["--max-new-tokens", "4", "--json"]
+    assert cli.main(["sample", folder, "--prompt", "Tell me", *short]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["prompt"] == "Tell me"
+
+
 # --- LoRA ----------------------------------------------------------------------------------------
 
 LORA = {"lora": {"r": 4, "alpha": 8}}
@@ -290,6 +354,27 @@ def test_an_adapter_whose_run_ended_before_it_was_merged_is_merged_on_the_next(
     shutil.rmtree(tmp_path / "model")
     after = load_file(sft(config, quiet=True) / "model.safetensors")
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_replay_holds_an_adapted_model_to_what_it_was(folders, trained):
+    pytest.importorskip("peft")
+    tokenizer = AnchoredTokenizer.load(trained("llama3"))
+    model: Any = build_model(ModelConfig(init=str(trained("llama3")), **LORA), tokenizer, 0)
+    seen: dict[str, Any] = {}
+    without_adapter(model).loss_function = lambda **given: seen.update(given)
+    BaseTargets(model, tokenizer.control)
+    turns = (*TURNS, Message("assistant", "", Annotation.from_rows(PLAN)))
+    example = assemble(conversation_segments(turns, tokenizer, OBJECTIVES["replay"]))
+    row = {**vars(example), "seq_lengths": [len(example.input_ids)]}
+    batch = Collator(tokenizer.control.pad)([row])
+    model.train()(**batch)
+    before = seen["base_logits"]
+    assert_close(before, seen["logits"].view(before.shape), atol=1e-5, rtol=1e-5)
+    for weight in model.parameters():
+        weight.data += 0.1 * weight.requires_grad
+    model(**batch)
+    assert_close(seen["base_logits"], before, atol=0, rtol=0)
+    assert not torch.allclose(seen["logits"].view(before.shape), before, atol=1e-2)
 
 
 @pytest.mark.parametrize(
