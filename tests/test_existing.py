@@ -413,6 +413,25 @@ def test_four_bits_need_bitsandbytes(folders, rows, tmp_path: Path, monkeypatch)
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_over_four_bits_is_merged_into_the_weights_that_were_there(rows, tmp_path: Path):
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128}  # blocks of 64 weights
+    init = FAMILIES["llama3"].save(tmp_path / "init", **sizes)
+    config = run_config(init, rows, tmp_path / "out", quantize="nf4", **LORA)
+    folder = sft(config, quiet=True)
+    merged, _ = stock(folder)
+    assert merged.dtype is torch.float32
+    before, after = load_file(init / "model.safetensors"), merged.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert {key for key in changed if "norm" in key} == set()
+    adapted = load_file(folder / "adapter" / "adapter_model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    low, high = (adapted[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    change = after[f"{name}.weight"] - before[f"{name}.weight"]
+    assert_close(change, 2 * high @ low, atol=1e-5, rtol=1e-5)
+
+
 # --- configurations ------------------------------------------------------------------------------
 
 

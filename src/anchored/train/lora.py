@@ -47,8 +47,7 @@ def check_lora(quantize: bool) -> None:
         raise ConfigError("model.lora: needs peft; pip install 'anchored[lora]'")
     if quantize and find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "model.quantize: needs bitsandbytes, which is not installed; install it where your "
-            "accelerator is supported, or leave model.quantize out"
+            "model.quantize: needs bitsandbytes; pip install 'anchored[qlora]', or leave it out"
         )
 
 
@@ -63,7 +62,9 @@ def attach(
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        with warnings.catch_warnings():  # peft asks transformers by a name that will go
+            warnings.simplefilter("ignore", FutureWarning)
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     targets = settings.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -74,9 +75,7 @@ def attach(
         trainable_token_indices={name: list(rows) for name in _embeddings(model)},
     )
     try:
-        with warnings.catch_warnings():  # peft asks transformers by a name that will go
-            warnings.simplefilter("ignore", FutureWarning)
-            return get_peft_model(model, config)
+        return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from None
 
