@@ -61,7 +61,7 @@ class ChatTemplate:
             "|".join(map(_pattern, sorted(special, key=lambda t: -len(t.content))))
         )
         spellings = [token.content for token in special]
-        self._inside = re.compile("|".join(map(_behind_first_letter, spellings)))
+        self._spelt = re.compile("|".join(map(re.escape, spellings)))
         self._beginnings = {text[:n] for text in spellings for n in range(1, len(text))}
         self._longest = max(map(len, spellings), default=0)
         self.end = self._find_end()
@@ -95,7 +95,8 @@ class ChatTemplate:
         The template would complete the latter. White space at the ends stays there: many templates
         trim it.
         """
-        content = self._inside.sub(mark, content)
+        while self._spelt.search(content):  # one may have stood inside another
+            content = self._spelt.sub(lambda at: at[0][0] + mark + at[0][1:], content)
         bare = content.rstrip()
         for n in range(1, min(self._longest, len(bare) + 1)):
             if bare[-n:] in self._beginnings:
@@ -148,10 +149,6 @@ def _pattern(token: AddedToken) -> str:
     """As `tokenizers` finds it: with the white space at its sides where it takes that along."""
     left, right = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
     return f"{left}{re.escape(token.content)}{right}"
-
-
-def _behind_first_letter(spelling: str) -> str:
-    return f"(?<={re.escape(spelling[0])})(?={re.escape(spelling[1:])})"
 
 
 def _unused_mark(text: str) -> str:

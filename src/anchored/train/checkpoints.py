@@ -38,8 +38,9 @@ def check_checkpoint(source: str, quiet: bool = False) -> None:
     folder = _fetched(source)
     name = f"model {source!r}"
     _check_kind(name, folder)
-    _check_weights(name, _weight_files(name, folder), quiet)
+    weights = _weight_files(name, folder)
     _check_tokenizer(name, AnchoredTokenizer.load(source), folder)
+    _check_weights(name, weights, quiet)
 
 
 def _fetched(source: str) -> Path:

@@ -6,7 +6,8 @@ The rows are trained whole, because the model has never seen these tokens; no ot
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -62,9 +63,7 @@ def attach(
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
-        with warnings.catch_warnings():  # peft asks transformers by a name that will go
-            warnings.simplefilter("ignore", FutureWarning)
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     targets = settings.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -75,9 +74,18 @@ def attach(
         trainable_token_indices={name: list(rows) for name in _embeddings(model)},
     )
     try:
-        return get_peft_model(model, config)
+        with _names_that_will_go():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from None
+
+
+@contextmanager
+def _names_that_will_go() -> Iterator[None]:
+    """`peft` asks `transformers` by names that these will drop; no matter to a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _embeddings(model: PreTrainedModel) -> list[str]:
@@ -112,7 +120,8 @@ def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -
 
     model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
     if base is not None:
-        model = PeftModel.from_pretrained(base, str(folder / ADAPTER))
+        with _names_that_will_go():
+            model = PeftModel.from_pretrained(base, str(folder / ADAPTER))
     merged = model.merge_and_unload()
     merged.save_pretrained(str(folder))
 

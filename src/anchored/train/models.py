@@ -17,7 +17,7 @@ from anchored.config import Config
 from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer, load_error
 from anchored.train.checkpoints import check_loaded, initialise_rows, set_end_tokens
-from anchored.train.lora import LoraSettings, attach, check_lora, four_bits
+from anchored.train.lora import LoraSettings, attach, check_lora, four_bits, save_merged
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice. Below 190M a name
@@ -112,17 +112,27 @@ def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
     )
 
 
-def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) -> PreTrainedModel:
+def build_model(
+    config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int, trained: str | None = None
+) -> PreTrainedModel:
     """A fresh model with weights drawn by `seed`, or a checkpoint ready to be trained.
 
     New control tokens of a checkpoint get their rows; with `config.lora` it is in its adapter.
+
+    Args:
+        config: what to start from.
+        tokenizer: whose entries need rows.
+        seed: of all that is drawn.
+        trained: a checkpoint of the run itself, whose weights are taken instead.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded or the architecture is unknown.
     """
     set_seed(seed)
+    if trained is not None and config.lora is None:
+        return load_model(trained, tokenizer, dtype=config.torch_dtype)
     if config.init is not None:
-        return _from_checkpoint(config, config.init, tokenizer, seed)
+        return _from_checkpoint(config, config.init, tokenizer, seed, trained)
     ids = tokenizer.control
     special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
     options = {"dtype": config.torch_dtype, "attn_implementation": config.attention}
@@ -138,7 +148,7 @@ def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) ->
 
 
 def _from_checkpoint(
-    config: ModelConfig, init: str, tokenizer: AnchoredTokenizer, seed: int
+    config: ModelConfig, init: str, tokenizer: AnchoredTokenizer, seed: int, trained: str | None
 ) -> Any:
     if config.lora:
         check_lora(config.quantize is not None)
@@ -149,7 +159,22 @@ def _from_checkpoint(
     if config.lora is None:
         return model
     rows = sorted(tokenizer.control_ids[name] for name in tokenizer.tokens)
-    return attach(model, config.lora, rows, quantized=config.quantize is not None)
+    adapted = attach(model, config.lora, rows, quantized=config.quantize is not None)
+    if trained is not None:
+        adapted.load_adapter(trained, adapted.active_adapter, is_trainable=True)
+    return adapted
+
+
+def save_adapted(
+    model: Any, folder: Path, config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int
+) -> None:
+    """Writes a model that `build_model` put in an adapter to `folder`, merged, and the adapter.
+
+    Below a quantized one the checkpoint is loaded again: four bits would round the changes away.
+    """
+    assert config.init is not None
+    base = full_model(config, config.init, tokenizer, seed) if config.quantize else None
+    save_merged(model, folder, base)
 
 
 def full_model(

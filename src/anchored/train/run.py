@@ -53,14 +53,8 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.checkpoints import check_checkpoint
 from anchored.train.counterfactual import write_counterfactuals
-from anchored.train.lora import check_lora, has_adapter, save_merged, without_adapter
-from anchored.train.models import (
-    ModelConfig,
-    build_model,
-    full_model,
-    load_model,
-    quiet_transformers,
-)
+from anchored.train.lora import check_lora, has_adapter, without_adapter
+from anchored.train.models import ModelConfig, build_model, quiet_transformers, save_adapted
 from anchored.train.monitor import (
     LossByKind,
     Monitor,
@@ -197,15 +191,12 @@ def _with_replay(
 
 def _check_init(config: TrainConfig, quiet: bool) -> None:
     """Sees, before the first work of a run, that what it starts from can be trained."""
-    if config.model.init is None or (config.out / "data").exists() or _has_begun(config.out):
+    begun = (config.out / "data").exists() or (config.out / DATASET).exists()
+    if config.model.init is None or begun:
         return
     if config.model.lora:
         check_lora(config.model.quantize is not None)
     check_checkpoint(config.model.init, quiet)
-
-
-def _has_begun(out: Path) -> bool:
-    return (out / DATASET).exists()
 
 
 def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
@@ -285,8 +276,8 @@ def train(
     _check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
     done = checkpoint is not None and _at_its_end(checkpoint)
-    model = _trained(config, tokenizer, checkpoint) if checkpoint and done else None
-    model = model or build_model(config.model, tokenizer, config.seed)
+    start = checkpoint if done else None
+    model = build_model(config.model, tokenizer, config.seed, start)
     write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     if _learns_base_distribution(config):
@@ -304,15 +295,6 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
-
-
-def _trained(config: TrainConfig, tokenizer: AnchoredTokenizer, checkpoint: str) -> Any:
-    """The model of a run that came to its end and was not written out yet."""
-    if config.model.lora is None:
-        return load_model(checkpoint, tokenizer, dtype=config.model.torch_dtype)
-    model: Any = build_model(config.model, tokenizer, config.seed)
-    model.load_adapter(checkpoint, model.active_adapter, is_trainable=True)
-    return model
 
 
 def _learns_base_distribution(config: TrainConfig) -> bool:
@@ -497,21 +479,12 @@ def _save(
             trainer.save_model(str(folder))  # sharded weights are gathered from all processes
         if main:
             if adapted:
-                _save_adapted(trainer.model, folder, config, tokenizer)
+                save_adapted(trainer.model, folder, config.model, tokenizer, config.seed)
             else:
                 (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
             record = _record(config, tokenizer, manifest)
             tokenizer.save(folder, annotated=record["annotated"])
             write_json(folder / RECORD, record)
-
-
-def _save_adapted(
-    model: Any, folder: Path, config: TrainConfig, tokenizer: AnchoredTokenizer
-) -> None:
-    init, settings = config.model.init, config.model
-    assert init is not None
-    base = full_model(settings, init, tokenizer, config.seed) if settings.quantize else None
-    save_merged(model, folder, base)
 
 
 def _record(
