@@ -86,6 +86,9 @@ def test_a_prompt_of_ones_own_needs_a_place_for_the_keys(tmp_path: Path) -> None
     path.write_text("Tag this.")
     with pytest.raises(ConfigError, match=r"mine-v3.md: has no \{\{keys\}\}; put it where"):
         Prompt.of(SMALL, path=path)
+    path.write_text(" \n")
+    with pytest.raises(ConfigError, match=r"mine-v3.md: is empty; write what to ask"):
+        Prompt.of(SMALL, path=path)
     with pytest.raises(ConfigError, match=r"none.md: no such file"):
         Prompt.of(SMALL, path=tmp_path / "none.md")
 

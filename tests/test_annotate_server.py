@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,12 @@ def children() -> list[int]:
     return [int(n) for n in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
+def served(processes: set[int]) -> int:
+    """The one that serves; beside it stands its guard."""
+    lines = {one: Path(f"/proc/{one}/cmdline").read_bytes() for one in processes}
+    return next(one for one, line in lines.items() if b"\0serve\0" in line)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the server by /proc")
 def test_a_server_that_is_killed_is_started_again_and_ended_at_the_end(
@@ -87,10 +95,10 @@ def test_a_server_that_is_killed_is_started_again_and_ended_at_the_end(
     before, killed = set(children()), list[int]()
 
     def kill_once() -> None:
-        journal, end = settings.out / "journal.jsonl", time.monotonic() + 120
+        journal, end = settings.out / "journal.jsonl", time.monotonic() + 300
         while time.monotonic() < end:
             if journal.is_file() and journal.stat().st_size > 1000:
-                killed.extend(set(children()) - before)
+                killed.append(served(set(children()) - before))
                 os.kill(killed[0], signal.SIGKILL)
                 return
             time.sleep(0.01)
@@ -126,6 +134,58 @@ def test_a_server_that_does_not_come_up_ends_the_run(
     with pytest.raises(EndpointError, match=message):
         run(config(tmp_path, {"model": "m", "start_timeout": 1}), QUIET)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+FAMILY = """
+import os, pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+pathlib.Path(os.environ["PIDS"]).write_text(f"{os.getpid()} {child.pid} ")
+time.sleep(120)
+"""
+
+
+def alive(process: int) -> bool:
+    """Is it there, and not only because nobody has asked for its status?"""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_run_that_is_killed_takes_its_server_and_the_servers_children_with_it(
+    tmp_path: Path,
+) -> None:
+    program, pids = tmp_path / "vllm", tmp_path / "pids"
+    program.write_text(f"#!{sys.executable}\n{FAMILY}")
+    program.chmod(0o755)
+    settings = config(tmp_path, {"model": "m"})
+    code = (
+        "import sys; from anchored.annotate.corpus import EndpointAnnotateConfig, run; "
+        "run(EndpointAnnotateConfig.model_validate_json(sys.argv[1]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, settings.model_dump_json()],
+        env={
+            **os.environ,
+            "PIDS": str(pids),
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        },
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: pids.is_file() and pids.read_text().endswith(" "))
+    family = [int(one) for one in pids.read_text().split()]
+    assert all(map(alive, family))
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(alive, family)))
+    assert not any(map(alive, family))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def test_a_server_that_is_not_installed_is_named(tmp_path: Path) -> None:

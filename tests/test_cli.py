@@ -226,7 +226,60 @@ def test_annotate_takes_rows_or_a_configuration(stage, tmp_path, capsys):
     expected = {"source": "b.jsonl", "out": "p", "annotator": "none", "schema_name": "math"}
     assert run.args == (AnnotateConfig.model_validate(expected),)
     assert cli.main(["annotate", "a.jsonl"]) == 2
-    assert error_line(capsys) == "anchored: error: command line: out: missing; add `out: ...`"
+    assert error_line(capsys) == "anchored: error: command line: --out: missing; give it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "annotate a.jsonl --out o --annotator endpoint --url localhost --model m",
+            "--url: 'localhost': no address",
+        ),
+        ("annotate a.jsonl --out o --annotator endpoint --model m", "--url: missing; give it"),
+        ("annotate a.jsonl --out o workers=0", "workers: 0: input should be greater"),
+        (
+            "evaluate m --benchmark stories --out o --temperature nan",
+            "--temperature: ['NaN']: give finite numbers",
+        ),
+        ("evaluate m --benchmark stories --out o --threshold 2", "--threshold: 2"),
+        ("evaluate m --out o", "--benchmark: missing; give it"),
+        ("score {file} --vendi-q -1", "--vendi-q: -1.0: input should be greater"),
+        ("score {file} --judge-url http://h --judge-model m --timeout 0", "--timeout: 0.0"),
+        ("sample m --prompt p --temperature inf", "--temperature: inf: input should be a finite"),
+        ("sample m --prompt p --annotation-min-p 1", "--annotation-min-p: 1.0"),
+    ],
+)
+def test_an_error_names_the_flag_where_one_was_given(
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"prompt": "p", "generations": ["a", "b"]}\n')
+    assert cli.main(arguments.format(file=file).split()) == 2
+    assert error_line(capsys).startswith(f"anchored: error: command line: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_field_of_a_file_is_named_as_it_stands_there(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("source: b.jsonl\nout: o\nendpoint: {url: localhost}\nannotator: endpoint\n")
+    assert cli.main(["annotate", str(path), "--model", "m"]) == 2
+    assert error_line(capsys).startswith(f"anchored: error: {path}: endpoint.url: 'localhost': no")
+
+
+@pytest.mark.parametrize(
+    "command", ["sample m", "distil a.jsonl --out o", "capability m --task t --out o"]
+)
+def test_a_seed_is_a_whole_number(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command.split(), "--seed", "-1"])
+    assert end.value.code == 2
+    assert "--seed: '-1' is not a whole number" in error_line(capsys)
 
 
 class RunConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import datasets
 import pytest
 from rich.console import Console
 
+from anchored.annotate.source import CorpusConfig, items
 from anchored.data.prepare import NewTokenizer, PrepareConfig, prepare
 from anchored.data.readers import SourceConfig, parse_row
 from anchored.data.standoff import Record, StandOff, open_parts, text_hash, write_shard
@@ -84,6 +86,16 @@ def test_prepare_makes_the_same_of_stand_off_and_of_annotated_rows(tmp_path: Pat
     for column in ("input_ids", "labels", "kinds"):
         assert apart[column][:] == inline[column][:]
     assert (json.loads((tmp_path / "a/manifest.json").read_text())["read"]["annotations"]) == 13
+
+
+def test_annotations_given_as_a_path_are_told_where_they_belong(tmp_path: Path) -> None:
+    folder = beside(tmp_path / "s", ROWS)
+    message = rf"^{re.escape(str(folder))}: .* prepare this folder as its `annotations`$"
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path / "a", path=str(folder))
+    config = CorpusConfig.model_validate({"source": str(folder), "out": tmp_path / "b"})
+    with pytest.raises(DataError, match=message):
+        next(items(config))
 
 
 def test_rows_left_out_of_the_corpus_are_passed_over(tmp_path: Path) -> None:

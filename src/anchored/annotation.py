@@ -193,6 +193,8 @@ _LOOSE_TAG = re.compile(
     r"\s*[\"'*`]*([A-Za-z][\w \-]{0,31}?)[\"'*`]*\s*[:=]\s*[\"'*`]*(.*?)[\"'*`,;]*\s*$", re.DOTALL
 )
 _JSON_START = re.compile(r"\{|\[\s*\{")
+_NO_WORD = re.compile(r"[\s\-]+")
+_BETWEEN_VALUES = re.compile("[,;|]")
 _EMPTY_VALUES = {"", "none", "n/a", "na", "null", "unknown", "unspecified", "-"}
 
 
@@ -203,8 +205,13 @@ def read_annotation(text: str, schema: Schema | None = None) -> Annotation:
     schema, unknown keys and values outside a closed vocabulary are left out, lists are split for
     keys that take many values, and only the first value is kept for those that take one.
     """
+    return annotation_of(read_pairs(text), schema)
+
+
+def annotation_of(pairs: Iterable[tuple[str, str]], schema: Schema | None = None) -> Annotation:
+    """The part of `read_annotation` that comes after `read_pairs`."""
     found: dict[Tag, None] = {}
-    for key, raw_value in read_pairs(text):
+    for key, raw_value in pairs:
         for value in _split_values(key, raw_value, schema):
             if normalise_value(value).lower() not in _EMPTY_VALUES:
                 found[Tag(key, value)] = None
@@ -217,7 +224,7 @@ def read_pairs(text: str) -> list[tuple[str, str]]:
     pairs = _json_pairs(text)
     if pairs is None:
         pairs = [pair for line in text.splitlines() for pair in _line_pairs(line)]
-    keyed = ((re.sub(r"[\s\-]+", "_", key.strip().lower()), value) for key, value in pairs)
+    keyed = ((_NO_WORD.sub("_", key.strip().lower()), value) for key, value in pairs)
     return [(key, value) for key, value in keyed if _KEY.fullmatch(key)]
 
 
@@ -255,7 +262,7 @@ def _line_pairs(line: str) -> Iterator[tuple[str, str]]:
 def _split_values(key: str, value: str, schema: Schema | None) -> list[str]:
     spec = schema.key(key) if schema else None
     if spec and spec.limit != 1:
-        return [part.strip(" \"'`[]") for part in re.split(r"[,;|]", value)]
+        return [part.strip(" \"'`[]") for part in _BETWEEN_VALUES.split(value)]
     return [value]
 
 
@@ -348,10 +355,14 @@ class Schema(BaseModel):
             raise ValueError(f"a schema needs at least one key and no key twice, found {names}")
         return keys
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Key names in canonical order."""
         return tuple(key.name for key in self.keys)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Key]:
+        return {key.name: key for key in self.keys}
 
     @property
     def anchored_names(self) -> tuple[str, ...]:
@@ -360,7 +371,7 @@ class Schema(BaseModel):
 
     def key(self, name: str) -> Key | None:
         """The key called `name`, or None."""
-        return next((key for key in self.keys if key.name == name), None)
+        return self._by_name.get(name)
 
     def canonical(self, annotation: Annotation) -> Annotation:
         """The tags grouped by key in the schema's order."""
@@ -377,7 +388,7 @@ class Schema(BaseModel):
             spec = self.key(tag.key)
             value = spec.accept(tag.value) if spec else None
             if spec and value and not spec.full(sum(other.key == tag.key for other in kept)):
-                kept[Tag(tag.key, value)] = None
+                kept[tag if value == tag.value else Tag(tag.key, value)] = None
         return Annotation(tuple(kept))
 
     def check(self, annotation: Annotation) -> None:

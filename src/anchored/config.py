@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -102,10 +102,15 @@ def to_yaml(config: Config) -> str:
     )
 
 
-def load_config(cls: type[C], path: Path | None, overrides: Sequence[str] = ()) -> C:
+def load_config(
+    cls: type[C],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, str] = {},
+) -> C:
     """The configuration in a YAML file, with `a.b=c` overrides applied; `c` is read as YAML.
 
-    Without a file the overrides are all there is.
+    Without a file the overrides are all there is. `flags` are those of `validated`.
 
     Raises:
         ConfigError: the file or an override cannot be read, or a field is unknown, missing or out
@@ -117,11 +122,17 @@ def load_config(cls: type[C], path: Path | None, overrides: Sequence[str] = ()) 
     if isinstance(data, dict):
         for override in overrides:
             _override(data, override)
-    return validated(cls, data, source=str(path or "command line"))
+    return validated(cls, data, source=str(path or "command line"), flags=flags)
 
 
-def validated(cls: type[M], data: Any, source: str) -> M:
+def validated(cls: type[M], data: Any, source: str, flags: Mapping[str, str] = {}) -> M:
     """An instance of `cls` from parsed YAML.
+
+    Args:
+        cls: what it is to be.
+        data: its fields.
+        source: where they come from, for errors.
+        flags: the option of the command line that an error names in place of a field (`a.b`).
 
     Raises:
         ConfigError: names `source`, the first wrong field, its value and what would be right.
@@ -132,7 +143,7 @@ def validated(cls: type[M], data: Any, source: str) -> M:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(cls, error)}") from None
+        raise ConfigError(f"{source}: {_explain(cls, error, flags)}") from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -161,19 +172,27 @@ def _slot(target: Any, name: str, override: str, new_ok: bool = False) -> Any:
     raise ConfigError(f"override {override!r}: {name!r} lies inside {target!r}: no fields there")
 
 
-def _explain(cls: type[BaseModel], error: ValidationError) -> str:
+def _explain(cls: type[BaseModel], error: ValidationError, flags: Mapping[str, str]) -> str:
     """The first problem in one line: field, value, way out; and how many more there are."""
     problems = error.errors()
     first = problems[0]
-    field = ".".join(map(str, first["loc"])) or "configuration"
+    flag = _flag(first["loc"], flags)
+    field = flag or ".".join(map(str, first["loc"])) or "configuration"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown field{_suggestion(cls, first['loc'])}{more}"
     if first["type"] == "missing":
-        return f"{field}: missing; add `{first['loc'][-1]}: ...`{more}"
+        way_out = "give it" if flag else f"add `{first['loc'][-1]}: ...`"
+        return f"{field}: missing; {way_out}{more}"
     message = first["msg"].removeprefix("Value error, ")
     shown = repr(first["input"])
     return f"{field}: {shown[:120]}: {message[:1].lower()}{message[1:]}{more}"
+
+
+def _flag(location: tuple[int | str, ...], flags: Mapping[str, str]) -> str | None:
+    """The option that gave a field, or the list that it is an item of."""
+    names = (".".join(map(str, location[:end])) for end in range(len(location), 0, -1))
+    return next((flags[name] for name in names if name in flags), None)
 
 
 def _suggestion(cls: type[BaseModel], location: tuple[int | str, ...]) -> str:

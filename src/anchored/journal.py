@@ -35,19 +35,22 @@ class Journal:
 
     Args:
         path: the file, made with its folder where it is missing; None for a temporary one.
+        read_only: beside the one writer: what is in the file at the start, and no `put`.
 
     Raises:
         DataError: a line is no row of a journal, or another process writes to the file.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
         self._name = path or Path("journal")
         self._end = 0
 
     def __enter__(self) -> Self:
         if self.path is None:
             self._file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
+        elif self.read_only:
+            self._file = self.path.open("rb", buffering=0)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _opened(self.path)
@@ -60,7 +63,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.path is not None and not self._end:
+        if self.path is not None and not self._end and not self.read_only:
             self.path.unlink()  # nothing came of it
         self._close()
 
@@ -92,9 +95,14 @@ class Journal:
 
     def rows(self) -> Iterator[Row]:
         """The newest row of every key, without it, in the order in which they were put."""
+        for _, row in self.items():
+            yield row
+
+    def items(self) -> Iterator[tuple[str, Row]]:
+        """Every key with its newest row, in the order in which they were put."""
         for at, size, key in self._lines():
             if self._place(key) == (at, size):
-                yield self._row(at, size)
+                yield key, self._row(at, size)
 
     def _place(self, key: str) -> tuple[int, int] | None:
         return self._index.execute(_SELECT, (_digest(key),)).fetchone()
@@ -107,12 +115,11 @@ class Journal:
 
     def _read(self) -> None:
         """Fills the index and cuts off what follows the last whole line."""
-        self._index.execute("BEGIN")
         for at, size, key in self._lines():
             self._index.execute(_INSERT, (_digest(key), at, size))
             self._end = at + size
-        self._index.execute("COMMIT")
-        self._file.truncate(self._end)
+        if not self.read_only:
+            self._file.truncate(self._end)
 
     def _lines(self) -> Iterator[tuple[int, int, str]]:
         """Place, size and key of every whole line."""
@@ -145,6 +152,7 @@ def _index() -> sqlite3.Connection:
     for setting in ("journal_mode = OFF", "synchronous = OFF"):
         index.execute(f"PRAGMA {setting}")
     index.execute("CREATE TABLE places (key BLOB PRIMARY KEY, at INT, size INT) WITHOUT ROWID")
+    index.execute("BEGIN")  # and no end: a transaction a row would only take longer
     return index
 
 

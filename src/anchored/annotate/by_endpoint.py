@@ -9,13 +9,13 @@ more, then constrained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
 
 from anchored.annotate.prompts import Prompt, answer_schema
-from anchored.annotation import Annotation, Schema, read_annotation, read_pairs
+from anchored.annotation import Annotation, Schema, annotation_of, read_pairs
 from anchored.endpoint import Endpoint, EndpointConfig, Reply
 from anchored.errors import RequestFailed
 from anchored.journal import Row, content_key
@@ -75,9 +75,13 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
 
+    def row(self) -> Row:
+        """As `Answer.row` keeps it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Usage:
-        """As `Answer.row` keeps it."""
+        """The inverse of `row`."""
         return cls(*(row[name] for name in cls.__slots__))
 
     @classmethod
@@ -108,7 +112,7 @@ class Answer:
     def row(self) -> Row:
         """The form that a journal keeps."""
         dropped = {"dropped": list(self.dropped)} if self.dropped else {}
-        return {"annotation": self.annotation.rows(), **dropped, **asdict(self.usage)}
+        return {"annotation": self.annotation.rows(), **dropped, **self.usage.row()}
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Answer:
@@ -133,10 +137,11 @@ def read_answer(reply: Reply, schema: Schema) -> tuple[Annotation, tuple[str, ..
         raise Unreadable(
             "the model thinks first; turn it off by the server's options or `sampling`"
         )
-    annotation = schema.canonical(read_annotation(reply.text, schema))
+    pairs = read_pairs(reply.text)
+    annotation = schema.canonical(annotation_of(pairs, schema))
     if not annotation:
         raise Unreadable(f"no tag of the schema in {(reply.refusal or reply.text)[:SHOWN]!r}")
-    written = dict.fromkeys(key for key, _ in read_pairs(reply.text))
+    written = dict.fromkeys(key for key, _ in pairs)
     return annotation, tuple(key for key in written if key not in annotation.keys)
 
 

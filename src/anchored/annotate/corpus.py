@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -23,8 +23,8 @@ from anchored.annotate.by_endpoint import AnnotatorConfig, Answer, EndpointAnnot
 from anchored.annotate.meter import Display, Meter, Projection
 from anchored.annotate.prompts import Prompt
 from anchored.annotate.server import LOG, ServeConfig, Server, thinks
-from anchored.annotate.shards import NumberedRows, ShardWriter, Share
-from anchored.annotate.source import CorpusConfig, batched, items
+from anchored.annotate.shards import WHOLE, ShardWriter, Share, collect_all, numbered_shards
+from anchored.annotate.source import CorpusConfig, check_installed
 from anchored.config import versions
 from anchored.data.readers import load_schema
 from anchored.data.standoff import SHARD, Part, open_parts, read_shard, shard_numbers
@@ -36,12 +36,11 @@ from anchored.endpoint import (
     estimated_tokens,
     run_all,
 )
-from anchored.errors import DataError, EndpointError, Incomplete
+from anchored.errors import ConfigError, DataError, EndpointError, Incomplete
 from anchored.files import claim, write_json
 from anchored.journal import Journal
 
 TOKENS_A_KEY = 6  # of an answer, as an estimate; a dry run measures
-WHOLE = Share()
 _THINKS = (
     "its chat template can make it think, and such answers fail; switch it off with "
     "endpoint.sampling={chat_template_kwargs: {enable_thinking: false}}"
@@ -68,6 +67,20 @@ class EndpointAnnotateConfig(CorpusConfig):
     max_failed: int | None = Field(
         default=None, ge=0, description="stop when more texts than this have failed"
     )
+    workers: int | None = Field(
+        default=None, ge=1, description="processes of a cluster; None: one a machine"
+    )
+
+    @model_validator(mode="after")
+    def _cluster_fits(self) -> Self:
+        if self.cluster is None and self.workers is not None:
+            raise ValueError("workers: of a cluster alone; add cluster: ray, or leave it out")
+        if self.cluster is not None and self.serve is not None:
+            raise ValueError(
+                "serve: one server would serve all machines; start the servers first and name "
+                "their endpoint.url, or run one server a task by --shard"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +137,9 @@ def run(
         Incomplete: some texts have no annotation; run again to try them again.
     """
     console = console or Console(stderr=True)
+    if config.cluster is not None and share != WHOLE:
+        raise ConfigError("cluster: takes the whole corpus; leave --shard out, or the cluster")
+    check_installed(config)
     annotator = _annotator(config)
     if config.out.exists():
         claim(config.out, config, _FREE)
@@ -131,12 +147,18 @@ def run(
     claim(config.out, config, _FREE)
     console.print(_estimate(annotator, scan), highlight=False, soft_wrap=True)
     with Journal(config.out / share.file("journal", ".jsonl")) as journal:
+        if share == WHOLE:
+            collect_all(config.out, journal)
         work = _Work(config, annotator, journal, console)
         if dry_run:
             projection = blocking(work.project(scan))
             console.print(str(projection), highlight=False, soft_wrap=True)
             return asdict(projection)
-        blocking(work.annotate(scan, share))
+        if config.cluster is None:
+            blocking(work.annotate(scan, share))
+        else:
+            work.annotate_on_cluster(scan)
+        _remove_shards_after(scan.last_shard, config.out, share)
         manifest = _manifest(config, annotator, scan, journal, share)
     write_json(config.out / share.file("manifest", ".json"), manifest)
     _raise_if_incomplete(config.out, manifest)
@@ -151,18 +173,10 @@ def _annotator(config: EndpointAnnotateConfig) -> EndpointAnnotator:
     return EndpointAnnotator(config.endpoint, schema, (about_text, about_response))
 
 
-def _shards(config: EndpointAnnotateConfig, share: Share) -> Iterator[tuple[int, NumberedRows]]:
-    """A share's shards: number, and rows with theirs."""
-    kept = ((row, item) for row, item in items(config) if item is not None)
-    for number, rows in enumerate(batched(enumerate(kept), config.rows_per_shard)):
-        if share.has(number):
-            yield number, rows
-
-
 def _scan(config: EndpointAnnotateConfig, share: Share, sample: int, console: Console) -> _Scan:
     scan = _Scan(sample)
     with console.status("reading the source"):
-        for scan.last_shard, rows in _shards(config, share):
+        for scan.last_shard, rows in numbered_shards(config, share):
             scan.rows += len(rows)
             for _, (row, item) in rows:
                 for part in open_parts(row, item):
@@ -202,11 +216,25 @@ class _Work:
         """Settles every text of the share and writes its shards."""
         meter = Meter(scan.parts)
         async with self._writer(meter) as writer:
-            await writer.write(_shards(self.config, share), 2 * self.config.endpoint.concurrency)
+            await writer.write(
+                numbered_shards(self.config, share), 2 * self.config.endpoint.concurrency
+            )
         self.console.print(meter.line(), highlight=False, soft_wrap=True)
-        for number in shard_numbers(self.config.out):  # of a corpus that was longer once
-            if share.has(number) and number > scan.last_shard:
-                (self.config.out / SHARD.format(number)).unlink()
+
+    def annotate_on_cluster(self, scan: _Scan) -> None:
+        """The same for a whole corpus by the workers of a cluster."""
+        from anchored.annotate.cluster import joined
+        from anchored.annotate.endpoint_workers import Job, annotate
+
+        config, meter = self.config, Meter(scan.parts)
+        with joined(config.workers, scan.last_shard + 1, one_a_node=True) as cluster:
+            job = Job.shared(
+                config.out, self.annotator, config.context_tags, config.max_failed, cluster.workers
+            )
+            display = Display(meter, self.console)
+            with display.progress:
+                annotate(cluster, config, job, self.journal, meter, display.update)
+        self.console.print(meter.line(), highlight=False, soft_wrap=True)
 
     async def project(self, scan: _Scan) -> Projection:
         """What the whole share would take, from its sample; the answers are kept."""
@@ -288,6 +316,13 @@ def _manifest(
         "cost": config.endpoint.cost(usage.prompt_tokens, usage.completion_tokens),
         "versions": versions(),
     }
+
+
+def _remove_shards_after(last: int, out: Path, share: Share) -> None:
+    """Those of a corpus that was longer once."""
+    for number in shard_numbers(out):
+        if share.has(number) and number > last:
+            (out / SHARD.format(number)).unlink()
 
 
 def _spent(journal: Journal) -> tuple[Usage, Counter[str]]:

@@ -43,6 +43,13 @@ class Meter:
         self.failed += failed
         self.reused += not failed
 
+    def add(self, other: Meter) -> None:
+        """Counts what another process has counted."""
+        self.done += other.done
+        self.reused += other.reused
+        self.failed += other.failed
+        self.usage += other.usage
+
     @property
     def seconds(self) -> float:
         """Since the start."""

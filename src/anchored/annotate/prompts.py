@@ -49,7 +49,7 @@ class Prompt:
             path: a file of the user's own, with `{{keys}}` where the keys are to stand.
 
         Raises:
-            ConfigError: the file is missing, is not UTF-8 or has no `{{keys}}`.
+            ConfigError: the file is missing, empty, not UTF-8 or has no `{{keys}}`.
         """
         if path is not None:
             return cls(path.stem, _own(path).replace(KEYS, describe(schema)))
@@ -81,10 +81,12 @@ def _subject(schema: Schema) -> str:
 def _own(path: Path) -> str:
     try:
         text = path.read_text("utf-8").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"prompt: {path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"prompt: {path}: not UTF-8 at byte {error.start}") from None
+    if not text:
+        raise ConfigError(f"prompt: {path}: is empty; write what to ask, with {KEYS} for the keys")
     if KEYS not in text:
         raise ConfigError(f"prompt: {path}: has no {KEYS}; put it where the keys are to stand")
     return text

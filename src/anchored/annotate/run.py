@@ -14,9 +14,10 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import wait as wait_for_exit
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from anchored.annotate.distilled import DistilledAnnotator
 from anchored.annotate.offline import OfflineAnnotator
-from anchored.annotate.source import CorpusConfig, batched, items
+from anchored.annotate.source import CorpusConfig, batched, check_installed, items
 from anchored.annotation import Annotation, Schema
 from anchored.config import versions
 from anchored.data.readers import Document, Item, Row, load_schema
@@ -41,6 +42,8 @@ _PLAN = "plan.json"
 _PROBE = 500
 _BATCH = 512
 _DISTILLED = "distilled:"
+
+_Shard = Sequence[tuple[Row, Item]]
 
 
 class Annotator(Protocol):
@@ -137,6 +140,7 @@ def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any
         DataError: a source or a row is at fault, or the source changed since the run began.
     """
     console = console or Console(stderr=True)
+    check_installed(config)
     schema = load_schema(config.schema_name)
     distilled = _distilled(config, schema)
     if config.out.exists():
@@ -220,13 +224,14 @@ class _Shards:
     """The numbered files of a run, and which are still to be written."""
 
     def __init__(self, config: AnnotateConfig, count: int) -> None:
-        self.out, self.size, self.count = config.out, config.rows_per_shard, count
+        self.size, self.count = config.rows_per_shard, count
         for stale in config.out.glob(".shard-*.partial"):
             stale.unlink()
-        self.missing = [n for n in range(count) if not self.path(n).is_file()]
+        self.missing = [n for n in range(count) if not _shard_path(config.out, n).is_file()]
 
-    def path(self, number: int) -> Path:
-        return self.out / f"shard-{number:05d}.jsonl"
+
+def _shard_path(out: Path, number: int) -> Path:
+    return out / f"shard-{number:05d}.jsonl"
 
 
 def _estimate(annotator: Annotator, scan: _Scan, todo: _Shards, console: Console) -> None:
@@ -254,7 +259,11 @@ def _write_shards(
     rows: int,
     console: Console,
 ) -> None:
-    workers = min(config.workers or os.cpu_count() or 1, len(todo.missing))
+    if config.cluster is None:
+        workers = min(config.workers or os.cpu_count() or 1, len(todo.missing))
+        finished = _finished(config, annotator, todo, workers)
+    else:
+        finished = _finished_on_cluster(config, annotator, todo, rows)
     columns = (
         TextColumn("annotating"),
         BarColumn(),
@@ -265,7 +274,7 @@ def _write_shards(
     hidden = not console.is_interactive
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("annotate", total=rows)
-        for done in _finished(config, annotator, todo, workers):
+        for done in finished:
             progress.advance(task, done)
 
 
@@ -277,26 +286,74 @@ def _finished(
 ) -> Iterator[int]:
     """Rows done, shard by shard as they are finished."""
     missing = set(todo.missing)
-    kept = ((row, item) for row, item in items(config) if item is not None)
-    shards = enumerate(batched(kept, todo.size))
     if workers <= 1:
-        for number, shard in shards:
+        for number, shard in _shards(config):
             if number in missing:
-                _write_shard(annotator, todo.path(number), shard)
+                _write_shard(annotator, _shard_path(config.out, number), shard)
             yield len(shard)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (annotator.again(),)) as pool:
         running: set[Future[int]] = set()
-        for number, shard in shards:
+        for number, shard in _shards(config):
             if number not in missing:
                 yield len(shard)
                 continue
-            running.add(pool.submit(_work, todo.path(number), shard))
+            running.add(pool.submit(_work, _shard_path(config.out, number), shard))
             if len(running) > 2 * workers:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield sum(future.result() for future in done)
         yield sum(future.result() for future in running)
+
+
+def _shards(config: AnnotateConfig) -> Iterator[tuple[int, _Shard]]:
+    kept = ((row, item) for row, item in items(config) if item is not None)
+    yield from enumerate(batched(kept, config.rows_per_shard))
+
+
+def _finished_on_cluster(
+    config: AnnotateConfig, annotator: Annotator, todo: _Shards, rows: int
+) -> Iterator[int]:
+    """The same by the workers of a cluster, who write into the folder that all machines share."""
+    from anchored.annotate.cluster import joined
+
+    last = rows - (todo.count - 1) * todo.size  # rows of the last shard
+    yield rows - sum(last if n == todo.count - 1 else todo.size for n in todo.missing)
+    if not todo.missing:
+        return
+    with joined(config.workers, len(todo.missing)) as cluster:
+        make = partial(ClusterWorker, config.out.absolute(), annotator.again(), annotator.name)
+        yield from cluster.spread(partial(_missing, config, frozenset(todo.missing)), make)
+
+
+def _missing(config: AnnotateConfig, numbers: Set[int]) -> Iterator[tuple[int, _Shard]]:
+    yield from ((number, shard) for number, shard in _shards(config) if number in numbers)
+
+
+class ClusterWorker:
+    """Writes shards on a machine of a cluster.
+
+    Args:
+        out: the run's folder.
+        make: makes the annotator.
+        name: of the annotator on the machine that sends the shards.
+
+    Raises:
+        ConfigError: this machine lacks the folder, or its packages would write other tags.
+    """
+
+    def __init__(self, out: Path, make: Callable[[], Annotator], name: str) -> None:
+        from anchored.annotate.cluster import check_shared
+
+        check_shared(out)
+        self._out, self._annotator = out, make()
+        if not name.startswith(self._annotator.name):
+            raise ConfigError(f"has {self._annotator.name}, not {name}; install the same")
+
+    def __call__(self, number: int, shard: _Shard) -> int:
+        """Writes one shard and says how many rows it has."""
+        _write_shard(self._annotator, _shard_path(self._out, number), shard)
+        return len(shard)
 
 
 _worker: Annotator | None = None
@@ -316,13 +373,13 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _work(path: Path, shard: Sequence[tuple[Row, Item]]) -> int:
+def _work(path: Path, shard: _Shard) -> int:
     assert _worker is not None
     _write_shard(_worker, path, shard)
     return len(shard)
 
 
-def _write_shard(annotator: Annotator, path: Path, shard: Sequence[tuple[Row, Item]]) -> None:
+def _write_shard(annotator: Annotator, path: Path, shard: _Shard) -> None:
     texts = list(dict.fromkeys(text for _, item in shard for text in _texts(item)))
     found: dict[str, Annotation] = {}
     for batch in batched(texts, _BATCH):

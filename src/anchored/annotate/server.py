@@ -8,8 +8,10 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
@@ -23,6 +25,14 @@ LOG = "server.log"
 _POLL = 0.2  # seconds between two looks at a server that starts
 _GRACE = 15.0  # seconds that a server has to end by itself
 _THINKS = ("enable_thinking", "<think>")
+# Its standard input ends when we die, however we die, and then it ends the server's process group.
+# A line says that the server is ended already.
+_GUARD = """
+read -r _ && exit
+kill -s TERM -- "-$1" || exit
+for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 1; kill -s 0 -- "-$1" || exit; done
+kill -s KILL -- "-$1"
+"""
 
 
 class ServeConfig(Config):
@@ -65,8 +75,9 @@ def thinks(model: str) -> bool:
 class Server:
     """A served model, up inside `async with`; `url` is where.
 
-    It runs in a process group of its own, which ends with this object, whatever happens. A server
-    that dies is started again, `restarts` times; its output goes to `log`.
+    It runs in a process group of its own, which ends with this object or, where this process is
+    killed (SIGKILL), by a guard beside it. A server that dies is started again, `restarts` times;
+    its output goes to `log`.
 
     Raises:
         ConfigError: the program is not installed.
@@ -81,6 +92,7 @@ class Server:
         self._health = f"http://127.0.0.1:{port}/health"
         self._command = config.command(port)
         self._process: asyncio.subprocess.Process | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._up = asyncio.Event()
         self._failure: EndpointError | None = None
 
@@ -116,8 +128,13 @@ class Server:
     async def _start(self) -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=log, stderr=log, start_new_session=True
+                *self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
+        self._guard = _guarding(self._process.pid)
         try:
             async with asyncio.timeout(self.config.start_timeout):
                 while not await self._healthy():
@@ -142,6 +159,7 @@ class Server:
             assert self._process is not None
             status = await self._process.wait()
             self._up.clear()
+            self._kill_rest()  # children that it left may hold its port and its memory
             self.deaths += 1
             try:
                 if self.deaths > self.config.restarts:
@@ -159,21 +177,37 @@ class Server:
             signal.signal(signal.SIGTERM, self._before)
         if self._process is None:
             return
-        _signal_group(self._process, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(_GRACE):
                 await self._process.wait()
         except TimeoutError:
             pass
-        _signal_group(self._process, signal.SIGKILL)  # whatever of the group is left
+        self._kill_rest()
         await self._process.wait()
 
+    def _kill_rest(self) -> None:
+        """Kills what is left of the server's group; there is nothing to guard then."""
+        self._signal(signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.communicate(b"\n")
+            self._guard = None
 
-def _signal_group(process: asyncio.subprocess.Process, number: int) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):  # nothing of the group is left
+            os.killpg(self._process.pid, number)
+
+
+def _guarding(group: int) -> subprocess.Popen[bytes]:
+    """A shell that ends a process group if this process dies."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "guard", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for us, and so is a closed terminal
+    )
 
 
 def _free_port() -> int:

@@ -10,11 +10,14 @@ from pathlib import Path
 from anchored.annotate.by_endpoint import Answer, Request
 from anchored.annotate.meter import Meter
 from anchored.annotate.prompts import written
+from anchored.annotate.source import CorpusConfig, batched, items
 from anchored.data.readers import Item, Row
 from anchored.data.standoff import Part, Record, open_parts, text_hash, write_shard
 from anchored.endpoint import run_all
 from anchored.errors import Incomplete
 from anchored.journal import Journal
+
+_SHARD_JOURNAL = "journal-of-shard-{}.jsonl"
 
 NumberedRows = Sequence[tuple[int, tuple[Row, Item]]]
 
@@ -34,6 +37,51 @@ class Share:
         """The name of a file that each part has for itself."""
         part = f"-{self.index}-of-{self.count}" if self.count > 1 else ""
         return f"{name}{part}{suffix}"
+
+
+WHOLE = Share()
+
+
+def numbered_shards(config: CorpusConfig, share: Share) -> Iterator[tuple[int, NumberedRows]]:
+    """A share's shards in order: number, and rows with theirs."""
+    kept = ((row, item) for row, item in items(config) if item is not None)
+    for number, rows in enumerate(batched(enumerate(kept), config.rows_per_shard)):
+        if share.has(number):
+            yield number, rows
+
+
+def shard_journal(folder: Path, number: int) -> Path:
+    """The journal of a shard that a worker of a cluster has at work."""
+    return folder / _SHARD_JOURNAL.format(f"{number:05d}")
+
+
+def collect_all(folder: Path, journal: Journal) -> None:
+    """Moves the answers that a run on a cluster left with its shards to the journal of the run.
+
+    Raises:
+        DataError: a worker of that run still writes to one.
+    """
+    for path in sorted(folder.glob(_SHARD_JOURNAL.format("*"))):
+        collect(path, journal)
+
+
+def collect(path: Path, journal: Journal) -> None:
+    """Moves the answers in one journal to another."""
+    if not path.is_file():  # nothing came of it
+        return
+    with Journal(path) as part:
+        for key, row in part.items():
+            if journal.get(key) is None:
+                journal.put(key, row)
+    path.unlink(missing_ok=True)
+
+
+def too_many_failed(folder: Path, failed: int, first_error: str | None) -> Incomplete:
+    """The error that stops a run at `max_failed`."""
+    return Incomplete(
+        f"{folder}: {failed:,} chunks failed, more than max_failed, the first by: {first_error}; "
+        "run again to retry"
+    )
 
 
 @dataclass(slots=True)
@@ -156,10 +204,7 @@ class ShardWriter:
     def _stop_if_too_many(self, error: str | None) -> None:
         self.first_error = self.first_error or error
         if self.max_failed is not None and self.meter.failed > self.max_failed:
-            raise Incomplete(
-                f"{self.folder}: {self.meter.failed:,} chunks failed, more than max_failed, the "
-                f"first by: {self.first_error}; run again to retry"
-            )
+            raise too_many_failed(self.folder, self.meter.failed, self.first_error)
 
     def _settled(self, task: _Task, _: None) -> None:
         shard, places = task

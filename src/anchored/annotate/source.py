@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
 from anchored.config import Config
 from anchored.data.readers import Item, Row, SourceConfig, Split, parse_row, read_rows
-from anchored.errors import DataError
+from anchored.data.standoff import refuse_stand_off
+from anchored.errors import ConfigError, DataError
 from anchored.segments import split_chunks
 
 T = TypeVar("T")
@@ -32,6 +34,9 @@ class CorpusConfig(Config):
     rows_per_shard: int = Field(default=500, ge=1)
     skip_bad_rows: bool = Field(
         default=False, description="count rows that would be an error, and go on"
+    )
+    cluster: Literal["ray"] | None = Field(
+        default=None, description="spread the work over the machines of a Ray cluster"
     )
 
     @field_validator("source", mode="before")
@@ -53,6 +58,18 @@ class CorpusConfig(Config):
         return partial(split_chunks, min_chars=self.min_chunk_chars, max_chars=self.max_chunk_chars)
 
 
+def check_installed(config: CorpusConfig) -> None:
+    """Sees that a run on a cluster can be one, before there is any work.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.cluster is not None and find_spec(config.cluster) is None:
+        raise ConfigError(
+            f"cluster: {config.cluster} is not installed; pip install 'anchored[cluster]'"
+        )
+
+
 def items(config: CorpusConfig) -> Iterator[tuple[Row, Item | None]]:
     """Rows with what they parse to; None for a bad row that is to be passed over.
 
@@ -61,6 +78,7 @@ def items(config: CorpusConfig) -> Iterator[tuple[Row, Item | None]]:
     """
     split = config.split
     for source in config.source:
+        refuse_stand_off(source)
         for place, row in read_rows(source):
             try:
                 yield row, parse_row(row, place, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,6 +67,30 @@ def key_value(text: str) -> tuple[str, str]:
     if not separator or not value.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: write key=value")
     return key.strip(), value
+
+
+def same_flags(*fields: str) -> dict[str, str]:
+    """The flags of fields that are called as they are."""
+    return {field: f"--{field.replace('_', '-')}" for field in fields}
+
+
+def flags_used(
+    flags: Mapping[str, str],
+    given: Collection[str],
+    config: Path | None,
+    overrides: Iterable[str] = (),
+) -> dict[str, str]:
+    """The flags that an error should name in place of fields.
+
+    Args:
+        flags: by field.
+        given: the fields that were given by flags.
+        config: the file that all others come from; without one a missing field is a missing flag.
+        overrides: `a.b=c` arguments, which come after flags.
+    """
+    replaced = {override.partition("=")[0] for override in overrides}
+    wanted = given if config else flags
+    return {field: flags[field] for field in wanted if field in flags and field not in replaced}
 
 
 def only_given(**fields: Any) -> dict[str, Any]:

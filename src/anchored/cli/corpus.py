@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from anchored.cli.common import (
     command,
     existing_file,
     extra,
+    flags_used,
     positive,
     print_json,
+    same_flags,
     whole_number,
 )
 from anchored.errors import AnchoredError
@@ -50,10 +52,26 @@ def _run_schema_suggest(options: argparse.Namespace) -> None:
         "sample": options.sample,
     }
     known = {name: value for name, value in given.items() if value is not None}
-    config = validated(SuggestConfig, known, source="command line")
+    flags = {"corpus": "CORPUS", "schema_name": "--schema", **same_flags("sft", "sample")}
+    config = validated(SuggestConfig, known, source="command line", flags=flags)
     found = run(config, options.out, Console(stderr=options.json))
     if options.json:
         print_json(found.data())
+
+
+_ANNOTATE_FLAGS = {
+    "source": "SRC",
+    "schema_name": "--schema",
+    "serve.model": "--serve",
+    "serve.server": "--server",
+    **same_flags("out", "annotator", "context_tags", "max_failed"),
+    **{
+        f"endpoint.{field}": flag
+        for field, flag in same_flags(
+            "url", "model", "key_env", "concurrency", "price_in", "price_out"
+        ).items()
+    },
+}
 
 
 def add_annotate(commands: Any) -> None:
@@ -69,6 +87,13 @@ def add_annotate(commands: Any) -> None:
     parser.add_argument("--out", help="folder for the shards; run again to resume")
     parser.add_argument("--annotator", help="offline (default), distilled:FOLDER or endpoint")
     parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
+    parser.add_argument("--cluster", choices=("ray",), help="spread over a Ray cluster's machines")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes; default: one a core, of an endpoint one a machine",
+    )
     _add_endpoint(parser.add_argument_group("the endpoint annotator"))
     add_overrides(parser)
 
@@ -109,40 +134,48 @@ def _run_annotate(options: argparse.Namespace) -> None:
     from anchored.config import read_yaml
 
     path = Path(options.source) if options.source.endswith((".yaml", ".yml")) else None
-    overrides = [*_annotate_fields(options, path), *options.overrides]
+    fields = _annotate_fields(options, path)
+    overrides = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
+    overrides += options.overrides
+    flags = flags_used(_ANNOTATE_FLAGS, fields, path, options.overrides)
     named = options.annotator or ((path and read_yaml(path)) or {}).get("annotator")
     if named == "endpoint" or (named is None and (options.url or options.serve)):
-        manifest = _annotate_by_endpoint(options, path, overrides)
+        manifest = _annotate_by_endpoint(options, path, overrides, flags)
     elif options.dry_run or options.shard:
         raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
     else:
         from anchored.annotate.run import AnnotateConfig, run
         from anchored.config import load_config
 
-        manifest = run(load_config(AnnotateConfig, path, overrides))
+        manifest = run(load_config(AnnotateConfig, path, overrides, flags))
     if options.json:
         print_json(manifest)
 
 
 def _annotate_by_endpoint(
-    options: argparse.Namespace, path: Path | None, overrides: Sequence[str]
+    options: argparse.Namespace,
+    path: Path | None,
+    overrides: Sequence[str],
+    flags: Mapping[str, str],
 ) -> dict[str, Any]:
     from anchored.annotate.corpus import WHOLE, EndpointAnnotateConfig, run
     from anchored.annotate.shards import Share
     from anchored.config import load_config
 
-    config = load_config(EndpointAnnotateConfig, path, overrides)
+    config = load_config(EndpointAnnotateConfig, path, overrides, flags)
     share = Share(*options.shard) if options.shard else WHOLE
     return run(config, share=share, dry_run=options.dry_run or 0)
 
 
-def _annotate_fields(options: argparse.Namespace, config: Path | None) -> list[str]:
-    """The options that were given, as overrides."""
+def _annotate_fields(options: argparse.Namespace, config: Path | None) -> dict[str, Any]:
+    """The fields whose options were given."""
     fields = {
         "source": None if config else options.source,
         "out": options.out,
         "annotator": options.annotator,
         "schema_name": options.schema,
+        "cluster": options.cluster,
+        "workers": options.workers,
         "endpoint.url": options.url,
         "endpoint.model": options.model,
         "endpoint.key_env": options.key_env,
@@ -154,7 +187,7 @@ def _annotate_fields(options: argparse.Namespace, config: Path | None) -> list[s
         "context_tags": options.context_tags,
         "max_failed": options.max_failed,
     }
-    return [f"{field}={json.dumps(value)}" for field, value in fields.items() if value is not None]
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 def add_distil(commands: Any) -> None:
@@ -170,7 +203,7 @@ def add_distil(commands: Any) -> None:
     parser.add_argument(
         "--choose", type=positive, metavar="N", help="write N texts of SRC that stand for all"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
 
 
 def _run_distil(options: argparse.Namespace) -> None:
@@ -190,10 +223,17 @@ def _run_distil(options: argparse.Namespace) -> None:
         "seed": options.seed,
     }
     known = {name: value for name, value in given.items() if value is not None}
+    flags = {
+        "source": "LABELLED|SRC",
+        "schema_name": "--schema",
+        "count": "--choose",
+        **same_flags("out", "target_precision"),
+    }
     if options.choose is None:
-        result = distil.run(validated(distil.DistilConfig, known, source="command line"))
+        wanted = validated(distil.DistilConfig, known, source="command line", flags=flags)
+        result = distil.run(wanted)
     else:
-        config = validated(choose.ChooseConfig, known, source="command line")
+        config = validated(choose.ChooseConfig, known, source="command line", flags=flags)
         result = asdict(choose.run(config))
     if options.json:
         print_json(result)
@@ -278,5 +318,6 @@ def _run_inspect_tags(options: argparse.Namespace) -> None:
         "sample": options.sample,
     }
     known = {name: value for name, value in given.items() if value is not None}
-    config = validated(TagsConfig, known, source="command line")
+    flags = {"source": "SRC", **same_flags("against", "embedder", "sample")}
+    config = validated(TagsConfig, known, source="command line", flags=flags)
     run(config, options.canonical, html=options.html, as_json=options.json)

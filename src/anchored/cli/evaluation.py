@@ -12,13 +12,40 @@ from anchored.cli.common import (
     command,
     existing_file,
     extra,
+    flags_used,
     key_value,
     only_given,
     positive,
     print_json,
+    same_flags,
     whole_number,
 )
 from anchored.errors import AnchoredError, Incomplete
+
+_READER_FLAGS = {
+    **same_flags("embedder", "embedder_key_env", "equivalence", "threshold", "quality"),
+    **same_flags("attributes", "calibration", "journal"),
+    "schema_name": "--schema",
+    "vendi_orders": "--vendi-q",
+    "judge.url": "--judge-url",
+    "judge.model": "--judge-model",
+    "judge.key_env": "--judge-key-env",
+    "judge.sampling": "--judge-set",
+    **{
+        f"judge.{field}": flag
+        for field, flag in same_flags(
+            "concurrency", "timeout", "requests_per_minute", "tokens_per_minute", "price_in",
+            "price_out",
+        ).items()
+    },
+}  # fmt: skip
+_EVALUATE_FLAGS = {
+    **same_flags("out", "base", "sft", "seeds", "samples", "limit", "concurrency"),
+    "benchmarks": "--benchmark",
+    "temperatures": "--temperature",
+    "max_tokens": "--max-new-tokens",
+    **{f"readers.{field}": flag for field, flag in _READER_FLAGS.items()},
+}
 
 
 def add_evaluate(commands: Any) -> None:
@@ -85,7 +112,9 @@ def _run_evaluate(options: argparse.Namespace) -> None:
         path, rest = None, []
         fields["models"] = named_models(words, options.ask, settings)
     overrides = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
-    config = load_config(EvaluateConfig, path, [*overrides, *rest])
+    given = [name for field, value in fields.items() for name in _leaves(field, value)]
+    flags = flags_used(_EVALUATE_FLAGS, given, path, rest)
+    config = load_config(EvaluateConfig, path, [*overrides, *rest], flags)
     results = run(config, Console(stderr=options.json))
     if options.json:
         print_json(results)
@@ -93,6 +122,11 @@ def _run_evaluate(options: argparse.Namespace) -> None:
         one["judge"]["failed"] for one in results["benchmarks"].values() if one["judge"]
     ):
         raise Incomplete(f"{failed} judgements failed; run again to retry them")
+
+
+def _leaves(field: str, value: Any) -> list[str]:
+    """A field's name or, of the judge's mapping, those inside."""
+    return [f"{field}.{name}" for name in value] if isinstance(value, dict) else [field]
 
 
 def _evaluate_fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,7 +246,8 @@ def _run_score(options: argparse.Namespace) -> None:
     with extra("evaluate"):
         from anchored.evaluate.score import ScoreConfig, project, run
 
-    config = validated(ScoreConfig, _score_fields(options), source="command line")
+    flags = {**same_flags("n", "seed"), **_READER_FLAGS}
+    config = validated(ScoreConfig, _score_fields(options), source="command line", flags=flags)
     if options.dry_run:
         plan = project(config, options.out)
         print_json(plan.as_json()) if options.json else print(plan)
@@ -297,7 +332,9 @@ def add_capability(commands: Any) -> None:
     parser.add_argument("--num-fewshot", type=whole_number, metavar="N", help="default: the task's")
     parser.add_argument("--limit", type=positive, metavar="N", help="first items of each task")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="sequences run together")
-    parser.add_argument("--seed", type=int, default=0, help="of annotations and sampled answers")
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="of annotations and sampled answers"
+    )
     parser.add_argument("--out", type=Path, required=True, help="run again to resume")
 
 
@@ -322,7 +359,8 @@ def _run_capability(options: argparse.Namespace) -> None:
         "seed": options.seed,
     }
     known = {name: value for name, value in given.items() if value is not None}
-    config = validated(CapabilityConfig, known, source="command line")
+    flags = {"tasks": "--task", "pins": "--pin", **same_flags("include_path", "batch_size")}
+    config = validated(CapabilityConfig, known, source="command line", flags=flags)
     results = run(config, options.out, Console(stderr=options.json))
     if options.json:
         print_json(results)

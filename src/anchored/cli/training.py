@@ -14,6 +14,7 @@ from anchored.cli.common import (
     only_given,
     positive,
     print_json,
+    whole_number,
 )
 
 
@@ -139,8 +140,15 @@ def add_sample(commands: Any) -> None:
             whose = "of the annotation" if part else "of the response"
             parser.add_argument(f"--{part}{name}", type=float, metavar="X", help=whose)
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="of the response")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the samples as JSON lines")
+
+
+_SAMPLE_FLAGS = {
+    f"{part}.{name}": f"--{prefix}{name.replace('_', '-')}"
+    for part, prefix in (("response", ""), ("annotation", "annotation-"))
+    for name in ("temperature", "top_p", "min_p")
+}
 
 
 def _run_sample(options: argparse.Namespace) -> None:
@@ -167,7 +175,7 @@ def _run_sample(options: argparse.Namespace) -> None:
         pins=options.pin,
         prefill=options.prefill,
         annotated=not options.no_annotation,
-        config=validated(SampleConfig, config, source="command line"),
+        config=validated(SampleConfig, config, source="command line", flags=_SAMPLE_FLAGS),
         out=options.out,
         as_json=options.json,
     )

@@ -28,7 +28,7 @@ from anchored.data.readers import (
     parse_row,
     read_rows,
 )
-from anchored.data.standoff import StandOff
+from anchored.data.standoff import StandOff, refuse_stand_off
 from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, digest, write_json
@@ -230,6 +230,7 @@ def _stream(
     split = partial(
         split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
     )
+    refuse_stand_off(source)
     beside = StandOff(source.annotations) if source.annotations else None
     canonical = CanonicalMap.load(config.canonical) if config.canonical else None
     place = None

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from anchored.annotation import Annotation
 from anchored.config import read_yaml
-from anchored.data.readers import Conversation, Document, Item, Row, Split
+from anchored.data.readers import Conversation, Document, Item, Row, SourceConfig, Split
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, naming
 from anchored.segments import Chunk, Message, split_chunks
@@ -149,6 +149,19 @@ def is_stand_off(folder: Path) -> bool:
     if not shard_numbers(folder) and not any(folder.glob("journal*.jsonl")):
         return False  # somebody else's file, that need not even be YAML
     return read_yaml(folder / CONFIG_NAME).get("annotator") == "endpoint"
+
+
+def refuse_stand_off(source: SourceConfig) -> None:
+    """Sees that a source holds texts.
+
+    Raises:
+        DataError: it holds annotations, and its texts lie elsewhere.
+    """
+    if is_stand_off(Path(source.path)):
+        raise DataError(
+            f"{source.path}: holds annotations and no texts; name the corpus itself, and in "
+            "prepare this folder as its `annotations`"
+        )
 
 
 def read_records(folder: Path) -> Iterator[Record]:

@@ -74,7 +74,7 @@ class CapabilityConfig(Config):
     num_fewshot: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, gt=0)
     batch_size: int = Field(default=16, gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     resamples: int = Field(default=2000, ge=100)
 
     @model_validator(mode="after")

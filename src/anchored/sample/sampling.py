@@ -20,7 +20,7 @@ class Sampling(Config):
         min_p: tokens less likely than this share of the most likely one's probability are cut.
     """
 
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, lt=1)
 
