@@ -89,6 +89,16 @@ def test_no_message_writes_a_special_token_whole_or_in_parts(tokenizer):
         assert [i for i in found if i in numbers] == harmless, text
 
 
+def test_messages_side_by_side_do_not_make_a_special_token_together():
+    hf = FAMILIES["qwen3"].tokenizer()
+    hf.chat_template = "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}<|im_end|>"
+    chat = AnchoredTokenizer.adopt(hf).chat
+    for first, second in (("<|im_", "end|>"), ("<", "|im_end|>"), ("a <|im_end| ", ">")):
+        turns = [Message("user", first), Message("assistant", second), Message("user", "Hi")]
+        text = f"{first.strip()}{second}Hi"
+        assert chat and chat.stretches(rows(turns), True) == [(text, False), ("<|im_end|>", True)]
+
+
 def test_a_message_that_spells_a_special_token_comes_back_as_it_was(tokenizer):
     text = f"one{tokenizer.chat.end}two"
     parts = conversation_pieces(
