@@ -18,17 +18,18 @@ from transformers import PreTrainedModel
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from anchored.data.prepare import load_prepared
+from anchored.data.prepare import load_prepared, read_manifest
 from anchored.errors import DataError
+from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import load_model
+from anchored.train.models import ModelConfig, build_model
 
 
 def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any) -> SFTTrainer:
     """A stock SFTTrainer on a prepared dataset.
 
     Args:
-        model: from `load_model`, so that its embedding has the control tokens.
+        model: from `build_model`, so that its embedding has the control tokens.
         data: folder written by `anchored prepare`.
         out: folder of the run.
         arguments: more fields of `trl.SFTConfig`; `packing=True, max_length=N` lets TRL pack.
@@ -57,12 +58,13 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer = AnchoredTokenizer.load(options.data / "tokenizer")
-    model = load_model(options.model, tokenizer)
+    model = build_model(ModelConfig(init=options.model), tokenizer, seed=0)
     use_cpu = not torch.accelerator.is_available()  # without it TRL's bf16 default is refused
     trainer = sft_trainer(model, options.data, options.out, num_train_epochs=1, use_cpu=use_cpu)
     trainer.train()
     trainer.save_model(str(options.out / "model"))
-    tokenizer.save(options.out / "model")
+    objective = OBJECTIVES[read_manifest(options.data)["objective"]]
+    tokenizer.save(options.out / "model", annotated=objective.annotated)
 
 
 if __name__ == "__main__":

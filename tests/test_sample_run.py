@@ -13,6 +13,7 @@ from anchored import cli
 from anchored.annotation import Annotation, Key, Schema
 from anchored.errors import ConfigError, TokenizerMismatch
 from anchored.files import write_json
+from anchored.sample import engine
 from anchored.sample import run as module
 from anchored.sample.engine import Sample, SampleConfig, Sampling
 from anchored.sample.run import load, run
@@ -210,7 +211,8 @@ def test_foreign_model_with_a_template_gets_its_own_format(foreign, requests, tm
     AutoModelForCausalLM.from_pretrained(foreign).save_pretrained(tmp_path)
     source.save_pretrained(tmp_path)
     run(str(tmp_path), prompts=["Tell me"])
-    assert source.decode(requests[0].prefix) == "[user]Tell me[assistant]"
+    (ids,) = engine._prefixes(requests, load(str(tmp_path)).tokenizer)
+    assert source.decode(ids) == "[user]Tell me[assistant]"
 
 
 def test_control_tokens_without_a_record_mean_our_format(model, tmp_path):

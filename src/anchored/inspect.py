@@ -30,7 +30,7 @@ from anchored.report.view import COVERAGE_INTRO, View, show, statistics_cells, t
 from anchored.segments import NO_LOSS, Kind
 from anchored.tag_statistics import statistics
 from anchored.tags.beside import annotation_rows
-from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
+from anchored.tokenizer import AnchoredTokenizer
 
 RECORD = "anchored.json"
 _BRACKETS = ("⟦", "⟧")
@@ -143,13 +143,17 @@ def _span_key(placed: tuple[int, _Token]) -> tuple[Kind, bool, int]:
 
 
 def _control_name(token: int, is_first: bool, tokenizer: AnchoredTokenizer) -> str:
-    """bos, eos and pad may share an id: the first of a document is bos, any other eos."""
+    """bos, eos and pad may share an id: the first of a document is bos, any other eos.
+
+    What a chat template puts beside ours goes by its spelling.
+    """
     control = tokenizer.control
     if token == control.bos and is_first:
         return "bos"
     if token == control.eos:
         return "eos"
-    return next((name for name, value in vars(control).items() if value == token), str(token))
+    names = {number: name for name, number in reversed(control.named().items())}
+    return names.get(token) or str(tokenizer.hf.convert_ids_to_tokens(token))
 
 
 def segment_view(
@@ -407,8 +411,8 @@ def _tokenizer_facts(path: Path) -> dict[str, str]:
     tokenizer = AnchoredTokenizer.load(path)
     stored = _read(path / "tokenizer.json").get("added_tokens", [])
     own = {token["content"] for token in stored}
-    added = [token for token in CONTROL_TOKENS.values() if token not in own]
-    control = ", ".join(f"{name} {value}" for name, value in vars(tokenizer.control).items())
+    added = [token for token in tokenizer.tokens.values() if token not in own]
+    control = ", ".join(f"{name} {value}" for name, value in tokenizer.control.named().items())
     note = f" (not in this folder, added on loading: {' '.join(added)})" if added else ""
     return {
         "tokenizer": f"{tokenizer.fingerprint}, {len(tokenizer):,} entries",

@@ -2,6 +2,7 @@
 
     document        bos  (open tags close)  chunk  (open tags close)  chunk ...  eos
     conversation    bos  system text  user text  assistant  (open tags close)  response  eos
+    by a template   what the model's own chat template writes  (open tags close)  response  end
 
 Annotation and text are encoded apart and their ids joined, in training and in sampling alike, so
 that no token straddles the two. Control tokens are put here by id; text is encoded with them
@@ -21,6 +22,7 @@ from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
 from anchored.annotation import Annotation, Schema, Tag
+from anchored.chat import ChatTemplate
 from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer
 
@@ -104,7 +106,10 @@ class Message:
 
 
 class Piece(NamedTuple):
-    """A segment before encoding: plain text or, for `Kind.CONTROL`, the name of a control token."""
+    """A segment before encoding: plain text or, for `Kind.CONTROL`, the name of a control token.
+
+    A chat template's special tokens go by their spelling.
+    """
 
     text: str
     kind: Kind
@@ -131,6 +136,8 @@ class Example:
     labels: list[int] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
 
+
+BOS = Piece("bos", Kind.CONTROL, False)
 
 _BLANK = re.compile(r"\n[ \t]*\r?\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
@@ -211,7 +218,7 @@ def _tag_pieces(tag: Tag, first: bool, loss: frozenset[Kind]) -> tuple[Piece, ..
 def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece]:
     """A document: bos, each chunk behind its annotation if the objective is annotated, eos."""
     supervised = Kind.TEXT in objective.loss
-    pieces = [Piece("bos", Kind.CONTROL, False)]
+    pieces = [BOS]
     for i, chunk in enumerate(chunks):
         if objective.annotated:
             pieces.extend(annotation_pieces(chunk.annotation, objective))
@@ -221,20 +228,32 @@ def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece
     return pieces
 
 
-def conversation_pieces(messages: Sequence[Message], objective: Objective) -> list[Piece]:
+def conversation_pieces(
+    messages: Sequence[Message], objective: Objective, chat: ChatTemplate | None = None
+) -> list[Piece]:
     """A conversation whose last message is learnt if it is the assistant's.
 
     Earlier turns are prompt and go without their annotations, because clients send back what they
     saw. An assistant message with empty content ends after its annotation: a replay example, or a
     prefix to sample from.
+
+    Args:
+        messages: the turns.
+        objective: what carries loss.
+        chat: the template that writes the prompt; None for this package's own format.
+
+    Raises:
+        DataError: the template refuses these turns.
     """
+    if chat is not None:
+        return _template_pieces(messages, objective, chat)
     in_prompt = Kind.PROMPT in objective.loss
-    pieces = [Piece("bos", Kind.CONTROL, False)]
+    pieces = [BOS]
     for i, message in enumerate(messages):
         learnt = i == len(messages) - 1 and message.role == "assistant"
         pieces.append(Piece(message.role, Kind.CONTROL, in_prompt))
         if learnt:
-            pieces.extend(_response_pieces(message, objective))
+            pieces.extend(_response_pieces(message, objective, "eos"))
             continue
         pieces.append(Piece(message.content, Kind.PROMPT, in_prompt))
         if message.role == "assistant":
@@ -242,13 +261,34 @@ def conversation_pieces(messages: Sequence[Message], objective: Objective) -> li
     return pieces
 
 
-def _response_pieces(message: Message, objective: Objective) -> Iterator[Piece]:
+def _template_pieces(
+    messages: Sequence[Message], objective: Objective, chat: ChatTemplate
+) -> list[Piece]:
+    """The template's own prompt up to the answer, then as in our format.
+
+    What a template puts before an answer only when it is a part of history (an empty thought) is
+    left out: the prompt ends as it will when the model is asked.
+    """
+    in_prompt = Kind.PROMPT in objective.loss
+    learnt = bool(messages) and messages[-1].role == "assistant"
+    prompt = messages[:-1] if learnt else messages
+    turns = [{"role": message.role, "content": message.content} for message in prompt]
+    pieces = [
+        Piece(text, Kind.CONTROL if special else Kind.PROMPT, in_prompt)
+        for text, special in chat.stretches(turns, answer_next=learnt)
+    ]
+    if learnt:
+        pieces.extend(_response_pieces(messages[-1], objective, "end"))
+    return pieces
+
+
+def _response_pieces(message: Message, objective: Objective, end: str) -> Iterator[Piece]:
     if objective.annotated:
         yield from annotation_pieces(message.annotation or Annotation(), objective)
     if message.content:
         supervised = Kind.TEXT in objective.loss
         yield Piece(message.content, Kind.TEXT, supervised)
-        yield Piece("eos", Kind.CONTROL, supervised)
+        yield Piece(end, Kind.CONTROL, supervised)
 
 
 def turns_to_learn(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
@@ -289,14 +329,19 @@ def encode_pieces(
     Equal pieces become the same segment.
     """
     distinct = dict.fromkeys(chain.from_iterable(sequences))
-    texts = list(dict.fromkeys(p.text for p in distinct if p.kind is not Kind.CONTROL))
-    ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-    control = {name: [value] for name, value in vars(tokenizer.control).items()}
-    segments = {
-        p: Segment((control if p.kind is Kind.CONTROL else ids)[p.text], p.kind, p.supervised)
-        for p in distinct
-    }
+    ids = {name: [number] for name, number in tokenizer.control_ids.items()}
+    segments = {p: Segment(ids[p.text], p.kind, p.supervised) for p in distinct if _is_control(p)}
+    behind = {p: p.kind is Kind.PROMPT for p in distinct if not _is_control(p)}
+    for encode, wanted in ((tokenizer.encode_batch, False), (tokenizer.encode_behind, True)):
+        pieces = [p for p, is_behind in behind.items() if is_behind is wanted]
+        texts = list(dict.fromkeys(p.text for p in pieces))
+        found = dict(zip(texts, encode(texts), strict=True))
+        segments |= {p: Segment(found[p.text], p.kind, p.supervised) for p in pieces}
     return [[segments[p] for p in pieces] for pieces in sequences]
+
+
+def _is_control(piece: Piece) -> bool:
+    return piece.kind is Kind.CONTROL
 
 
 def document_segments(
@@ -310,7 +355,7 @@ def conversation_segments(
     messages: Sequence[Message], tokenizer: AnchoredTokenizer, objective: Objective
 ) -> list[Segment]:
     """`conversation_pieces`, encoded."""
-    return encode_pieces([conversation_pieces(messages, objective)], tokenizer)[0]
+    return encode_pieces([conversation_pieces(messages, objective, tokenizer.chat)], tokenizer)[0]
 
 
 def assemble(segments: Sequence[Segment]) -> Example:

@@ -1,18 +1,25 @@
-"""Tokenizers, trained here or existing ones; control tokens are ids that no text can produce."""
+"""Tokenizers, trained here or existing ones; control tokens are ids that no text can produce.
+
+An existing tokenizer keeps its own chat template, and gets an opening and a closing token for
+annotations: tokens that it holds in reserve, so that nothing grows, or new ones. One without a
+template gets the tokens of our conversations too.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
+from anchored.chat import ChatTemplate, annotating, own_template, reserved_tokens
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.files import as_os_error
 
@@ -25,13 +32,8 @@ CONTROL_TOKENS = {
 }
 END_OF_TEXT = "<|endoftext|>"
 RECORD = "anchored_tokenizer.json"
-
-CHAT_TEMPLATE = (
-    "{{ bos_token or eos_token }}"
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+# Put before a text that stands behind a control token; a text that spells it is cut in two.
+_AHEAD = "<|anchored:ahead|>"
 
 PROBE = (
     "Once upon a time, Mara's 2 ships sailed.\n\nThe end?",
@@ -47,17 +49,28 @@ class ControlIds:
     """The ids only this package writes.
 
     `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them. A `pad` that is
-    its unknown token too is not.
+    its unknown token too is not. Role tokens are None where the model has its own chat template.
+    `eos` ends a document, `end` an answer: the two differ where the template has an end of turn.
     """
 
     bos: int
     eos: int
     pad: int
-    system: int
-    user: int
-    assistant: int
+    system: int | None
+    user: int | None
+    assistant: int | None
     open: int
     close: int
+    end: int
+
+    def named(self) -> dict[str, int]:
+        """Those that there are, by name."""
+        return {name: number for name, number in asdict(self).items() if number is not None}
+
+    @property
+    def ends(self) -> list[int]:
+        """What may end a sequence."""
+        return sorted({self.eos, self.end})
 
 
 class AnchoredTokenizer:
@@ -65,25 +78,57 @@ class AnchoredTokenizer:
 
     Args:
         hf: the tokenizer, with the control tokens added; use `train`, `adopt` or `load` to get one.
+        tokens: the spellings of our control tokens in it, by name.
+        chat: its own chat template; None where conversations are written in this package's format.
+
+    Attributes:
+        control_ids: the ids that control pieces stand for: by name, and special tokens by spelling.
+        fresh: ids of control tokens that no model has learnt yet.
     """
 
-    def __init__(self, hf: PreTrainedTokenizerFast) -> None:
-        self.hf = hf
+    def __init__(
+        self,
+        hf: PreTrainedTokenizerFast,
+        tokens: Mapping[str, str] = CONTROL_TOKENS,
+        chat: ChatTemplate | None = None,
+    ) -> None:
+        self.hf, self.tokens, self.chat = hf, tokens, chat
+        self.fresh: list[int] = []
         eos: Any = hf.eos_token_id
         ids: dict[str, Any] = {
-            name: hf.convert_tokens_to_ids(token) for name, token in CONTROL_TOKENS.items()
+            name: hf.convert_tokens_to_ids(tokens[name]) if name in tokens else None
+            for name in CONTROL_TOKENS
         }
         bos: Any = hf.bos_token_id if hf.bos_token_id is not None else eos
         # What text may yield as unknown cannot be ours.
         has_pad = hf.pad_token_id not in (None, hf.unk_token_id)
         pad: Any = hf.pad_token_id if has_pad else eos
-        self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids)
-        numbers = asdict(self.control).values()
-        self._spellings = {number: str(hf.convert_ids_to_tokens(number)) for number in numbers}
+        end: Any = hf.convert_tokens_to_ids(chat.end) if chat else eos
+        self.control = ControlIds(bos=bos, eos=eos, pad=pad, **ids, end=end)
+        special = {t.content: i for i, t in hf.added_tokens_decoder.items() if t.special}
+        special.pop(str(hf.unk_token), None)
+        self.control_ids = special | self.control.named()
+        self._spellings = {
+            number: str(hf.convert_ids_to_tokens(number)) for number in self.control_ids.values()
+        }
         self._plain = Tokenizer.from_str(hf.backend_tokenizer.to_str())
         self._plain.encode_special_tokens = True
         self._plain.no_padding()
         self._plain.no_truncation()
+        self._behind = self._encoder_behind_a_control_token()
+
+    def _encoder_behind_a_control_token(self) -> Tokenizer | None:
+        """None where it makes no difference; SentencePiece may begin a text with a space."""
+        behind = Tokenizer.from_str(self._plain.to_str())
+        behind.encode_special_tokens = True
+        behind.add_tokens([AddedToken(_AHEAD, normalized=False)])
+        ahead: Any = behind.token_to_id(_AHEAD)
+        self._spellings[ahead] = _AHEAD
+        for text in ("a a", " a"):
+            at_start = self._plain.encode(text, add_special_tokens=False).ids
+            if behind.encode(_AHEAD + text, add_special_tokens=False).ids[1:] != at_start:
+                return behind
+        return None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> AnchoredTokenizer:
@@ -101,26 +146,57 @@ class AnchoredTokenizer:
         return cls.adopt(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT))
 
     @classmethod
-    def adopt(cls, hf: PreTrainedTokenizerFast) -> AnchoredTokenizer:
-        """Any fast tokenizer; the control tokens it lacks are added.
+    def adopt(
+        cls, hf: PreTrainedTokenizerFast, record: Mapping[str, Any] | None = None
+    ) -> AnchoredTokenizer:
+        """Any fast tokenizer, with the control tokens that it needs.
 
+        One with a chat template of its own needs the two of annotations, one without all five. The
+        tokens that it holds in reserve are taken for them if there are enough, else they are added:
         `train.models.load_model` grows a model's embedding to match.
 
+        Args:
+            hf: changed in place.
+            record: what `save` wrote beside it, which settles all this.
+
         Raises:
-            ConfigError: the tokenizer has no end-of-sequence token or no fast (Rust) backend.
+            ConfigError: the tokenizer has no end-of-sequence token or no fast (Rust) backend, or
+                its chat template cannot be used.
         """
         if hf.eos_token_id is None or not hf.is_fast:
             raise ConfigError(
                 f"tokenizer {hf.name_or_path!r}: needs an eos_token and a fast backend "
                 "(tokenizer.json)"
             )
+        is_ours = not _has_own_template(hf) if record is None else not record.get("template")
+        if record and record.get("template"):
+            hf.chat_template = record["template"]
+        tokens = (record or {}).get("tokens") or _control_tokens(hf, is_ours)
+        known = hf.get_vocab().keys() & set(CONTROL_TOKENS.values())
+        fresh = [] if record else [token for token in tokens.values() if token not in known]
+        added = [AddedToken(token, special=True, normalized=False) for token in tokens.values()]
         hf.add_special_tokens(
-            {"extra_special_tokens": list(CONTROL_TOKENS.values())},  # pyright: ignore
+            {"extra_special_tokens": added},  # pyright: ignore
             replace_extra_special_tokens=False,
         )
-        if hf.chat_template is None:
-            hf.chat_template = CHAT_TEMPLATE
-        return cls(hf)
+        if is_ours and (record or hf.chat_template is None):
+            hf.chat_template = own_template(tokens)
+        tokenizer = cls(hf, tokens, None if is_ours else ChatTemplate(hf))
+        tokenizer.fresh = [tokenizer.control_ids[token] for token in fresh]
+        if tokenizer.chat is not None:
+            tokenizer._check_chat(tokenizer.chat)
+        return tokenizer
+
+    def _check_chat(self, chat: ChatTemplate) -> None:
+        """Sees that conversations get the ids that the template gives them elsewhere."""
+        ids: list[int] = []
+        for text, special in chat.probe():
+            ids += [self.control_ids[text]] if special else self.encode_behind([text])[0]
+        if ids != chat.probe_ids():
+            raise ConfigError(
+                f"tokenizer {self.hf.name_or_path!r}: its chat template, rendered in parts, gives "
+                "other ids than rendered whole; this package cannot use it"
+            )
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as plain text: control tokens spelt in it become ordinary pieces.
@@ -134,6 +210,17 @@ class AnchoredTokenizer:
         """`encode` for many texts, in parallel in Rust."""
         texts = list(texts)
         found = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._cleared(texts, found)
+
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_batch` of texts that stand behind a control token, as parts of a prompt do."""
+        if self._behind is None:
+            return self.encode_batch(texts)
+        ahead = [_AHEAD + text for text in texts]
+        found = self._behind.encode_batch_fast(ahead, add_special_tokens=False)
+        return self._cleared(texts, [encoding.ids[1:] for encoding in found])
+
+    def _cleared(self, texts: Sequence[str], found: Sequence[list[int]]) -> list[list[int]]:
         return [
             ids if self._spellings.keys().isdisjoint(ids) else self._without_control(text, ids)
             for text, ids in zip(texts, found, strict=True)
@@ -186,24 +273,43 @@ class AnchoredTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Short hash over the probe and the control ids."""
-        data = json.dumps([self.probe(), asdict(self.control), len(self)])
-        return hashlib.sha256(data.encode()).hexdigest()[:16]
+        """Short hash over the probe, the control ids and what the chat template makes of a probe.
 
-    def save(self, folder: Path) -> None:
-        """The `transformers` files, and the probe's ids to be checked at load.
+        An `end` that is eos is left out: it had no name of its own once, and data is still read.
+        """
+        control = self.control.named()
+        if control["end"] == control["eos"]:
+            del control["end"]
+        data = [self.probe(), control, len(self), *([self.chat.probe()] if self.chat else [])]
+        return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+    def save(self, folder: Path, annotated: bool = False) -> None:
+        """The `transformers` files, and what `load` needs to know and to check.
+
+        Args:
+            folder: where to.
+            annotated: it is for a model that annotates its answers. The chat template then opens an
+                annotation where an answer starts, and drops those of earlier answers.
 
         Raises:
             OSError: the disk is full.
         """
+        template: Any = self.hf.chat_template
+        if annotated:
+            tokens = self.tokens["open"], self.tokens["close"]
+            self.hf.chat_template = annotating(self.hf.get_chat_template(), *tokens)
         try:
             self.hf.save_pretrained(folder)
         except Exception as error:
             if failed := as_os_error(error, folder):
                 raise failed from error
             raise
+        finally:
+            self.hf.chat_template = template
         record = {
-            "control": asdict(self.control),
+            "control": self.control.named(),
+            "tokens": dict(self.tokens),
+            "template": template if self.chat else None,
             "fingerprint": self.fingerprint,
             "probe": self.probe(),
         }
@@ -211,24 +317,22 @@ class AnchoredTokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> AnchoredTokenizer:
-        """From a folder written by `save`, any other tokenizer folder, or a hub id.
+        """From a folder or hub id that `save` wrote, or any other.
 
         Raises:
             ConfigError: nothing there that can be loaded.
             TokenizerMismatch: a saved probe is encoded differently now.
         """
-        record = Path(source) / RECORD
+        record = tokenizer_record(source)
         try:
-            hf: Any = (
-                PreTrainedTokenizerFast if record.is_file() else AutoTokenizer
-            ).from_pretrained(str(source))
+            hf: Any = (PreTrainedTokenizerFast if record else AutoTokenizer).from_pretrained(
+                str(source)
+            )
         except (OSError, ValueError) as error:
             raise load_error("tokenizer", source, error) from None
-        tokenizer = cls.adopt(hf)
-        if record.is_file():
-            tokenizer.check(
-                json.loads(record.read_text(encoding="utf-8"))["fingerprint"], str(record)
-            )
+        tokenizer = cls.adopt(hf, record)
+        if record:
+            tokenizer.check(record["fingerprint"], f"{source}/{RECORD}")
         return tokenizer
 
     def check(self, fingerprint: str, source: str) -> None:
@@ -243,6 +347,39 @@ class AnchoredTokenizer:
                 f"({self.hf.name_or_path or 'in memory'}) is {self.fingerprint}: same text, other "
                 "ids; use the tokenizer saved beside it or prepare the data again"
             )
+
+
+def tokenizer_record(source: str | Path) -> dict[str, Any] | None:
+    """What `save` wrote at a folder or hub id beside the tokenizer; None where it did not."""
+    path: Any = Path(source) / RECORD
+    if not Path(source).exists():
+        quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+        flags = {f"_raise_exceptions_for_{name}": value for name, value in quiet.items()}
+        try:
+            path = cached_file(str(source), RECORD, **flags)
+        except (OSError, ValueError):  # no such repository: loading the tokenizer says so
+            path = None
+    if path is None or not Path(path).is_file():
+        return None
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _has_own_template(hf: PreTrainedTokenizerFast) -> bool:
+    ours = hf.get_vocab().keys() >= set(CONTROL_TOKENS.values())
+    return hf.chat_template is not None and not ours
+
+
+def _control_tokens(hf: PreTrainedTokenizerFast, is_ours: bool) -> dict[str, str]:
+    """Spellings by name: those that are there, else reserved ones, the last first, else new ones.
+
+    The last, because others reach for the first when they need one.
+    """
+    names: Collection[str] = CONTROL_TOKENS if is_ours else ("open", "close")
+    known = hf.get_vocab()
+    missing = [name for name in names if CONTROL_TOKENS[name] not in known]
+    reserved = reserved_tokens(hf)[-len(missing) :] if missing else []
+    instead = dict(zip(missing, reserved, strict=True)) if len(reserved) == len(missing) else {}
+    return {name: instead.get(name, CONTROL_TOKENS[name]) for name in names}
 
 
 def load_error(what: str, source: str | Path, error: Exception) -> ConfigError:

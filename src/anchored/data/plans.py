@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from anchored.annotation import Annotation, Schema, Tag
+from anchored.chat import ChatTemplate
 from anchored.data.readers import Conversation, Document, Item
 from anchored.errors import DataError
 from anchored.segments import (
@@ -54,6 +55,7 @@ class Planner:
             pretraining; in SFT all do.
         annotated_share: share of the rows that pretraining sees with their annotations.
         validation_share: share of the rows that go to the validation split.
+        chat: the model's own chat template; None for this package's format.
         counts: what was planned, by name.
     """
 
@@ -63,6 +65,7 @@ class Planner:
     prompted_share: float
     annotated_share: float
     validation_share: float
+    chat: ChatTemplate | None = None
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -96,11 +99,13 @@ class Planner:
         yield (self._prompted if prompted else self._document)(item, split, objective)
 
     def check(self, item: Item, place: str, objective: Objective) -> None:
-        """Sees that the annotations of a row keep to the schema, where the objective has any.
+        """Sees that the chat template takes a row's turns and its annotations keep to the schema.
 
         Raises:
             DataError: one does not; `place` is named.
         """
+        if self.chat is not None and isinstance(item, Conversation):
+            self._check_turns(item, place, objective)
         if self.schema is None or not objective.annotated:
             return
         parts = item.messages if isinstance(item, Conversation) else (*item.chunks, item)
@@ -117,7 +122,8 @@ class Planner:
     ) -> Plan:
         *earlier, last = messages
         response = replace(last, annotation=self._annotation(last.annotation, name, objective))
-        pieces = conversation_pieces([*earlier, response], self._variant(name, objective))
+        turns = [*earlier, response]
+        pieces = conversation_pieces(turns, self._variant(name, objective), self.chat)
         return Plan(pieces, split, is_document=False)
 
     def _prompted(self, item: Document, split: str, objective: Objective) -> Plan:
@@ -156,6 +162,13 @@ class Planner:
             if not is_pretraining(objective):
                 annotation = self.schema.anchored(annotation)
         return order_keys(annotation, self.key_order, self.seed, name)
+
+    def _check_turns(self, item: Conversation, place: str, objective: Objective) -> None:
+        for turns in turns_to_learn(item.messages):
+            try:
+                conversation_pieces(turns, objective, self.chat)
+            except DataError as error:
+                raise DataError(f"{place}: {error}") from None
 
     def _check(self, annotation: Annotation, place: str, schema: Schema) -> None:
         """`Schema.check`, left out for tags that passed it before: it is slower than encoding."""

@@ -309,6 +309,7 @@ class _Run:
             prompted_share=config.prompted_share,
             annotated_share=config.annotated_share,
             validation_share=config.validation_share,
+            chat=tokenizer.chat,
         )
         self._left = config.token_budget
         self._writers = {"train": SplitWriter(folder)}

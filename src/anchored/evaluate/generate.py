@@ -24,7 +24,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.evaluate.benchmarks import Benchmark, Prompt
 from anchored.files import folder_digest
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
-from anchored.sample.run import Source, chat_prefix, load, pinned_tags
+from anchored.sample.run import Source, load, pinned_tags
 from anchored.train.run import RECORD, read_record
 
 ENDPOINT = "endpoint:"
@@ -167,8 +167,7 @@ class LocalSampler:
         if self._continues:
             prefill = benchmark.prefill(prompt)
             return Request((), self._annotated, self._pinned, prefill)
-        prefix = chat_prefix(self._source, prompt.messages)
-        return Request(prompt.messages, self._annotated, self._pinned, prefix=prefix)
+        return Request(prompt.messages, self._annotated, self._pinned)
 
 
 def _continues(model: ModelSource, source: Source) -> bool:

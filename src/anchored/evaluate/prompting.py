@@ -153,12 +153,11 @@ class Encoder:
         return [*kept, *context[len(kept) + excess :]]
 
     def _conversation(self, messages: tuple[Message, ...]) -> list[int]:
-        if self.source.chat == "template" and messages:
-            turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-            hf: Any = self.source.tokenizer.hf
-            return list(hf.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
+        chat = self.source.tokenizer.chat
+        if chat and not messages:  # no template writes one
+            return self._start()
         turns = (*messages, Message("assistant", ""))
-        return self._ids(conversation_pieces(turns, OBJECTIVES["standard"]))
+        return self._ids(conversation_pieces(turns, OBJECTIVES["standard"], chat))
 
     def _start(self) -> list[int]:
         """What begins a document: bos or, of a foreign model, what its tokenizer puts."""

@@ -73,7 +73,7 @@ class Rules:
 
 @torch.inference_mode()
 def decode(model: PreTrainedModel, rows: Sequence[Row], rules: Rules) -> list[list[int]]:
-    """New ids of each row, up to and with eos where it came; an annotation too long ends its row.
+    """New ids of each row, up to and with what ended it; an annotation too long ends its row.
 
     Raises:
         DataError: the model's logits are not numbers.
@@ -166,7 +166,7 @@ class _State:
         rules, inside = self._rules, self._inside
         barred = rules.barred.repeat(len(scores), 1)
         barred[:, rules.control.close] = ~inside
-        barred[:, rules.control.eos] = inside
+        barred[:, rules.control.ends] = inside[:, None]
         if rules.breaks is not None and rules.leads is not None and self._time < 2:
             starts = rules.breaks | rules.leads if self._time == 0 else rules.breaks.clone()
             starts[rules.control.close] = True
@@ -184,8 +184,10 @@ class _State:
         if rules.keys:
             self._node, self._keys_left = rules.keys.advance(self._node, self._keys_left, ids)
         self._inside = inside & (ids != rules.control.close)
-        self.ended |= (ids == rules.control.eos) | (self._response_left == 0)
+        self.ended |= self._response_left == 0
         self.ended |= self._inside & (self._annotation_left == 0)
+        for end in rules.control.ends:
+            self.ended |= ids == end
         self._time += 1
 
     def select(self, kept: torch.Tensor) -> None:

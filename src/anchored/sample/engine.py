@@ -22,6 +22,7 @@ from anchored.sample.decode import Row, Rules, decode
 from anchored.sample.keys import KeyConstraint
 from anchored.sample.sampling import Sampling
 from anchored.segments import (
+    BOS,
     OBJECTIVES,
     Message,
     annotation_pieces,
@@ -72,7 +73,7 @@ class Request:
         prefill: text that the response starts with, put after the annotation.
         complete: `pinned` is the whole annotation; nothing is added to it.
         plan_only: stop after the annotation.
-        prefix: ids to start from in place of `messages`, for models with another chat format.
+        prefix: ids to start from in place of `messages`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -179,7 +180,7 @@ def _rules(
 ) -> Rules:
     width, device = model.config.get_text_config().vocab_size, model.device
     barred = torch.zeros(width, dtype=torch.bool, device=device)
-    barred[list(vars(tokenizer.control).values())] = True
+    barred[list(tokenizer.control_ids.values())] = True
     barred[len(tokenizer) :] = True
     names = _sampled_keys(schema, config)
     opens = [request for request in requests if request.open]
@@ -219,12 +220,10 @@ def _prefixes(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list
     """The conversation, the role token, the opening token and pinned tags, as ids."""
     drafts = []
     for request in requests:
-        turns = (*request.messages, Message("assistant", ""))
-        pieces = conversation_pieces(turns, OBJECTIVES["standard"])
-        if request.prefix is not None:
-            pieces = []
-        elif not request.messages:
-            pieces = pieces[:1]
+        pieces = [] if request.prefix is not None else [BOS]
+        if request.messages and request.prefix is None:
+            turns = (*request.messages, Message("assistant", ""))
+            pieces = conversation_pieces(turns, OBJECTIVES["standard"], tokenizer.chat)
         if request.annotated:
             tags = list(annotation_pieces(request.pinned, OBJECTIVES["anchored"]))
             pieces = [*pieces, *(tags if request.complete else tags[:-1])]
@@ -247,10 +246,10 @@ def _forced(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[l
 def _read(
     request: Request, ids: list[int], tokenizer: AnchoredTokenizer, schema: Schema | None
 ) -> Sample:
-    """Splits new ids at the closing token and at eos."""
+    """Splits new ids at the closing token and at the one that ends."""
     control = tokenizer.control
-    finished = control.eos in ids
-    ids = ids[: ids.index(control.eos)] if finished else ids
+    finished = bool(ids) and ids[-1] in control.ends
+    ids = ids[:-1] if finished else ids
     if not request.open:
         annotation = request.pinned if request.annotated else None
         return Sample(tokenizer.decode(ids), annotation, finished)

@@ -32,7 +32,7 @@ class Source:
     Args:
         annotated: it was trained with annotations before its answers.
         schema: of these annotations; None where they were free.
-        chat: how it is given a prompt: in this package's format, by its tokenizer's own template,
+        chat: how it is given a prompt: as this package trained it, by the template it came with,
             or not at all.
     """
 
@@ -171,17 +171,7 @@ def _request(
         raise ConfigError(
             f"--prompt: {source.name} has no chat format; give it a beginning with --prefill"
         )
-    prefix = chat_prefix(source, messages)
-    return Request(messages, source.annotated and annotated, pinned, prefill, prefix=prefix)
-
-
-def chat_prefix(source: Source, messages: Sequence[Message]) -> tuple[int, ...] | None:
-    """The ids of a conversation in a foreign model's own chat format; None for our format."""
-    if not messages or source.chat != "template":
-        return None
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    encoded: Any = source.tokenizer.hf.apply_chat_template(turns, add_generation_prompt=True)
-    return tuple(encoded["input_ids"])
+    return Request(messages, source.annotated and annotated, pinned, prefill)
 
 
 def _with_progress(

@@ -1,19 +1,23 @@
-"""OLMo-2 models from presets, configurations or checkpoints."""
+"""Models to train: OLMo-2 from presets, any configuration, or an existing checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import model_validator
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from anchored.config import Config
 from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer, load_error
+from anchored.train.checkpoints import check_loaded, initialise_rows, set_end_tokens
+from anchored.train.lora import LoraSettings, attach, check_lora, four_bits, save_merged
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice. Below 190M a name
@@ -41,12 +45,21 @@ class ModelConfig(Config):
         config: fields of any `transformers` configuration, `model_type` among them.
         init: a checkpoint to continue from, a folder or hub id.
         max_position_embeddings: of a preset.
+        dtype: of the weights in training, whatever a checkpoint was saved in. Small steps are lost
+            in bfloat16 weights; `trainer.bf16` computes in it and keeps the weights in float32.
+        attention: how it is computed, by `transformers`' name; None leaves it the choice.
+        lora: train an adapter instead of all weights; for `init` alone.
+        quantize: hold the weights below the adapter in four bits (QLoRA).
     """
 
     preset: str | None = None
     config: dict[str, Any] | None = None
     init: str | None = None
     max_position_embeddings: int = 4096
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
+    lora: LoraSettings | None = None
+    quantize: Literal["nf4"] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ModelConfig:
@@ -55,7 +68,16 @@ class ModelConfig(Config):
             raise ValueError(f"give exactly one of preset, config, init; found {given or 'none'}")
         if self.preset and self.preset.lower() not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
+        if self.lora and not self.init:
+            raise ValueError("lora needs init: an adapter changes weights that are there")
+        if self.quantize and not self.lora:
+            raise ValueError("quantize needs lora: weights in four bits cannot be trained")
         return self
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch has it."""
+        return getattr(torch, self.dtype)
 
 
 @contextmanager
@@ -90,40 +112,109 @@ def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
     )
 
 
-def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) -> PreTrainedModel:
-    """A fresh model with weights drawn by `seed`, or a checkpoint grown for new control tokens.
+def build_model(
+    config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int, trained: str | None = None
+) -> PreTrainedModel:
+    """A fresh model with weights drawn by `seed`, or a checkpoint ready to be trained.
+
+    New control tokens of a checkpoint get their rows; with `config.lora` it is in its adapter.
+
+    Args:
+        config: what to start from.
+        tokenizer: whose entries need rows.
+        seed: of all that is drawn.
+        trained: a checkpoint of the run itself, whose weights are taken instead.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded or the architecture is unknown.
     """
     set_seed(seed)
+    if trained is not None and config.lora is None:
+        return load_model(trained, tokenizer, dtype=config.torch_dtype)
+    if config.init is not None:
+        return _from_checkpoint(config, config.init, tokenizer, seed, trained)
     ids = tokenizer.control
     special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
-    if config.init is not None:
-        return load_model(config.init, tokenizer)
+    options = {"dtype": config.torch_dtype, "attn_implementation": config.attention}
     if config.preset is not None:
         fields = {"max_position_embeddings": config.max_position_embeddings, **special}
-        return AutoModelForCausalLM.from_config(
-            olmo2_config(config.preset, len(tokenizer), **fields)
-        )
+        sizes = olmo2_config(config.preset, len(tokenizer), **fields)
+        return AutoModelForCausalLM.from_config(sizes, **options)
     settings = {"vocab_size": len(tokenizer), **special, **(config.config or {})}
     try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
-    except (TypeError, ValueError, KeyError) as error:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), **options)
+    except (TypeError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"model.config: {' '.join(str(error).split())[:200]}") from None
 
 
-def load_model(source: str | Path, tokenizer: AnchoredTokenizer) -> PreTrainedModel:
-    """A causal LM from a folder or hub id, in the precision it was saved in.
+def _from_checkpoint(
+    config: ModelConfig, init: str, tokenizer: AnchoredTokenizer, seed: int, trained: str | None
+) -> Any:
+    if config.lora:
+        check_lora(config.quantize is not None)
+    options: dict[str, Any] = {"attn_implementation": config.attention}
+    if config.quantize:
+        options["quantization_config"] = four_bits(config.torch_dtype)
+    model = full_model(config, init, tokenizer, seed, **options)
+    if config.lora is None:
+        return model
+    rows = sorted(tokenizer.control_ids[name] for name in tokenizer.tokens)
+    adapted = attach(model, config.lora, rows, quantized=config.quantize is not None)
+    if trained is not None:
+        adapted.load_adapter(trained, adapted.active_adapter, is_trainable=True)
+    return adapted
+
+
+def save_adapted(
+    model: Any, folder: Path, config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int
+) -> None:
+    """Writes a model that `build_model` put in an adapter to `folder`, merged, and the adapter.
+
+    Below a quantized one the checkpoint is loaded again: four bits would round the changes away.
+    """
+    assert config.init is not None
+    base = full_model(config, config.init, tokenizer, seed) if config.quantize else None
+    save_merged(model, folder, base)
+
+
+def full_model(
+    config: ModelConfig, init: str, tokenizer: AnchoredTokenizer, seed: int, **options: Any
+) -> PreTrainedModel:
+    """The checkpoint `init` as training starts from it, with rows for new control tokens.
 
     Raises:
-        ConfigError: nothing there that can be loaded.
+        ConfigError: it cannot be loaded, or holds no weights for a part of it.
+    """
+    model = load_model(init, tokenizer, dtype=config.torch_dtype, **options)
+    if fresh := AnchoredTokenizer.load(init).fresh:
+        special = torch.tensor(sorted({*tokenizer.control_ids.values(), *fresh}))
+        entries = torch.arange(len(tokenizer))
+        trained = entries[~torch.isin(entries, special)]
+        initialise_rows(model, fresh, trained, seed)
+    set_end_tokens(model, tokenizer.control)
+    return model
+
+
+def load_model(source: str | Path, tokenizer: AnchoredTokenizer, **options: Any) -> PreTrainedModel:
+    """A causal LM from a folder or hub id, by default in the precision it was saved in.
+
+    Args:
+        source: folder or hub id; weights are read from safetensors alone.
+        tokenizer: the embedding is grown where it has entries without a row.
+        options: go to `from_pretrained`.
+
+    Raises:
+        ConfigError: nothing there that can be loaded, or not a whole model.
     """
     with quiet_transformers():
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(source), use_safetensors=True, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise load_error("model", source, error) from None
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):  # pyright: ignore
-        model.resize_token_embeddings(len(tokenizer))
+        model, found = loaded
+        check_loaded(str(source), found["missing_keys"])
+        if model.get_input_embeddings().num_embeddings < len(tokenizer):
+            model.resize_token_embeddings(len(tokenizer))
     return model

@@ -107,13 +107,15 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 10
 def training_flops(model: PreTrainedModel, tokens: int, supervised: int) -> float:
     """6 FLOPs a token and parameter outside the embedding; the projection's at positions with loss.
 
+    4 where only an adapter is trained: the gradients of the weights below it are not computed.
     Attention scores are left out, so utilisation is stated a little low.
     """
     projection: Any = model.get_output_embeddings()
     head = projection.weight.numel()
     shared = head if model.config.tie_word_embeddings else 2 * head
     body = sum(p.numel() for p in model.parameters()) - shared
-    return 6.0 * (body * tokens + head * supervised)
+    each = 6.0 if all(p.requires_grad for p in model.parameters()) else 4.0
+    return each * (body * tokens + head * supervised)
 
 
 class Monitor(TrainerCallback):

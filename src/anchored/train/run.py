@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -53,8 +53,10 @@ from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.base_targets import BaseTargets
+from anchored.train.checkpoints import check_checkpoint
 from anchored.train.counterfactual import write_counterfactuals
-from anchored.train.models import ModelConfig, build_model, quiet_transformers
+from anchored.train.lora import check_lora, has_adapter, without_adapter
+from anchored.train.models import ModelConfig, build_model, quiet_transformers, save_adapted
 from anchored.train.monitor import (
     LossByKind,
     Monitor,
@@ -100,6 +102,14 @@ class TrainConfig(Config):
     muon_learning_rate: float | None = Field(default=None, gt=0)
     trainer: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _adapter_alone(self) -> TrainConfig:
+        if self.model.lora and self.muon_learning_rate:
+            raise ValueError("muon_learning_rate is for whole matrices; leave it or lora out")
+        if self.model.lora and self.trainer.get("fsdp"):
+            raise ValueError("trainer.fsdp shards whole models; leave it or lora out")
+        return self
+
 
 class PretrainConfig(TrainConfig):
     """Pretraining from scratch, or continued from `model.init`."""
@@ -129,8 +139,11 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
             claim(config.out, config)
+            _check_init(config, quiet)
             data = config.data
             if isinstance(data, PrepareConfig):
+                if data.tokenizer is None:
+                    data = data.model_copy(update={"tokenizer": config.model.init})
                 _check_before_preparing(config, data)
                 data = _prepared(config, data, quiet)
         return train(config, data, arguments, quiet)
@@ -158,6 +171,7 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
             claim(config.out, config)
+            _check_init(config, quiet)
             _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
                 data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
@@ -175,6 +189,16 @@ def _with_replay(
     if settings.share:
         sources = (*sources, write_replay(settings, *arguments))
     return sources
+
+
+def _check_init(config: TrainConfig, quiet: bool) -> None:
+    """Sees, before the first work of a run, that what it starts from can be trained."""
+    begun = (config.out / "data").exists() or (config.out / DATASET).exists()
+    if config.model.init is None or begun:
+        return
+    if config.model.lora:
+        check_lora(config.model.quantize is not None)
+    check_checkpoint(config.model.init, quiet)
 
 
 def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
@@ -254,8 +278,8 @@ def train(
     _check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
     done = checkpoint is not None and _at_its_end(checkpoint)
-    source = ModelConfig(init=checkpoint) if done else config.model
-    model = build_model(source, tokenizer, config.seed)
+    start = checkpoint if done else None
+    model = build_model(config.model, tokenizer, config.seed, start)
     write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     if _learns_base_distribution(config):
@@ -308,7 +332,7 @@ def compose(
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor."""
     losses = LossByKind()
-    model.loss_function = losses
+    without_adapter(model).loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
     callbacks: list[TrainerCallback] = [
@@ -452,11 +476,16 @@ def _save(
 ) -> None:
     main = trainer.is_world_process_zero()
     with building(final) if main else nullcontext(final) as folder:
-        trainer.save_model(str(folder))  # sharded weights are gathered from all processes
+        adapted = has_adapter(trainer.model)
+        if not adapted:
+            trainer.save_model(str(folder))  # sharded weights are gathered from all processes
         if main:
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
-            tokenizer.save(folder)
+            if adapted:
+                save_adapted(trainer.model, folder, config.model, tokenizer, config.seed)
+            else:
+                (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
             record = _record(config, manifest)
+            tokenizer.save(folder, annotated=record["annotated"])
             write_json(folder / RECORD, record)
             write_card(folder, config.out.name, record, tokenizer)
 

@@ -1,0 +1,204 @@
+"""A model's own chat template: conversations as special tokens and the text between them.
+
+A template is rendered with the messages in it, and their text comes out beside its special tokens.
+So every spelling of a special token in a message is broken before and mended after: what a user
+writes stays text, and a conversation that spells none renders exactly as `apply_chat_template` has
+it. Role names that a template writes as plain text (OLMo-2's `<|user|>`) are text here too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
+
+from anchored.errors import ConfigError, DataError
+
+ROLES = ("system", "user", "assistant")
+Turns = Sequence[dict[str, str]]
+
+_ANSWER = "An answer 1."
+_PROBE: Turns = (
+    {"role": "user", "content": " Who is Mara?\n\n1 + 2 "},
+    {"role": "assistant", "content": "A miller."},
+    {"role": "user", "content": "Größe?"},
+)
+_RESERVED = re.compile(
+    r"[<\[]\|?(reserved|unused|extra|special|dummy|placeholder)[a-z_]*\d+\|?[>\]]", re.IGNORECASE
+)
+_MARKS = range(0xF0000, 0xFFFFE)  # private use: no text has all of them
+
+
+class Stretch(NamedTuple):
+    """A part of a rendered conversation: one special token, or the text up to the next."""
+
+    text: str
+    special: bool
+
+
+class ChatTemplate:
+    """The template of `hf`, rendered so that no message can write a special token.
+
+    Args:
+        hf: a tokenizer with a chat template.
+
+    Attributes:
+        end: the special token that ends an answer; eos where the template puts none.
+
+    Raises:
+        ConfigError: the template cannot be rendered.
+    """
+
+    def __init__(self, hf: PreTrainedTokenizerFast) -> None:
+        self._hf = hf
+        special = [t for t in hf.added_tokens_decoder.values() if t.special and len(t.content) > 1]
+        self._special = re.compile(
+            "|".join(map(_pattern, sorted(special, key=lambda t: -len(t.content))))
+        )
+        spellings = [token.content for token in special]
+        self._spelt = re.compile("|".join(map(re.escape, spellings)))
+        self._beginnings = {text[:n] for text in spellings for n in range(1, len(text))}
+        self._longest = max(map(len, spellings), default=0)
+        self.end = self._find_end()
+
+    def stretches(self, turns: Turns, answer_next: bool) -> list[Stretch]:
+        """The conversation `turns` ({role, content}), up to where an answer starts if that is next.
+
+        Raises:
+            DataError: the template refuses the conversation.
+        """
+        mark = _unused_mark("".join(turn["content"] for turn in turns))
+        guarded = [
+            {"role": turn["role"], "content": self._guarded(turn["content"], mark)}
+            for turn in turns
+        ]
+        found = self._split(self._render(guarded, answer_next))
+        return [Stretch(text.replace(mark, ""), special) for text, special in found]
+
+    def probe(self) -> list[Stretch]:
+        """A fixed conversation: two templates that render it alike are taken for the same."""
+        return self.stretches(_PROBE, answer_next=True)
+
+    def probe_ids(self) -> list[int]:
+        """The same as `apply_chat_template` encodes it."""
+        encoded: Any = self._hf.apply_chat_template(list(_PROBE), add_generation_prompt=True)
+        return encoded["input_ids"]
+
+    def _guarded(self, content: str, mark: str) -> str:
+        """`content` with `mark` inside each special token that it spells, or ends with a part of.
+
+        The template would complete the latter. White space at the ends stays there: many templates
+        trim it.
+        """
+        while self._spelt.search(content):  # one may have stood inside another
+            content = self._spelt.sub(lambda at: at[0][0] + mark + at[0][1:], content)
+        bare = content.rstrip()
+        for n in range(1, min(self._longest, len(bare) + 1)):
+            if bare[-n:] in self._beginnings:
+                at = len(bare) - n + 1
+                return content[:at] + mark + content[at:]
+        return content
+
+    def _render(self, turns: Turns, answer_next: bool) -> str:
+        if not turns:
+            raise DataError(f"{self._name}: nothing stands before the answer; give it a prompt")
+        try:
+            text: Any = self._hf.apply_chat_template(
+                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=answer_next
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise DataError(
+                f"{self._name} refuses a conversation of {roles}: {reason}; change its turns"
+            ) from None
+        return text
+
+    @property
+    def _name(self) -> str:
+        return f"chat template of tokenizer {self._hf.name_or_path!r}"
+
+    def _split(self, rendered: str) -> Iterator[Stretch]:
+        at = 0
+        for match in self._special.finditer(rendered):
+            if match.start() > at:
+                yield Stretch(rendered[at : match.start()], special=False)
+            yield Stretch(match[0].strip(), special=True)
+            at = match.end()
+        if at < len(rendered):
+            yield Stretch(rendered[at:], special=False)
+
+    def _find_end(self) -> str:
+        turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER})
+        try:
+            _, found, behind = self._render(turns, answer_next=False).rpartition(_ANSWER)
+        except DataError as error:
+            raise ConfigError(f"{error}; this package cannot use it") from None
+        if not found:
+            raise ConfigError(f"{self._name} leaves an answer out; use a tokenizer with another")
+        match = self._special.search(behind)
+        return match[0].strip() if match else str(self._hf.eos_token)
+
+
+def _pattern(token: AddedToken) -> str:
+    """As `tokenizers` finds it: with the white space at its sides where it takes that along."""
+    left, right = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
+    return f"{left}{re.escape(token.content)}{right}"
+
+
+def _unused_mark(text: str) -> str:
+    return next(mark for mark in map(chr, _MARKS) if mark not in text)
+
+
+def reserved_tokens(hf: PreTrainedTokenizerFast) -> list[str]:
+    """Tokens that a tokenizer holds in reserve (`<|reserved_special_token_5|>`, `<unused5>`).
+
+    In order of their ids; without those that have a role already or that the chat template uses.
+    """
+    taken = {str(token) for token in hf.special_tokens_map.values() if isinstance(token, str)}
+    template = str(hf.chat_template or "")
+    return [
+        token.content
+        for _, token in sorted(hf.added_tokens_decoder.items())
+        if _RESERVED.fullmatch(token.content)
+        and token.content not in taken
+        and token.content not in template
+    ]
+
+
+def own_template(tokens: Mapping[str, str]) -> str:
+    """The template of this package's conversations, by the spellings of its control tokens."""
+    names = ", ".join(f"'{role}': {json.dumps(tokens[role])}" for role in ROLES)
+    return (
+        "{{ bos_token or eos_token }}"
+        f"{{% set roles = {{{names}}} %}}"
+        "{% for message in messages %}{{ roles[message['role']] }}{{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ roles['assistant'] }}{% endif %}"
+    )
+
+
+def annotating(template: str, opening: str, closing: str) -> str:
+    """`template` for inference: an annotation is opened where the answer starts.
+
+    Earlier answers lose theirs, which a client may have sent back with them; else it is unchanged.
+    """
+    opening, closing = json.dumps(opening), json.dumps(closing)
+    cut = (
+        "{%- set history = namespace(messages=[]) -%}{%- for message in messages -%}"
+        f"{{%- if message['role'] == 'assistant' and not loop.last and {closing} in "
+        "(message['content'] or '') -%}"
+        "{%- set history.messages = history.messages + "
+        f"[dict(message, content=message['content'].split({closing})[-1])] -%}}"
+        "{%- else -%}{%- set history.messages = history.messages + [message] -%}{%- endif -%}"
+        "{%- endfor -%}{%- set messages = history.messages -%}{{ '' }}"
+    )
+    # Jinja drops one line break at the end of a template; behind ours it would be text.
+    return (
+        f"{cut}{template.removesuffix(chr(10))}{{{{ {opening} if add_generation_prompt else '' }}}}"
+    )

@@ -1,0 +1,138 @@
+"""LoRA by `peft`: low-rank changes to all linear layers, and the rows of our control tokens.
+
+The rows are trained whole, because the model has never seen these tokens; no other row moves.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from anchored.config import Config
+from anchored.errors import ConfigError
+
+ADAPTER = "adapter"
+
+
+class LoraSettings(Config):
+    """The adapter, in `peft.LoraConfig`'s words.
+
+    Args:
+        r: rank.
+        alpha: its product with the adapter is divided by `r`.
+        dropout: before the adapter.
+        target_modules: names of layers; `all-linear` for all but the projection to the vocabulary.
+    """
+
+    r: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+def check_lora(quantize: bool) -> None:
+    """Sees that what an adapter needs is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError("model.lora: needs peft; pip install 'anchored[lora]'")
+    if quantize and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "model.quantize: needs bitsandbytes; pip install 'anchored[qlora]', or leave it out"
+        )
+
+
+def attach(
+    model: PreTrainedModel, settings: LoraSettings, rows: Sequence[int], quantized: bool
+) -> Any:
+    """`model` inside a `peft.PeftModel`: the adapter and `rows` of its embeddings are trained.
+
+    Raises:
+        ConfigError: no layer is called as `settings.target_modules` says.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if quantized:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    targets = settings.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        trainable_token_indices={name: list(rows) for name in _embeddings(model)},
+    )
+    try:
+        with _names_that_will_go():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from None
+
+
+@contextmanager
+def _names_that_will_go() -> Iterator[None]:
+    """`peft` asks `transformers` by names that these will drop; no matter to a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _embeddings(model: PreTrainedModel) -> list[str]:
+    """Names of the embedding and, where it has weights of its own, of the projection."""
+    embedding: Any = model.get_input_embeddings()
+    projection: Any = model.get_output_embeddings()
+    tied = projection.weight is embedding.weight
+    wanted = [embedding] if tied else [embedding, projection]
+    return [name for name, module in model.named_modules() if any(module is w for w in wanted)]
+
+
+def has_adapter(model: Any) -> bool:
+    """Was `model` made by `attach`."""
+    return hasattr(model, "merge_and_unload")
+
+
+def without_adapter(model: Any) -> PreTrainedModel:
+    """The model that `attach` was given, or `model` itself: its layers hold the adapter's."""
+    return model.get_base_model() if has_adapter(model) else model
+
+
+def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -> None:
+    """Writes the adapter to `folder`/adapter and the model with its changes in it to `folder`.
+
+    Args:
+        model: what `attach` made; of no use afterwards.
+        folder: where to.
+        base: in full precision, where `model` is quantized: merging into four bits would round the
+            changes away.
+    """
+    from peft import PeftModel
+
+    model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+    if base is not None:
+        with _names_that_will_go():
+            model = PeftModel.from_pretrained(base, str(folder / ADAPTER))
+    merged = model.merge_and_unload()
+    merged.save_pretrained(str(folder))
+
+
+def four_bits(dtype: torch.dtype) -> Any:
+    """Weights in NF4 with nested scales (QLoRA), computing in bfloat16 on an accelerator."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else dtype,
+    )
