@@ -7,10 +7,8 @@ R. A pair whose answers had plans of their own would teach which plan is liked.
 
 from __future__ import annotations
 
-import importlib
 import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from anchored.annotation import Annotation
-from anchored.config import Config, versions
+from anchored.config import Config, load_function, versions
 from anchored.data.readers import Conversation, SourceConfig, parse_row, read_rows
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, released_if_unused, write_json
@@ -200,27 +198,6 @@ def _answer(row: Mapping[str, Any], field: str, place: str) -> str:
     return value
 
 
-def load_reward(name: str) -> Reward:
-    """The function that `module:function` names; modules of the working directory are found too.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ConfigError(f"reward: {name!r}: write module:function")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"reward: {name!r}: no module {error.name!r} to import") from None
-    finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise ConfigError(f"reward: {name!r}: {module} has no function {function}")
-    return found
-
-
 @dataclass(frozen=True)
 class Maker:
     """What turns rows into TRL's; `source` is None where nothing is to be sampled."""
@@ -240,7 +217,7 @@ class Maker:
         _check_rows(config, rows)
         answers = config.trainer == "dpo" and any(row.pair is None for row in rows)
         plans = any(row.annotation is None for row in rows)
-        reward = load_reward(config.reward) if config.reward else None
+        reward = load_function(config.reward, "reward") if config.reward else None
         if answers and reward is None:
             raise ConfigError(
                 "reward: missing; rows without chosen and rejected are sampled, and a reward says "

@@ -18,49 +18,24 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import Field
 from rich.console import Console
 from transformers import TrainerCallback
 
 from anchored.annotation import Schema
-from anchored.config import Config, validated
+from anchored.config import load_function, validated
 from anchored.errors import ConfigError
 from anchored.evaluate.embedders import load_embedder
 from anchored.evaluate.equivalence import Equivalence, WordOverlap
 from anchored.files import write_json
+from anchored.segments import OBJECTIVES
+from anchored.train.collapse_config import CollapseConfig, MonitorConfig
 from anchored.train.look import Attributes, Look, Reader, compared
+from anchored.train.monitor import COLLAPSE
 from anchored.train.pace import Pace, StepTimer
 from anchored.train.probe import Probe, Prompt, check_whole
 
 BASELINE = "collapse_baseline.json"
-PREFIX = "collapse/"
 WARM_UP = 10  # steps at most before the first turn is planned
-
-
-class CollapseConfig(Config):
-    """How often, how much, and what follows.
-
-    Args:
-        every: steps between turns, at least; more where the budget asks for it.
-        samples: answers to each prompt.
-        max_new_tokens: of each answer.
-        budget: share of the time of all training steps that the monitor may take, the baseline
-            included; None for no limit.
-        stop_below: ends training where less than this share of the baseline's semantic entropy is
-            kept: where the whole 95 % interval lies below it.
-        checkpoint_below: saves a checkpoint at the first turn of which the same is true.
-        embedder: of `dissimilarity`; see `evaluate.embedders.load_embedder`.
-        seed: of the samples.
-    """
-
-    every: int = Field(default=50, ge=1)
-    samples: int = Field(default=16, ge=2)
-    max_new_tokens: int = Field(default=128, ge=1)
-    budget: float | None = Field(default=0.05, gt=0)
-    stop_below: float | None = Field(default=None, gt=0)
-    checkpoint_below: float | None = Field(default=None, gt=0)
-    embedder: str = "static"
-    seed: int = 0
 
 
 class CollapseMonitor(TrainerCallback):
@@ -163,7 +138,7 @@ class CollapseMonitor(TrainerCallback):
     ) -> None:
         """Adds the figures of this step's turn to what is logged, and to the trainer's history."""
         if "loss" in logs and self._pending:
-            named = {f"{PREFIX}{name}": value for name, value in self._pending.items()}
+            named = {f"{COLLAPSE}{name}": value for name, value in self._pending.items()}
             logs.update(named)
             state.log_history[-1].update(named)
             self._pending = {}
@@ -229,6 +204,25 @@ class CollapseMonitor(TrainerCallback):
         if state.is_world_process_zero:
             write_json(path, {"step": state.global_step, **stamp, **look.as_json()})
         return look
+
+
+def monitor_of(config: MonitorConfig, tokenizer: Any, manifest: dict[str, Any]) -> CollapseMonitor:
+    """The monitor of a training run on the prepared data that `manifest` describes.
+
+    Raises:
+        ConfigError: `config.attributes` names no function.
+    """
+    schema = manifest["schema"] and Schema.model_validate(manifest["schema"])
+    read: Any = config.attributes and load_function(config.attributes, "monitor.attributes")
+    settings = config.model_dump(exclude={"prompts", "attributes"})
+    return CollapseMonitor(
+        config.prompts,
+        tokenizer,
+        annotated=OBJECTIVES[manifest["objective"]].annotated,
+        schema=schema or None,
+        attributes=read or None,
+        **settings,
+    )
 
 
 def _read(path: Path, stamp: dict[str, Any]) -> Look:

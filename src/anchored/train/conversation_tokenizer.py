@@ -32,7 +32,8 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     `anchored sample` and `anchored evaluate` take as they take that model.
     """
 
-    _stock: AnchoredTokenizer
+    stock: AnchoredTokenizer
+    """The tokenizer that it wraps."""
     _record: str | None
 
     @classmethod
@@ -49,7 +50,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         special.setdefault("pad_token", str(hf.eos_token))
         found = cls(tokenizer_object=hf.backend_tokenizer, **special)
         found.chat_template = hf.chat_template
-        found._stock = stock
+        found.stock = stock
         found._record = record.read_text(encoding="utf-8") if record.is_file() else None
         return found
 
@@ -76,7 +77,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         batch: Any = conversation if several else [conversation]
         ids = self._ids([_messages(turns, add_generation_prompt) for turns in batch])
         if not tokenize:
-            texts = [self._stock.decode(one) for one in ids]
+            texts = [self.stock.decode(one) for one in ids]
             return texts if several else texts[0]
         columns = {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]}
         if not several:
@@ -89,7 +90,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
             planned = bool(messages) and messages[-1].annotation is not None
             objective = OBJECTIVES["anchored" if planned else "standard"]
             pieces.append(conversation_pieces(messages, objective))
-        encoded = encode_pieces(pieces, self._stock)
+        encoded = encode_pieces(pieces, self.stock)
         return [[i for segment in segments for i in segment.ids] for segments in encoded]
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -97,7 +98,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     ) -> tuple[str, ...]:
         """The stock tokenizer's files, its probe and the model's record; returns their names."""
         folder = Path(save_directory)
-        self._stock.save(folder)
+        self.stock.save(folder)
         if self._record is not None:
             atomic_write(folder / RECORD, self._record)
         return tuple(str(path) for path in sorted(folder.glob("*token*")))

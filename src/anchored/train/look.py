@@ -20,7 +20,7 @@ from anchored.evaluate.entropy import annotation_drift, drift_floor, semantic_en
 from anchored.evaluate.equivalence import Equivalence
 from anchored.train.probe import Answer
 
-RESAMPLES = 1000
+RESAMPLES = 500
 CLASS = "class"  # the one attribute of answers that are only told apart
 
 Attributes = Callable[[str], Mapping[str, str]]

@@ -51,6 +51,7 @@ from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
+from anchored.train.collapse_config import MonitorConfig
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
 from anchored.train.monitor import (
@@ -89,6 +90,7 @@ class TrainConfig(Config):
             `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded
             weights.
         trainer: goes to `transformers.TrainingArguments` as it is.
+        monitor: watches the model's answers for collapse while it trains; may change between runs.
     """
 
     out: Path
@@ -97,6 +99,7 @@ class TrainConfig(Config):
     seed: int = 0
     muon_learning_rate: float | None = Field(default=None, gt=0)
     trainer: dict[str, Any] = Field(default_factory=dict)
+    monitor: MonitorConfig | None = None
 
 
 class PretrainConfig(TrainConfig):
@@ -126,7 +129,7 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
     arguments = training_arguments(config)
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config)
+            claim(config.out, config, free=("monitor",))
             data = config.data
             if isinstance(data, PrepareConfig):
                 _check_before_preparing(config, data)
@@ -155,7 +158,7 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config)
+            claim(config.out, config, free=("monitor",))
             _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
                 data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
@@ -260,6 +263,10 @@ def train(
         BaseTargets(model, tokenizer.control)
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+        if config.monitor:
+            from anchored.train.collapse_monitor import monitor_of  # of the extra `evaluate`
+
+            monitor_of(config.monitor, tokenizer, manifest).attach(trainer)
         if not quiet:
             announce_cost(trainer, len(dataset), manifest)
         if not done:  # Trainer would take one more step
