@@ -23,11 +23,14 @@ from anchored.annotation import Annotation, Tag
 from anchored.errors import ConfigError
 from anchored.evaluate.collapse import entropy_within, share_kept
 from anchored.evaluate.equivalence import Exact
+from anchored.files import claim
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.collapse_monitor import BASELINE, CollapseMonitor
 from anchored.train.look import Look, compared
+from anchored.train.monitor import read_metrics
 from anchored.train.pace import Pace
 from anchored.train.probe import Answer, Probe
+from anchored.train.run import PretrainConfig, pretrain
 
 TEXTS = ["Mara went to the forest.", "Ben slept in a boat.", "Ana sang by the sea."]
 PROMPTS = ["Who?", "Where?"]
@@ -373,6 +376,33 @@ def test_annotations_are_sampled_and_their_entropy_and_drift_logged(
     one.train()
     assert seen(one, "annotation_entropy") == {2: 0.0}
     assert seen(one, "annotation_drift") == {2: 0.0}
+
+
+def first_word(text: str) -> dict[str, str]:
+    """What `monitor.attributes` names below."""
+    return {"first": (text.split() or [""])[0]}
+
+
+def test_a_training_run_with_a_monitor_has_its_figures_in_metrics_jsonl(tmp_path: Path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps({"text": TEXTS[i % 3]}) + "\n" for i in range(12)))
+    given = {
+        "out": tmp_path / "out",
+        "data": {
+            "sources": [{"path": str(source)}],
+            "tokenizer": {"vocab_size": 300},
+            "objective": "plain",
+            "max_length": 64,
+        },
+        "model": {"preset": "0.5m"},
+        "trainer": {"max_steps": 3, "per_device_train_batch_size": 2, "use_cpu": True},
+    }
+    monitor = {**QUICK, "prompts": [""], "attributes": "test_collapse_monitor:first_word"}
+    config = PretrainConfig.model_validate({**given, "monitor": monitor})
+    pretrain(config, quiet=True)
+    rows = read_metrics(config.out)
+    assert [row["step"] for row in rows if "collapse/semantic_entropy" in row] == [2]
+    claim(config.out, PretrainConfig.model_validate(given), free=("monitor",))  # may be left out
 
 
 def test_trls_sft_trainer_takes_it_as_it_is(tokenizer: AnchoredTokenizer, tmp_path: Path):

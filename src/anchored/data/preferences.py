@@ -151,7 +151,7 @@ def _write(
         raise DataError(
             f"{config.source.path}: a field has not one type in all rows: {error}; mend or drop it"
         ) from None
-    counts = {"asked": asked, "rows": len(rows), "dropped": dict(dropped)}
+    counts = {"asked": asked, "rows": len(rows), "dropped": dict(+dropped)}
     manifest = {"config": config.model_dump(mode="json"), "versions": versions(), **counts}
     write_json(config.out / MANIFEST, manifest)
     with building(folder) as partial:
@@ -159,7 +159,7 @@ def _write(
 
 
 def _listed(dropped: Counter[str]) -> str:
-    return ", ".join(f"{count} {why}" for why, count in sorted(dropped.items())) or "none"
+    return ", ".join(f"{count} {why}" for why, count in sorted((+dropped).items())) or "none"
 
 
 def read_asked(row: Mapping[str, Any], place: str) -> Asked:
