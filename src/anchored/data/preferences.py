@@ -7,11 +7,12 @@ R. A pair whose answers had plans of their own would teach which plan is liked.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from anchored.config import Config, load_function, versions
 from anchored.data.readers import Conversation, SourceConfig, parse_row, read_rows
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, released_if_unused, write_json
-from anchored.journal import Journal
+from anchored.journal import Journal, content_key
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load
 from anchored.segments import Message
@@ -83,6 +84,10 @@ class Asked:
     pair: tuple[str, str] | None
     fields: Mapping[str, Any]
 
+    def as_json(self) -> Row:
+        """By what the row is known again."""
+        return {**asdict(self), "annotation": self.annotation and self.annotation.rows()}
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -126,10 +131,12 @@ def build(config: PreferencesConfig, quiet: bool = False) -> Path:
         starts = range(0, len(rows), CHUNK)
         bar = {"console": console, "transient": True, "disable": not console.is_interactive}
         for start in track(starts, "preferences", **bar):
-            if journal.get(str(start)) is None:
-                made, lost = maker.make(rows[start : start + CHUNK], start)
-                journal.put(str(start), {"rows": made, "dropped": lost})
-            kept = journal[str(start)]
+            chunk = rows[start : start + CHUNK]
+            key = content_key([start, *(row.as_json() for row in chunk)])
+            if journal.get(key) is None:
+                made, lost = maker.make(chunk, start)
+                journal.put(key, {"rows": made, "dropped": lost})
+            kept = journal[key]
             found += kept["rows"]
             dropped.update(kept["dropped"])
     _write(config, folder, found, dropped, len(rows))
@@ -182,6 +189,7 @@ def read_asked(row: Mapping[str, Any], place: str) -> Asked:
         raise DataError(f"{place}: no prompt; give `prompt`, or `messages` that end with a user's")
     annotation = None if row.get("annotation") is None else item.messages[-1].annotation
     fields = {name: value for name, value in row.items() if name not in _OURS}
+    fields = json.loads(json.dumps(fields, default=str))  # what JSON has no type for becomes text
     return Asked(place, item.messages[:-1], annotation, pair, fields)
 
 
@@ -228,10 +236,10 @@ class Maker:
     def cost(self, rows: Sequence[Asked]) -> str:
         """What will be sampled, at most."""
         config = self.config
-        plans = sum(config.annotations for row in rows if row.pair is None and not row.annotation)
-        prompts = sum(
-            1 if row.annotation else config.annotations for row in rows if row.pair is None
-        )
+        open_rows = [row for row in rows if config.trainer == "grpo" or row.pair is None]
+        unplanned = [row for row in open_rows if row.annotation is None]
+        prompts = len(open_rows) + len(unplanned) * (config.annotations - 1)
+        plans = len(unplanned) * config.annotations if config.annotation == "prompt" else 0
         answers = prompts * config.candidates if config.trainer == "dpo" else 0
         tokens = answers * config.sample.max_response_tokens
         return (

@@ -65,7 +65,8 @@ class Probe:
     ) -> None:
         if isinstance(prompts, str) or not prompts:
             raise ConfigError("prompts: give a list of one or more")
-        self.prompts, self.samples = list(prompts), samples
+        self.prompts = [prompt if isinstance(prompt, str) else turns(prompt) for prompt in prompts]
+        self.samples = samples
         self._limit, self._schema, self._seed = max_new_tokens, schema, seed
         self._hf = getattr(tokenizer, "hf", tokenizer)
         self._annotated = annotated
