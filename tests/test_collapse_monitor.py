@@ -327,14 +327,15 @@ def test_a_baseline_of_other_settings_is_refused_on_a_resumed_run(
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
-def test_turns_are_spread_so_that_the_budget_pays_for_them_and_for_the_baseline():
+def test_turns_are_paid_by_the_budget_with_the_baseline_and_are_densest_at_the_start():
     pace = Pace(every=10, budget=0.05, first_step=0, last_step=1000, spent=1.0)
     # 1000 steps of 0.1 s: 5 s, of which the baseline took one; four turns are left.
-    assert pace.next_turn(10, 0, cost=1.0, step_seconds=0.1) == 250
-    pace.spent = 2.0
-    assert pace.next_turn(251, 250, cost=1.0, step_seconds=0.1) == 500
-    pace.spent = 5.0
-    assert pace.next_turn(901, 900, cost=1.0, step_seconds=0.1) is None
+    turns, last = [], 0
+    while (step := pace.next_turn(last + 1, last, cost=1.0, step_seconds=0.1)) is not None:
+        turns, last = [*turns, step], step
+        pace.spent += 1.0
+    assert turns == [63, 168, 376, 1000]
+    assert pace.spent == 5.0
 
 
 def test_cheap_turns_come_as_often_as_was_asked_for():

@@ -25,7 +25,7 @@ class CollapseConfig(Config):
 
     every: int = Field(default=50, ge=1)
     samples: int = Field(default=16, ge=2)
-    max_new_tokens: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
     budget: float | None = Field(default=0.05, gt=0)
     stop_below: float | None = Field(default=None, gt=0)
     checkpoint_below: float | None = Field(default=None, gt=0)

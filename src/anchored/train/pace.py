@@ -1,7 +1,8 @@
 """How often something beside training may run, so that it takes its share of the time and no more.
 
-What is left of the budget is spread evenly over the steps that are left, so what comes before the
-first step (a baseline) is paid by a longer wait.
+A model changes most at the start, and so turns come densest there: of n that can be paid, the k-th
+comes about (k/n)^2 of the way through the run. What comes before the first step (a baseline) is
+paid from the same budget.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Pace:
             left = self.budget * steps * step_seconds - self.spent
             if left < cost:
                 return None
-            wait = max(wait, math.ceil(cost * (self.last_step - last) / left))
+            turns = int(left / cost)
+            wait = max(wait, math.ceil((self.last_step - last) / turns**2))
         due = max(step, last + wait)
         return due if due <= self.last_step else None
 
