@@ -309,6 +309,19 @@ def test_a_share_below_the_threshold_with_an_interval_around_it_stops_nothing(
     assert seen(one, "kept_high")[4] > 0.9
 
 
+def test_a_baseline_without_any_diversity_is_said_and_no_threshold_acts(
+    tokenizer: AnchoredTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(f"{__name__}.DIFFERENT", SAME)
+    one = watched(tokenizer, tmp_path, {"stop_below": 0.9})
+    with pytest.warns(
+        UserWarning, match="all say the same at the start, so there is nothing to keep"
+    ):
+        one.train()
+    assert one.state.global_step == 6
+    assert seen(one, "semantic_entropy") == {2: 0.0, 4: 0.0, 6: 0.0}
+
+
 def test_one_checkpoint_is_saved_at_the_first_turn_below_its_threshold(
     tokenizer: AnchoredTokenizer, tmp_path: Path
 ):

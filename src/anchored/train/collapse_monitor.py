@@ -203,6 +203,13 @@ class CollapseMonitor(TrainerCallback):
             look = self._look(model, state.global_step)
         if state.is_world_process_zero:
             write_json(path, {"step": state.global_step, **stamp, **look.as_json()})
+            if not look.semantic_entropy:
+                warnings.warn(
+                    "CollapseMonitor: each prompt's answers all say the same at the start, so "
+                    "there is nothing to keep, and no threshold will act; ask prompts that leave "
+                    "more open",
+                    stacklevel=2,
+                )
         return look
 
 
