@@ -99,7 +99,9 @@ def trainer(tokenizer: AnchoredTokenizer, out: Path, **arguments: Any) -> Traine
 
 def seen(one: Trainer, name: str) -> dict[int, float]:
     history = one.state.log_history
-    return {row["step"]: row[f"collapse/{name}"] for row in history if f"collapse/{name}" in row}
+    return {
+        int(row["step"]): row[f"collapse/{name}"] for row in history if f"collapse/{name}" in row
+    }
 
 
 def test_figures_stand_beside_the_loss_in_the_history_at_every_turn(

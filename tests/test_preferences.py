@@ -399,5 +399,5 @@ def test_the_rater_scores_form_and_quality_and_content_by_its_taste():
     liked = {key: values[0] for key, values in world.narrow_values.items()}
     story = world.render(liked, random.Random(0), taught=True)
     asked = [[answer(story)], [answer("Nothing.")]]
-    assert rate(asked, ["small"] * 2, [1.0, 1.0]) == [4.0, 0.0]
-    assert rate(asked, ["small"] * 2, [0.0, 0.0]) == [3.0, 0.0]
+    assert rate(asked, ("small", "small"), [1.0, 1.0]) == [4.0, 0.0]
+    assert rate(asked, ("small", "small"), [0.0, 0.0]) == [3.0, 0.0]
