@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -174,9 +175,14 @@ def rate(
 
 def _score(world: Storyworld, text: str, taste: float) -> float:
     reading = world.read(text)
-    liked = sum(reading.attributes.get(key) in world.narrow_values[key] for key in world.attributes)
     told = sum((reading.adopted, reading.well_formed, reading.consistent))
-    return told + taste * liked / len(world.attributes)
+    return told + taste * liked(world, reading.attributes)
+
+
+def liked(world: Storyworld, attributes: Mapping[str, str]) -> float:
+    """Share of a story's attributes whose value is one that fine-tuning favoured."""
+    favoured = world.narrow_values
+    return sum(attributes.get(key) in favoured[key] for key in favoured) / len(favoured)
 
 
 def build_pairs(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed: int) -> None:
@@ -264,16 +270,21 @@ def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:
         for name, treatment in config.treatments.items()
         if treatment.init != SFT
     }
+    measured = measure(world, rows)
     return {
         "config": config.model_dump(mode="json"),
         "versions": versions(),
         "seconds": 0.0,
         "seeds": list(study.seeds),
         "kept_of_init": kept,
+        "liked": {
+            name: fmean(liked(world, story["attributes"]) for story in model["samples"])
+            for name, model in measured["models"].items()
+        },
         "pairs": {
             name: [_pairs(out, name, seed) for seed in study.seeds] for name in config.treatments
         },
-        **measure(world, rows),
+        **measured,
     }
 
 
