@@ -18,11 +18,12 @@ from transformers import AutoTokenizer
 
 from anchored import cli
 from anchored.annotation import Annotation
-from anchored.config import to_yaml
+from anchored.config import load_config, to_yaml
 from anchored.data import preferences
 from anchored.data.preferences import PreferencesConfig, build, read_asked
 from anchored.errors import ConfigError, DataError
-from anchored.experiments.dpo import rate
+from anchored.experiments.demo import TREATMENTS, DemoConfig
+from anchored.experiments.dpo import DPOConfig, load_study, rate
 from anchored.sample.engine import Request, Sample
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
@@ -401,3 +402,17 @@ def test_the_rater_scores_form_and_quality_and_content_by_its_taste():
     asked = [[answer(story)], [answer("Nothing.")]]
     assert rate(asked, ("small", "small"), [1.0, 1.0]) == [4.0, 0.0]
     assert rate(asked, ("small", "small"), [0.0, 0.0]) == [3.0, 0.0]
+
+
+def test_a_study_that_is_not_finished_or_lacks_the_model_is_refused(tmp_path: Path):
+    config = load_config(DPOConfig, ROOT / "configs" / "storyworld" / "dpo.yaml")
+    assert {one.init for one in config.treatments.values()} == {"anchored"}
+    unfinished = config.model_copy(update={"study": tmp_path})
+    with pytest.raises(DataError, match=r"no results.json; run `anchored demo"):
+        load_study(unfinished)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(
+        to_yaml(DemoConfig(treatments={"standard": TREATMENTS["standard"]}))
+    )
+    with pytest.raises(DataError, match=r"anchored_dpo.init: 'anchored' is not one of the study's"):
+        load_study(unfinished)
