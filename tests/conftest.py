@@ -61,3 +61,22 @@ def line_breaks_lost() -> Any:
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
     names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def foreign() -> Any:
+    """A byte-level tokenizer with a chat template and no token of this package."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(["</s>", *alphabet])}
+    backend: Any = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", chat_template=template
+    )

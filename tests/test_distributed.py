@@ -36,8 +36,15 @@ def config(data: Path, out: Path, batch_size: int) -> PretrainConfig:
         "save_steps": 2,
         "use_cpu": True,
     }
+    monitor = {"prompts": ["", "A story?"], "every": 2, "samples": 3, "max_new_tokens": 8}
     return PretrainConfig.model_validate(
-        {"out": out, "data": data, "model": {"config": MODEL}, "trainer": trainer}
+        {
+            "out": out,
+            "data": data,
+            "model": {"config": MODEL},
+            "trainer": trainer,
+            "monitor": {**monitor, "budget": None},
+        }
     )
 
 
@@ -65,6 +72,14 @@ def test_torchrun_with_two_processes_equals_one_with_twice_the_batch(tmp_path: P
             assert ours[name] == theirs[name]
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["loss_by_kind"] == pytest.approx(theirs["loss_by_kind"], abs=1e-5)
+        for name in (
+            "semantic_entropy",
+            "dissimilarity",
+            "kept",
+            "kept_high",
+        ):  # half the samples each
+            assert ours.get(f"collapse/{name}") == theirs.get(f"collapse/{name}")
+    assert "collapse/kept" in read_metrics(two.out)[1]
 
 
 def weights(out: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def test_examples_in_the_documentation_give_what_they_show(page):
 
 @pytest.mark.parametrize(("name", "text"), SHOWN)
 def test_configurations_shown_are_valid(tmp_path: Path, name: str, text: str):
+    from anchored.data.preferences import PreferencesConfig
     from anchored.data.prepare import PrepareConfig
     from anchored.evaluate.settings import EvaluateConfig
     from anchored.train.run import PretrainConfig, SFTConfig
@@ -36,6 +37,7 @@ def test_configurations_shown_are_valid(tmp_path: Path, name: str, text: str):
     path.write_text(text, encoding="utf-8")
     classes = {
         "prepare": PrepareConfig,
+        "preferences": PreferencesConfig,
         "pretrain": PretrainConfig,
         "sft": SFTConfig,
         "evaluate": EvaluateConfig,

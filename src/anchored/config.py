@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +95,29 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise ConfigError(f"{where}: the value is not YAML; quote it") from None
+
+
+def load_function(name: str, field: str) -> Callable[..., Any]:
+    """The function `module:function` that `field` names.
+
+    Modules of the working directory are found too.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ConfigError(f"{field}: {name!r}: write module:function")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{field}: {name!r}: no module {error.name!r} to import") from None
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise ConfigError(f"{field}: {name!r}: {module} has no function {function}")
+    return found
 
 
 def to_yaml(config: Config) -> str:

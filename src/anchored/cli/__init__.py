@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         training.add_demo, training.add_experiment,
         corpus.add_schema, corpus.add_annotate, corpus.add_distil, corpus.add_prepare,
         corpus.add_export,
-        training.add_pretrain, training.add_sft, training.add_sample,
+        training.add_pretrain, training.add_sft, training.add_preferences, training.add_sample,
         evaluation.add_evaluate, evaluation.add_score, evaluation.add_capability,
         corpus.add_inspect, publishing.add_card, publishing.add_push,
     ):  # fmt: skip

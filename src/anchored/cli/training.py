@@ -1,4 +1,4 @@
-"""Commands on models: demo, experiment, pretrain, sft, sample."""
+"""Commands on models: demo, experiment, pretrain, sft, preferences, sample."""
 
 from __future__ import annotations
 
@@ -105,6 +105,27 @@ def _run_sft(options: argparse.Namespace) -> None:
     from anchored.train.run import SFTConfig, sft
 
     _print_model(sft(load_config(SFTConfig, options.config, options.overrides)), options)
+
+
+def add_preferences(commands: Any) -> None:
+    """Adds `anchored preferences`."""
+    summary = "pairs for TRL's DPO, or prompts for its GRPO, with the annotation inside the prompt"
+    parser = command(commands, "preferences", summary, _run_preferences)
+    parser.add_argument(
+        "config", type=existing_file, metavar="CONFIG", help="YAML file of a PreferencesConfig"
+    )
+    add_overrides(parser)
+
+
+def _run_preferences(options: argparse.Namespace) -> None:
+    from anchored.config import load_config
+    from anchored.data.preferences import MANIFEST, PreferencesConfig, build
+
+    folder = build(load_config(PreferencesConfig, options.config, options.overrides))
+    if options.json:
+        print((folder.parent / MANIFEST).read_text(encoding="utf-8"), end="")
+    else:
+        print(folder)
 
 
 def _print_model(model: Path, options: argparse.Namespace) -> None:

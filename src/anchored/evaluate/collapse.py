@@ -181,6 +181,32 @@ def difference(
     return _estimate([first, second], statistic, np.array([1.0, -1.0]), resamples, seed)
 
 
+def share_kept(
+    before: Runs[T],
+    after: Runs[T],
+    statistic: Statistic[T],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate | None:
+    """D_after / D_before of one model at two times, with its 95 % interval.
+
+    The ends are where D_after - g D_before may be zero. None where D_before may be zero itself.
+
+    Raises:
+        DataError: a seed or a prompt has no samples, or numbers of samples differ anywhere.
+    """
+
+    def ratio(centre: FloatArray) -> FloatArray:
+        return np.array([-centre[1] / centre[0], 1.0]) if centre[0] else np.array([0.0, 1.0])
+
+    centre, replicates = _replicates([before, after], statistic, ratio, resamples, seed)
+    if np.quantile(replicates[:, 0], LEVELS[0]) <= 0:
+        return None
+    positive = replicates[replicates[:, 0] > 0]
+    low, high = np.quantile(positive[:, 1] / positive[:, 0], LEVELS)
+    return Estimate(float(centre[1] / centre[0]), float(low), float(high))
+
+
 def compare(
     base: Runs[T],
     sft: Runs[T],

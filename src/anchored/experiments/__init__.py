@@ -20,11 +20,12 @@ def run(config: Path, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any
         ConfigError: no such study, or its configuration is wrong.
         AnchoredError: see the study's own `run`.
     """
-    from anchored.experiments import demo, real_text
+    from anchored.experiments import demo, dpo, real_text
 
     studies = {
         "storyworld": (demo.DemoConfig, demo.run),
         "real-text": (real_text.RealTextConfig, real_text.run),
+        "dpo": (dpo.DPOConfig, dpo.run),
     }
     data = read_yaml(config)
     name = data.get("experiment") if isinstance(data, dict) else None

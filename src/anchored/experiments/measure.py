@@ -76,6 +76,22 @@ def measure(world: Storyworld, rows: Mapping[str, Sequence[Sequence[Row]]]) -> d
     return {"models": models, "comparisons": _comparisons(world, stories)}
 
 
+def kept_of(
+    world: Storyworld, rows: Mapping[str, Sequence[Sequence[Row]]], init: str, name: str
+) -> dict[str, Any]:
+    """What `name`, trained from `init`, keeps of the gap that `init` closes.
+
+    (D_name - D_sft) / (D_init - D_sft) by semantic entropy, with its 95 % interval.
+    """
+    runs = [
+        _attributes(
+            [[Story.read(world, r) for r in seed if r["kind"] == "story"] for seed in seeds]
+        )
+        for seeds in (rows[init], rows[SFT], rows[name])
+    ]
+    return compare(*runs, entropy_of(world.attributes)).as_json()["gap_closed"]
+
+
 def _model(
     world: Storyworld,
     embedder: StaticEmbedder,

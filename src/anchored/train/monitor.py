@@ -22,6 +22,7 @@ from anchored.files import atomic_write
 from anchored.segments import NO_LOSS, Kind
 
 METRICS_NAME = "metrics.jsonl"
+COLLAPSE = "collapse/"  # what `CollapseMonitor` logs
 
 
 class LossByKind:
@@ -123,8 +124,8 @@ class Monitor(TrainerCallback):
 
     A line: step, epoch, loss, loss_by_kind (nats a token), supervised_share, tokens,
     tokens_per_second, supervised_tokens_per_second, mfu (against the measured matmul peak),
-    learning_rate, grad_norm. On a resumed run the lines after the checkpoint are cut first, so a
-    step is never there twice.
+    learning_rate, grad_norm, and what the collapse monitor logs with it. On a resumed run the lines
+    after the checkpoint are cut first, so a step is never there twice.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Monitor(TrainerCallback):
             "mfu": flops / seconds / self.peak,
             "learning_rate": logs["learning_rate"],
             "grad_norm": grad_norm,
+            **{name: value for name, value in logs.items() if name.startswith(COLLAPSE)},
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -54,6 +54,7 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.base_targets import BaseTargets
 from anchored.train.checkpoints import check_checkpoint
+from anchored.train.collapse_config import MonitorConfig
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.lora import check_lora, has_adapter, without_adapter
 from anchored.train.models import ModelConfig, build_model, quiet_transformers, save_adapted
@@ -93,6 +94,7 @@ class TrainConfig(Config):
             `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded
             weights.
         trainer: goes to `transformers.TrainingArguments` as it is.
+        monitor: watches the model's answers for collapse while it trains; may change between runs.
     """
 
     out: Path
@@ -101,6 +103,7 @@ class TrainConfig(Config):
     seed: int = 0
     muon_learning_rate: float | None = Field(default=None, gt=0)
     trainer: dict[str, Any] = Field(default_factory=dict)
+    monitor: MonitorConfig | None = None
 
     @model_validator(mode="after")
     def _adapter_alone(self) -> TrainConfig:
@@ -138,7 +141,7 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
     arguments = training_arguments(config)
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config)
+            claim(config.out, config, free=("monitor",))
             _check_init(config, quiet)
             data = config.data
             if isinstance(data, PrepareConfig):
@@ -170,7 +173,7 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config)
+            claim(config.out, config, free=("monitor",))
             _check_init(config, quiet)
             _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
@@ -286,6 +289,10 @@ def train(
         BaseTargets(model, tokenizer.control)
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+        if config.monitor:
+            from anchored.train.collapse_monitor import monitor_of  # of the extra `evaluate`
+
+            monitor_of(config.monitor, tokenizer, manifest).attach(trainer)
         if not quiet:
             announce_cost(trainer, len(dataset), manifest)
         if not done:  # Trainer would take one more step

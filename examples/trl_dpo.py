@@ -1,0 +1,61 @@
+"""Preferences on an anchored model through TRL's DPOTrainer: Q moves, R stays.
+
+    anchored preferences preferences.yaml         # trainer: dpo, out: runs/my/preferences
+    python examples/trl_dpo.py MODEL runs/my/preferences/data --out runs/my/dpo
+
+The annotation is the end of the prompt, the same for both answers. The tokenizer puts it there by
+id; nothing else here knows of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_from_disk
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from anchored.train.conversation_tokenizer import ConversationTokenizer
+from anchored.train.models import load_model
+
+
+def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrainer:
+    """A stock DPOTrainer.
+
+    Args:
+        model: folder of an anchored model.
+        pairs: dataset that `anchored preferences` wrote.
+        out: folder of the run.
+        arguments: more fields of `trl.DPOConfig`.
+    """
+    tokenizer = ConversationTokenizer.load(model)
+    dataset: Any = load_from_disk(str(pairs))
+    return DPOTrainer(
+        model=load_model(model, tokenizer.stock),
+        args=DPOConfig(output_dir=str(out), **arguments),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+
+
+def main() -> None:
+    """One epoch at TRL's defaults, and the model, which `anchored sample` takes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="folder of an anchored model")
+    parser.add_argument("pairs", type=Path, help="dataset that `anchored preferences` wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+
+    use_cpu = not torch.accelerator.is_available()  # without it TRL's bf16 default is refused
+    trainer = dpo_trainer(
+        options.model, options.pairs, options.out, num_train_epochs=1, use_cpu=use_cpu
+    )
+    trainer.train()
+    trainer.save_model(str(options.out / "model"))
+
+
+if __name__ == "__main__":
+    main()

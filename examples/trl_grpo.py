@@ -1,0 +1,68 @@
+"""Rewards on an anchored model through TRL's GRPOTrainer: Q moves, R stays.
+
+    anchored preferences preferences.yaml         # trainer: grpo, out: runs/my/prompts
+    python examples/trl_grpo.py MODEL runs/my/prompts/data --reward mine:reward --out runs/my/grpo
+
+All answers of a group stand behind one annotation, so that an answer is better or worse than others
+with the same plan: the reward cannot say which plan to take.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_from_disk
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from anchored.config import load_function
+from anchored.train.conversation_tokenizer import ConversationTokenizer
+from anchored.train.models import load_model
+
+
+def grpo_trainer(
+    model: str, prompts: Path, reward: str, out: Path, **arguments: Any
+) -> GRPOTrainer:
+    """A stock GRPOTrainer.
+
+    Args:
+        model: folder of an anchored model.
+        prompts: dataset that `anchored preferences` wrote, each prompt with its annotation.
+        reward: `module:function`, as TRL calls it.
+        out: folder of the run.
+        arguments: more fields of `trl.GRPOConfig`.
+    """
+    tokenizer = ConversationTokenizer.load(model)
+    dataset: Any = load_from_disk(str(prompts))
+    rewards: Any = [load_function(reward, "--reward")]
+    return GRPOTrainer(
+        model=load_model(model, tokenizer.stock),
+        reward_funcs=rewards,
+        args=GRPOConfig(output_dir=str(out), **arguments),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+
+
+def main() -> None:
+    """One epoch at TRL's defaults, and the model, which `anchored sample` takes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="folder of an anchored model")
+    parser.add_argument("prompts", type=Path, help="dataset that `anchored preferences` wrote")
+    parser.add_argument("--reward", required=True, metavar="MODULE:FUNCTION")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+
+    use_cpu = not torch.accelerator.is_available()  # without it TRL's bf16 default is refused
+    trainer = grpo_trainer(
+        options.model, options.prompts, options.reward, options.out, use_cpu=use_cpu
+    )
+    trainer.train()
+    trainer.save_model(str(options.out / "model"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Does diversity survive preference optimisation, where the annotation stands in the prompt.
+
+    anchored experiment configs/storyworld/dpo.yaml --out runs/dpo [study=runs/demo-3]
+
+It starts from the models of a finished `storyworld` study. A rater likes well-told stories in the
+taught form and, as raters do, some contents more than others: those that fine-tuning favoured. Each
+treatment builds pairs of a model's own answers by that rater and trains on them with TRL's
+DPOTrainer; then all models are sampled and measured as in the study.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from datasets import load_from_disk
+from pydantic import Field
+from rich.console import Console
+
+from anchored.config import Config, load_config, versions
+from anchored.data.preferences import PreferencesConfig, build
+from anchored.data.readers import SourceConfig
+from anchored.errors import DataError
+from anchored.experiments.demo import BASES, DemoConfig, Stage, execute, sample_model
+from anchored.experiments.measure import SFT, kept_of, measure
+from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
+from anchored.report.tables import markdown_table, rich_table
+from anchored.sample.engine import SampleConfig
+from anchored.storyworld import Storyworld
+from anchored.train.conversation_tokenizer import ConversationTokenizer
+from anchored.train.models import load_model, quiet_transformers
+
+
+class Treatment(Config):
+    """One way of preference optimisation.
+
+    Args:
+        init: the study's model that writes the answers and is trained.
+        annotation: where it stands; see `PreferencesConfig`.
+    """
+
+    init: str
+    annotation: Literal["prompt", "answer"] = "prompt"
+
+
+class DPOConfig(Config):
+    """The study of preferences.
+
+    Args:
+        experiment: its name.
+        study: folder of the finished `storyworld` study that it starts from.
+        treatments: by name.
+        prompts: open story prompts that pairs are sampled for, for each seed.
+        candidates: answers to each; the best and the worst are the pair.
+        taste: what content weighs in the rater's score, beside 1 for each of: the taught form,
+            well-formed, consistent.
+        steps, batch_size, learning_rate, beta: of DPO, the same for all treatments.
+        sft_weight: of the chosen answer's likelihood in the loss, beside 1 for DPO's.
+        workers: stages that run at once.
+    """
+
+    experiment: Literal["dpo"] = "dpo"
+    study: Path = Path("runs/demo-3")
+    treatments: dict[str, Treatment] = Field(min_length=1)
+    prompts: int = Field(default=160, gt=0)
+    candidates: int = Field(default=4, ge=2)
+    taste: float = Field(default=1.0, ge=0)
+    steps: int = Field(default=30, gt=0)
+    batch_size: int = Field(default=8, gt=0)
+    learning_rate: float = Field(default=1.5e-4, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    sft_weight: float = Field(default=1.0, ge=0)
+    workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 6), ge=1)
+
+
+def run(config: DPOConfig, out: Path) -> dict[str, Any]:
+    """Runs the study, or goes on with it; results.json and table.md go to `out`.
+
+    Raises:
+        ConfigError: `out` holds another run.
+        DataError: `config.study` is not a finished study, or lacks a model to start from.
+    """
+    started = time.monotonic()
+    console = Console(stderr=True)
+    study = load_study(config)
+    claim(out, config)
+    stages = plan(config, study, out)
+    tokens = len(study.seeds) * len(config.treatments) * config.prompts * config.candidates
+    console.print(
+        f"{len(stages)} stages; answers to sample for pairs: {tokens:,}; DPO steps: "
+        f"{len(study.seeds) * len(config.treatments) * config.steps:,}; finished stages are found"
+    )
+    execute(stages, config.workers, console)
+    path = out / "results.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+    results = collect(config, study, out)
+    results["seconds"] = round(before + time.monotonic() - started, 1)
+    write_json(path, results)
+    atomic_write(out / "table.md", markdown_table(results))
+    console.print(rich_table(results))
+    return results
+
+
+def load_study(config: DPOConfig) -> DemoConfig:
+    """The configuration of the study that is started from.
+
+    Raises:
+        DataError: it is not finished, or lacks a model to start from.
+    """
+    folder = config.study
+    if not (folder / "results.json").is_file():
+        raise DataError(
+            f"study: {folder}: no results.json; run `anchored demo --seeds 3 --out {folder}` first"
+        )
+    study = load_config(DemoConfig, folder / "config.yaml")
+    for name, treatment in config.treatments.items():
+        if treatment.init not in study.treatments:
+            known = ", ".join(study.treatments)
+            raise DataError(
+                f"treatments.{name}.init: {treatment.init!r} is not one of the study's: {known}"
+            )
+    return study
+
+
+def plan(config: DPOConfig, study: DemoConfig, out: Path) -> list[Stage]:
+    """All stages: pairs, DPO and samples of each treatment and seed."""
+    stages = []
+    for seed in study.seeds:
+        for name in config.treatments:
+            folder, tag = out / f"seed-{seed}" / name, f"{name} (seed {seed})"
+            samples = _samples(out, name, seed)
+            work = (config, study, name, folder, seed)
+            stages += [
+                Stage(f"pairs {tag}", build_pairs, work, folder),
+                Stage(f"DPO {tag}", optimise, work, folder, (f"pairs {tag}",)),
+                Stage(
+                    f"sample {tag}",
+                    sample_model,
+                    (study, folder / "model", samples, seed),
+                    folder,
+                    (f"DPO {tag}",),
+                ),
+            ]
+    return stages
+
+
+def _samples(folder: Path, name: str, seed: int) -> Path:
+    return folder / "samples" / f"{name}-{seed}.jsonl"
+
+
+def rate(
+    completions: Sequence[Sequence[Mapping[str, Any]]],
+    size: Sequence[Literal["small", "full"]],
+    taste: Sequence[float],
+    **_: Any,
+) -> list[float]:
+    """The rater, as TRL calls a reward function: form and quality, and content by its taste.
+
+    One point each for the taught form, for a well-formed and for a consistent story, and `taste`
+    times the share of attributes whose value is one that fine-tuning favoured.
+    """
+    world = Storyworld(size[0])
+    return [
+        _score(world, answer[-1]["content"], t)
+        for answer, t in zip(completions, taste, strict=True)
+    ]
+
+
+def _score(world: Storyworld, text: str, taste: float) -> float:
+    reading = world.read(text)
+    told = sum((reading.adopted, reading.well_formed, reading.consistent))
+    return told + taste * liked(world, reading.attributes)
+
+
+def liked(world: Storyworld, attributes: Mapping[str, str]) -> float:
+    """Share of a story's attributes whose value is one that fine-tuning favoured."""
+    favoured = world.narrow_values
+    return sum(attributes.get(key) in favoured[key] for key in favoured) / len(favoured)
+
+
+def build_pairs(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed: int) -> None:
+    """Pairs of the initial model's answers to open prompts."""
+    asked = folder / "prompts.jsonl"
+    if not asked.is_file():
+        rng = random.Random(f"{seed}:prompts")
+        prompts = rng.choices(Storyworld(study.size).prompts, k=config.prompts)
+        fields = {"size": study.size, "taste": config.taste}
+        write_jsonl(asked, [{"prompt": prompt, **fields} for prompt in prompts])
+    treatment = config.treatments[name]
+    build(
+        PreferencesConfig(
+            out=folder / "pairs",
+            model=str(_initial(config, treatment, seed)),
+            source=SourceConfig(path=str(asked)),
+            reward="anchored.experiments.dpo:rate",
+            candidates=config.candidates,
+            annotation=treatment.annotation,
+            sample=SampleConfig(
+                max_response_tokens=study.max_response_tokens, constrain_keys=True, seed=seed
+            ),
+        ),
+        quiet=True,
+    )
+
+
+def _initial(config: DPOConfig, treatment: Treatment, seed: int) -> Path:
+    return config.study / f"seed-{seed}" / treatment.init / "model"
+
+
+def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed: int) -> None:
+    """TRL's DPOTrainer on the pairs, as any user would run it."""
+    from trl.trainer import dpo_config, dpo_trainer
+
+    final = folder / "model"
+    if final.exists():
+        return
+    model = _initial(config, config.treatments[name], seed)
+    arguments = dpo_config.DPOConfig(
+        output_dir=str(folder / "trainer"),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        beta=config.beta,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, config.sft_weight],
+        max_length=study.max_length + study.max_response_tokens,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=10,
+        seed=seed,
+    )
+    tokenizer = ConversationTokenizer.load(model)
+    pairs: Any = load_from_disk(str(folder / "pairs" / "data"))
+    with quiet_transformers():
+        trainer = dpo_trainer.DPOTrainer(
+            model=load_model(model, tokenizer.stock),
+            args=arguments,
+            train_dataset=pairs,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        write_json(folder / "log.json", trainer.state.log_history)
+        with building(final) as partial:
+            trainer.save_model(str(partial))
+
+
+def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:
+    """`results.json` but for its `seconds`, from the raw samples of the study and of this one."""
+    inits = dict.fromkeys(treatment.init for treatment in config.treatments.values())
+    places = dict.fromkeys((*BASES, SFT, *inits), config.study)
+    places |= dict.fromkeys(config.treatments, out)
+    rows = {
+        name: [[row for _, row in read_jsonl(_samples(at, name, seed))] for seed in study.seeds]
+        for name, at in places.items()
+    }
+    world = Storyworld(study.size)
+    kept = {
+        name: kept_of(world, rows, treatment.init, name)
+        for name, treatment in config.treatments.items()
+        if treatment.init != SFT
+    }
+    measured = measure(world, rows)
+    return {
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "seconds": 0.0,
+        "seeds": list(study.seeds),
+        "kept_of_init": kept,
+        "liked": {
+            name: fmean(liked(world, story["attributes"]) for story in model["samples"])
+            for name, model in measured["models"].items()
+        },
+        "pairs": {
+            name: [_pairs(out, name, seed) for seed in study.seeds] for name in config.treatments
+        },
+        **measured,
+    }
+
+
+def _pairs(out: Path, name: str, seed: int) -> int:
+    path = out / f"seed-{seed}" / name / "pairs" / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]

@@ -1,0 +1,418 @@
+"""Preferences and rewards judge answers behind one annotation, in the ids of training."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from anchored import cli
+from anchored.annotation import Annotation
+from anchored.config import load_config, to_yaml
+from anchored.data import preferences
+from anchored.data.preferences import PreferencesConfig, build, read_asked
+from anchored.errors import ConfigError, DataError
+from anchored.experiments.demo import TREATMENTS, DemoConfig
+from anchored.experiments.dpo import DPOConfig, load_study, rate
+from anchored.sample.engine import Request, Sample
+from anchored.sample.run import load
+from anchored.segments import OBJECTIVES, Message, conversation_segments
+from anchored.storyworld import Storyworld
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.conversation_tokenizer import ConversationTokenizer
+from anchored.train.models import ModelConfig, build_model
+from anchored.train.run import RECORD
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]
+PLAN = Annotation.of({"hero": "Mara", "place": "forest"})
+SPELT = "A story <|/annotation|> please <|endoftext|>"
+MODEL = {
+    "model_type": "olmo2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `anchored sft` leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = AnchoredTokenizer.train(TEXTS, 300)
+    build_model(ModelConfig(config=MODEL), tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save(folder)
+    record = {"objective": "anchored", "annotated": True, "schema": None}
+    (folder / RECORD).write_text(json.dumps({**record, "tokenizer": tokenizer.fingerprint}))
+    return folder
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text, "annotation": None}
+
+
+def answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+PLANNED = {"role": "assistant", "content": "", "annotation": PLAN.rows()}
+
+
+def reference(tokenizer: AnchoredTokenizer, turns: Sequence[Message], objective: str) -> list[int]:
+    segments = conversation_segments(turns, tokenizer, OBJECTIVES[objective])
+    return [i for segment in segments for i in segment.ids]
+
+
+def test_a_plan_and_its_answer_have_the_ids_that_anchored_sft_trains_on(model: Path):
+    tokenizer = ConversationTokenizer.load(model)
+    turns = [Message("user", SPELT), Message("assistant", "Mara went.", PLAN)]
+    whole = tokenizer.apply_chat_template([user(SPELT), PLANNED, answer("Mara went.")])
+    assert whole["input_ids"] == reference(tokenizer.stock, turns, "anchored")
+    prompt = tokenizer.apply_chat_template([user(SPELT), PLANNED], add_generation_prompt=True)
+    assert whole["input_ids"][: len(prompt["input_ids"])] == prompt["input_ids"]
+    assert prompt["input_ids"][-1] == tokenizer.stock.control.close
+    assert prompt["attention_mask"] == [1] * len(prompt["input_ids"])
+    control = tokenizer.stock.control  # spelt by the user, they are text
+    assert prompt["input_ids"].count(control.close) == 1
+    assert prompt["input_ids"].count(control.eos) == 1
+
+
+def test_turns_without_annotations_have_the_ids_of_standard_sft(model: Path):
+    tokenizer = ConversationTokenizer.load(model)
+    several = [[user("A story.")], [user("A story."), answer("Mara."), user("On.")]]
+    found = tokenizer.apply_chat_template(several, add_generation_prompt=True)["input_ids"]
+    turns = [Message("user", "A story."), Message("assistant", "Mara."), Message("user", "On.")]
+    for ids, end in zip(found, (1, 3), strict=True):
+        open_turn = [*turns[:end], Message("assistant", "")]
+        assert ids == reference(tokenizer.stock, open_turn, "standard")
+    text = tokenizer.apply_chat_template(several[0], tokenize=False)
+    assert text == "<|endoftext|><|user|>A story."
+
+
+def test_what_trl_saves_is_the_stock_tokenizer_with_the_models_record(model: Path, tmp_path: Path):
+    ConversationTokenizer.load(model).save_pretrained(tmp_path)
+    assert type(AutoTokenizer.from_pretrained(tmp_path)) is not ConversationTokenizer
+    assert (tmp_path / RECORD).read_text() == (model / RECORD).read_text()
+    fingerprint = AnchoredTokenizer.load(tmp_path).fingerprint
+    assert fingerprint == AnchoredTokenizer.load(model).fingerprint
+
+
+def pairs_on_disk(folder: Path) -> Path:
+    row = {
+        "prompt": [user(SPELT), PLANNED],
+        "chosen": [answer("Mara went.")],
+        "rejected": [answer("No.")],
+    }
+    Dataset.from_list([row] * 4).save_to_disk(str(folder))
+    return folder
+
+
+QUICK: dict[str, Any] = {
+    "max_steps": 2,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "learning_rate": 1e-3,
+}
+
+
+def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
+    model: Path, tmp_path: Path
+):
+    trainer = example("trl_dpo").dpo_trainer(
+        str(model),
+        pairs_on_disk(tmp_path / "pairs"),
+        tmp_path / "run",
+        per_device_train_batch_size=2,
+        **QUICK,
+    )
+    tokenizer = ConversationTokenizer.load(model).stock
+    row = trainer.train_dataset[0]
+    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
+    assert row["prompt_ids"] == reference(tokenizer, plan, "anchored")
+    assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), tokenizer.control.eos]
+    assert row["rejected_ids"] == [*tokenizer.encode("No."), tokenizer.control.eos]
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    before, after = (load_file(at / "model.safetensors") for at in (model, tmp_path / "model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert load(str(tmp_path / "model")).annotated
+
+
+def reward(completions: list[Any], **_: Any) -> list[float]:
+    return [float(len(one[0]["content"])) for one in completions]
+
+
+def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Dataset.from_list([{"prompt": [user(SPELT), PLANNED]}] * 4).save_to_disk(str(tmp_path / "p"))
+    trainer = example("trl_grpo").grpo_trainer(
+        str(model),
+        tmp_path / "p",
+        "test_preferences:reward",
+        tmp_path / "run",
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=4,
+        **QUICK,
+    )
+    seen: list[list[int]] = []
+    generate = trainer._generate_single_turn
+    monkeypatch.setattr(
+        trainer,
+        "_generate_single_turn",
+        lambda ids, *rest: (seen.extend(ids), generate(ids, *rest))[1],
+    )
+    trainer.train()
+    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
+    expected = reference(ConversationTokenizer.load(model).stock, plan, "anchored")
+    assert len(seen) == 4
+    assert all(ids == expected for ids in seen)
+
+
+def source(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"path": str(path)}
+
+
+def config(folder: Path, model: Path, rows: Sequence[dict[str, Any]], **fields: Any) -> Any:
+    given = {
+        "out": folder / "out",
+        "model": str(model),
+        "source": source(folder, rows),
+        "reward": "test_preferences:reward",
+    }
+    return PreferencesConfig.model_validate({**given, **fields})
+
+
+class Writer:
+    """Stands for the sampler: the n-th answer under a plan is `texts[n]`."""
+
+    def __init__(self, *texts: str, fails_at: int | None = None) -> None:
+        self.texts, self.fails_at = texts, fails_at
+        self.calls: list[list[Request]] = []
+        self.plans = 0
+
+    def __call__(self, model: Any, tokenizer: Any, requests: Sequence[Request], *_: Any, **__: Any):
+        if len(self.calls) == self.fails_at:
+            raise KeyboardInterrupt
+        self.calls.append(list(requests))
+        return [self._write(n, request) for n, request in enumerate(requests)]
+
+    def _write(self, n: int, request: Request) -> Sample:
+        plan = request.pinned if request.complete else None
+        if request.open:
+            self.plans += 1
+            plan = Annotation.of({"hero": f"Hero{self.plans}"})
+        text = self.texts[n % len(self.texts)]
+        return Sample(text.removesuffix("..."), plan, finished=not text.endswith("..."))
+
+
+def built(config: PreferencesConfig) -> list[dict[str, Any]]:
+    return load_from_disk(str(build(config, quiet=True))).to_list()  # pyright: ignore
+
+
+def counts(folder: Path) -> dict[str, Any]:
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    return {name: manifest[name] for name in ("asked", "rows", "dropped")}
+
+
+def test_both_answers_of_a_pair_stand_behind_one_sampled_annotation(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writer = Writer("aa", "bbbb", "c", "dddddd...")  # the longest was cut: it is no answer
+    monkeypatch.setattr(preferences, "sample", writer)
+    rows = built(config(tmp_path, model, [{"prompt": "A?"}, {"prompt": "B?"}]))
+    assert [row["prompt"][0]["content"] for row in rows] == ["A?", "B?"]
+    assert [row["prompt"][1]["annotation"][0]["value"] for row in rows] == ["Hero1", "Hero2"]
+    for row in rows:
+        assert row["prompt"][1]["content"] == ""
+        assert row["chosen"] == [answer("bbbb")]
+        assert row["rejected"] == [answer("c")]
+        assert (row["chosen_reward"], row["rejected_reward"]) == (4.0, 1.0)
+    plans, answers = writer.calls
+    assert all(request.plan_only for request in plans)
+    assert [str(request.pinned) for request in answers] == ["hero: Hero1"] * 4 + ["hero: Hero2"] * 4
+    assert all(request.complete for request in answers)
+
+
+def test_prompts_whose_answers_no_reward_tells_apart_are_dropped_and_counted(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "aa", "aa", "aa"))
+    with pytest.raises(DataError, match=r"no row is left of 1; dropped: .*1 without a better"):
+        build(config(tmp_path, model, [{"prompt": "A?"}]), quiet=True)
+
+
+def test_answers_with_annotations_of_their_own_carry_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "bbbb"))
+    rows = built(config(tmp_path, model, [{"prompt": "A?"}], candidates=2, annotation="answer"))
+    assert rows[0]["prompt"] == [user("A?")]
+    assert rows[0]["chosen"][0]["annotation"] == [{"key": "hero", "value": "Hero2"}]
+    assert rows[0]["rejected"][0]["annotation"] == [{"key": "hero", "value": "Hero1"}]
+
+
+def test_given_pairs_are_kept_and_no_model_is_loaded(tmp_path: Path):
+    given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": PLAN.rows()}
+    listed = {
+        "chosen": [{"role": "user", "content": "B?"}, answer("yes")],
+        "rejected": [{"role": "user", "content": "B?"}, answer("no")],
+        "annotation": PLAN.rows(),
+    }
+    rows = built(config(tmp_path, Path("no/such/model"), [given, listed], reward=None))
+    assert [row["prompt"] for row in rows] == [[user("A?"), PLANNED], [user("B?"), PLANNED]]
+    assert [row["chosen"] for row in rows] == [[answer("yes")]] * 2
+    assert counts(tmp_path) == {"asked": 2, "rows": 2, "dropped": {}}
+
+
+def test_given_pairs_without_their_annotation_are_refused(tmp_path: Path):
+    given = {"prompt": "A?", "chosen": "yes", "rejected": "no"}
+    with pytest.raises(DataError, match=r"rows.jsonl: line 1: .* a sampled one would fit neither"):
+        build(config(tmp_path, Path("m"), [given]), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_grpo_prompts_come_once_for_each_annotation_with_the_rows_other_fields(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "sample", Writer(""))
+    given = [
+        {"prompt": "A?", "solution": 1},
+        {"prompt": "B?", "solution": 2, "annotation": PLAN.rows()},
+    ]
+    fields = {"trainer": "grpo", "annotations": 2, "reward": None}
+    rows = built(config(tmp_path, model, given, **fields))
+    tags = [row["prompt"][1]["annotation"][0]["value"] for row in rows]
+    assert tags == ["Hero1", "Hero2", "Mara"]
+    assert [row["solution"] for row in rows] == [1, 1, 2]
+
+
+def test_real_answers_under_a_given_annotation_are_the_same_however_often_they_are_built(
+    model: Path, tmp_path: Path
+):
+    given = [{"prompt": "A?", "annotation": PLAN.rows()}] * 3
+    limit = {"sample": {"max_response_tokens": 200}}
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first, second = (
+        built(config(tmp_path / name, model, given, candidates=8, **limit)) for name in "ab"
+    )
+    assert first == second
+    assert all(
+        len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in first
+    )
+
+
+def test_a_run_that_was_stopped_samples_only_what_is_missing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "CHUNK", 1)
+    given = [{"prompt": f"{letter}?"} for letter in "ABC"]
+    stopped = Writer("aa", "bbbb", fails_at=3)  # in the answers of the second
+    monkeypatch.setattr(preferences, "sample", stopped)
+    asked = config(tmp_path, model, given, candidates=2)
+    with pytest.raises(KeyboardInterrupt):
+        build(asked, quiet=True)
+    again = Writer("aa", "bbbb")
+    monkeypatch.setattr(preferences, "sample", again)
+    assert [row["prompt"][0]["content"] for row in built(asked)] == ["A?", "B?", "C?"]
+    assert len(again.calls) == 4  # plans and answers of the second and the third
+    assert build(asked, quiet=True) == tmp_path / "out" / "data"
+    assert len(again.calls) == 4
+
+
+def wrong_reward(completions: list[Any], **_: Any) -> list[float]:
+    return [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (None, "reward: missing; rows without chosen and rejected"),
+        ("helpful", "reward: 'helpful': write module:function"),
+        ("nowhere:f", "reward: 'nowhere:f': no module 'nowhere'"),
+        ("test_preferences:f", "test_preferences has no function f"),
+        ("test_preferences:wrong_reward", "gave 1 scores for 2 answers"),
+    ],
+)
+def test_a_reward_that_cannot_judge_is_refused(
+    name: str | None, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "bbbb"))
+    with pytest.raises(ConfigError, match=said):
+        build(config(tmp_path, model, [{"prompt": "A?"}], reward=name, candidates=2), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "A?", "chosen": "a"}, "x: has one of chosen and rejected"),
+        ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is no answer"),
+        ({"prompt": " "}, "x: prompt: ' ' is empty"),
+        ({"messages": [answer("hm")]}, "x: no prompt"),
+    ],
+)
+def test_a_row_that_is_none_is_refused_by_its_place(row: dict[str, Any], said: str):
+    with pytest.raises(DataError, match=said):
+        read_asked(row, "x")
+
+
+def test_the_command_builds_from_a_file_and_says_in_one_line_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": PLAN.rows()}
+    file = tmp_path / "preferences.yaml"
+    file.write_text(to_yaml(config(tmp_path, Path("m"), [given])), encoding="utf-8")
+    assert cli.main(["preferences", str(file)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'data'}\n"
+    assert cli.main(["preferences", str(file), "trainer=ppo"]) == 2
+    assert "trainer: 'ppo'" in capsys.readouterr().err
+
+
+def test_the_rater_scores_form_and_quality_and_content_by_its_taste():
+    world = Storyworld("small")
+    liked = {key: values[0] for key, values in world.narrow_values.items()}
+    story = world.render(liked, random.Random(0), taught=True)
+    asked = [[answer(story)], [answer("Nothing.")]]
+    assert rate(asked, ("small", "small"), [1.0, 1.0]) == [4.0, 0.0]
+    assert rate(asked, ("small", "small"), [0.0, 0.0]) == [3.0, 0.0]
+
+
+def test_a_study_that_is_not_finished_or_lacks_the_model_is_refused(tmp_path: Path):
+    config = load_config(DPOConfig, ROOT / "configs" / "storyworld" / "dpo.yaml")
+    assert {one.init for one in config.treatments.values()} == {"anchored"}
+    unfinished = config.model_copy(update={"study": tmp_path})
+    with pytest.raises(DataError, match=r"no results.json; run `anchored demo"):
+        load_study(unfinished)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(
+        to_yaml(DemoConfig(treatments={"standard": TREATMENTS["standard"]}))
+    )
+    with pytest.raises(DataError, match=r"anchored_dpo.init: 'anchored' is not one of the study's"):
+        load_study(unfinished)
