@@ -50,6 +50,8 @@ from anchored.files import (
 from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.allocator import keep_freed_memory
+from anchored.train.attention import attend_within_documents
 from anchored.train.base_targets import BaseTargets
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
@@ -61,6 +63,7 @@ from anchored.train.monitor import (
     training_flops,
 )
 from anchored.train.muon import muon_for
+from anchored.train.projection import defer_projection
 from anchored.train.replay import ReplayConfig, write_replay
 
 MODEL_FOLDER = "model"
@@ -305,7 +308,10 @@ def compose(
     muon_lr: float | None = None,
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor."""
-    losses = LossByKind()
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
+        attend_within_documents(model)
+    losses = LossByKind(defer_projection(model) if _plain(arguments) else None)
     model.loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
@@ -322,6 +328,11 @@ def compose(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _plain(arguments: TrainingArguments) -> bool:
+    """Are the weights whole on each device, and the model run as it is written."""
+    return not (arguments.fsdp or arguments.deepspeed or arguments.torch_compile)
 
 
 class FirstBatchShown:
