@@ -80,9 +80,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--share", type=float, help="leave loss on this last part of each sequence")
     parser.add_argument("--preset", default="6m")
     parser.add_argument("--length", type=int, default=1024, help="of a row")
-    parser.add_argument("--rows", type=int, default=4, help="a step")
+    parser.add_argument("--rows", type=int, default=2, help="a step")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--allocator", action="store_true")
@@ -246,17 +246,29 @@ class Clock(TrainerCallback):
         self._held = self._seconds = self._cpu_seconds = 0.0
 
     def on_train_begin(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
+        """See `start`."""
+        self.start()
+
+    def on_step_end(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
+        """See `first_step_done`."""
+        if state.global_step == 1:
+            self.first_step_done()
+
+    def on_train_end(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
+        """See `stop`."""
+        self.stop()
+
+    def start(self) -> None:
         """Takes what is held as the floor."""
         self._held = self._peak()
 
-    def on_step_end(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
-        """Starts the clock when the first step is over."""
-        if state.global_step == 1:
-            self._wait()
-            self._seconds, self._cpu_seconds = -time.perf_counter(), -time.process_time()
+    def first_step_done(self) -> None:
+        """Starts the clock."""
+        self._wait()
+        self._seconds, self._cpu_seconds = -time.perf_counter(), -time.process_time()
 
-    def on_train_end(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
-        """Stops it."""
+    def stop(self) -> None:
+        """Stops the clock."""
         self._wait()
         self._seconds += time.perf_counter()
         self._cpu_seconds += time.process_time()

@@ -259,10 +259,10 @@ def train(
     model = build_model(source, tokenizer, config.seed)
     write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
-    if _learns_base_distribution(config):
-        BaseTargets(model, tokenizer.control)
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+        if _learns_base_distribution(config):
+            BaseTargets(model, tokenizer.control)
         if not quiet:
             announce_cost(trainer, len(dataset), manifest)
         if not done:  # Trainer would take one more step
@@ -308,9 +308,10 @@ def compose(
     muon_lr: float | None = None,
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor."""
+    flat = False
     if arguments.device.type == "cpu":
         keep_freed_memory()
-        attend_within_documents(model)
+        flat = attend_within_documents(model)
     losses = LossByKind(defer_projection(model) if _plain(arguments) else None)
     model.loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
@@ -322,7 +323,7 @@ def compose(
         model=model,
         args=arguments,
         train_dataset=dataset.with_format("numpy"),  # pyright: ignore[reportArgumentType]
-        data_collator=Collator(tokenizer.control.pad),  # pyright: ignore[reportArgumentType]
+        data_collator=Collator(tokenizer.control.pad, flat),  # pyright: ignore[reportArgumentType]
         callbacks=callbacks,
         optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
     )
