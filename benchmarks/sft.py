@@ -6,6 +6,7 @@ Every side trains the same model on the same sequences, step by step, and its lo
 with ours to 1e-5 (on a CPU, in float32). Rows are packed once, by `anchored prepare`:
 
     anchored            what `anchored sft` composes, on packed rows
+    anchored_rows       the same, one row at a time, gradients accumulated
     trl_padded          SFTTrainer and its collator on the sequences of those rows
     trl_checkpointing   the same with gradient checkpointing, which is TRL's default
     trl_packed          the packed rows as TRL takes them: all rows of a batch as a single one
@@ -47,7 +48,14 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import ModelConfig, olmo2_config, quiet_transformers
 from anchored.train.run import SFTConfig, compose, training_arguments
 
-SIDES = ("anchored", "trl_padded", "trl_checkpointing", "trl_packed", "trl_packed_rows")
+SIDES = (
+    "anchored",
+    "anchored_rows",
+    "trl_padded",
+    "trl_checkpointing",
+    "trl_packed",
+    "trl_packed_rows",
+)
 VOCABULARY, TOLERANCE, RATE, SEED = 32_768, 1e-5, 1e-3, 0
 Row = Mapping[str, Any]
 
@@ -133,7 +141,7 @@ def child(options: argparse.Namespace, side: str) -> dict[str, Any]:
     names = ("folder", "preset", "rows", "steps", "device")
     settings = [f for name in names for f in (f"--{name}", str(getattr(options, name)))]
     environment = dict(os.environ)
-    if options.allocator and side != "anchored":
+    if options.allocator and side.startswith("trl"):
         environment |= {
             "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
             "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -157,7 +165,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
     special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
     model = AutoModelForCausalLM.from_config(olmo2_config(options.preset, VOCABULARY, **special))
     with tempfile.TemporaryDirectory() as out, quiet_transformers():
-        build = ours if options.side == "anchored" else trl
+        build = ours if options.side.startswith("anchored") else trl
         trainer = build(options, model, dataset, tokenizer, Path(out))
         clock = Clock(trainer.args.device)
         trainer.add_callback(clock)
@@ -169,9 +177,11 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    one_by_one = options.side.endswith("_rows")
     return {
         "max_steps": options.steps,
-        "per_device_train_batch_size": options.rows,
+        "per_device_train_batch_size": 1 if one_by_one else options.rows,
+        "gradient_accumulation_steps": options.rows if one_by_one else 1,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",
@@ -200,12 +210,6 @@ def trl(
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
     packed = options.side.startswith("trl_packed")
-    settings = _settings(options)
-    if options.side == "trl_packed_rows":
-        settings |= {
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": options.rows,
-        }
     padded = DataCollatorForLanguageModeling(tokenizer.control.pad)
     return SFTTrainer(
         model=model,
@@ -219,7 +223,7 @@ def trl(
             remove_unused_columns=False,
             report_to="none",
             disable_tqdm=True,
-            **settings,
+            **_settings(options),
         ),
         train_dataset=rows.remove_columns("kinds"),
         data_collator=None if packed else partial(_unpacked, padded),
