@@ -72,6 +72,15 @@ def test_under_autocast_it_rounds_no_more_than_the_stock_loss(chunks_of_three: N
     assert (ours - exact).norm() < 1.1 * (theirs - exact).norm()
 
 
+def test_a_frozen_projection_gets_no_gradient_and_passes_it_on(chunks_of_three: None):
+    hidden, weight, targets = parts()
+    expected = torch.autograd.grad(projected_loss(hidden, weight, targets)[0], hidden)
+    frozen = weight.detach()
+    total, _ = projected_loss(hidden, frozen, targets)
+    assert_close(torch.autograd.grad(total, hidden), expected, atol=0, rtol=0)
+    assert frozen.grad is None
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the size of the largest tensor that any operation gave."""
 

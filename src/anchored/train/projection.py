@@ -95,14 +95,17 @@ class _ProjectedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses = torch.empty(len(targets), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros(weight.shape, device=weight.device)  # in float32: a sum
+        learnt = ctx.needs_input_grad[1]  # not with adapters
+        # In float32, because it is a sum over the chunks.
+        weight_gradient = torch.zeros(weight.shape if learnt else (0,), device=weight.device)
         rows = max(1, _CHUNK.get(hidden.device.type, _CHUNK_ELSEWHERE) // len(weight))
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             scores = functional.linear(hidden[chunk], weight)
             losses[chunk], gradient = _loss_and_gradient(scores, targets[chunk])
             hidden_gradient[chunk] = gradient @ weight.to(gradient.dtype)
-            _add_product(weight_gradient, gradient.T, hidden[chunk])
+            if learnt:
+                _add_product(weight_gradient, gradient.T, hidden[chunk])
         ctx.gradients, ctx.weight_dtype = (hidden_gradient, weight_gradient), weight.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
@@ -110,10 +113,13 @@ class _ProjectedLoss(torch.autograd.Function):
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, scale: torch.Tensor, _: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients  # scaled in place, so good for one backward pass
-        return hidden_gradient.mul_(scale), weight_gradient.mul_(scale).to(ctx.weight_dtype), None
+        hidden_gradient.mul_(scale)
+        if not ctx.needs_input_grad[1]:
+            return hidden_gradient, None, None
+        return hidden_gradient, weight_gradient.mul_(scale).to(ctx.weight_dtype), None
 
 
 def _loss_and_gradient(

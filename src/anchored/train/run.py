@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
@@ -332,8 +333,9 @@ def compose(
 
 
 def _plain(arguments: TrainingArguments) -> bool:
-    """Are the weights whole on each device, and the model run as it is written."""
-    return not (arguments.fsdp or arguments.deepspeed or arguments.torch_compile)
+    """Weights whole on each device, the model run as written, no gradients that fp16 would lose."""
+    sharded = arguments.fsdp or is_fsdp_enabled() or arguments.deepspeed
+    return not (sharded or arguments.torch_compile or arguments.fp16)
 
 
 class FirstBatchShown:
