@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import is_fsdp_enabled
+from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
