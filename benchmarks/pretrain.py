@@ -1,135 +1,210 @@
 """The stock Trainer as `anchored pretrain` composes it, beside `examples/minimal_loop.py`.
 
-    python benchmarks/pretrain.py [--preset 0.5m] [--steps 30] [--rounds 3] [--json FILE]
+    python benchmarks/pretrain.py [--presets 0.5m 6m] [--steps 30] [--rounds 3] [--json FILE]
 
-Same prepared storyworld data, same model, same order; whole runs in turn, each timed over its
-steps alone, all of our logging included. The fastest run of each side counts, because other work
-on the machine only ever adds time. `ratio` is Trainer's tokens a second over the plain loop's.
+Same prepared storyworld data, same model, same order; whole runs in turn, each in a process of its
+own and counted from the end of its first step on, all of our logging included. `ratio` is Trainer's
+rate over the plain loop's, by the clock and by processor time, of which the second does not depend
+on what else runs; figures are medians over the rounds. `mfu` counts 6 FLOPs a parameter and token
+(`monitor.training_flops`) against the matrix products that the same processor time would buy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import TrainerCallback
+from sft import Clock
 
 from anchored.config import versions
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
+from anchored.train.models import PRESETS, ModelConfig, build_model
+from anchored.train.monitor import training_flops
 from anchored.train.run import PretrainConfig, compose, training_arguments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minimal_loop  # pyright: ignore[reportMissingImports]
 
-BATCH, LENGTH, RATE = 8, 256, 1e-3
+SIDES, RATE = ("trainer", "minimal_loop"), 1e-3
 
 
 def main() -> None:
     """Measures and prints JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--preset", default="0.5m")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = _options()
+    if options.side:
+        print(json.dumps(run_side(options)))
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        result = measure(Path(scratch), options.preset, options.steps, options.rounds)
+        options.folder = Path(scratch) / "data"
+        utilisation = make_data(options)
+        rounds = {preset: run_rounds(options, preset) for preset in options.presets}
+    # The best of all processes: one that was disturbed would flatter the steps beside it.
+    rate = max(run["matmul_rate"] for each in rounds.values() for r in each for run in r.values())
+    result = {
+        "row_utilisation": utilisation,
+        "matmul_rate": rate,
+        "presets": {preset: summary(each, rate) for preset, each in rounds.items()},
+        "rounds": rounds,
+        "versions": versions(),
+    }
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
 
 
-def measure(scratch: Path, preset: str, steps: int, rounds: int) -> dict[str, Any]:
-    """Tokens a second of both, and their ratio."""
-    dataset, tokens = _data(scratch, steps)
-    tokenizer = AnchoredTokenizer.load(scratch / "data" / "tokenizer")
-    seconds: dict[str, list[float]] = {"trainer": [], "minimal_loop": []}
-    losses: dict[str, float] = {}
-    for number in range(rounds):
-        for side in seconds:
-            model = build_model(ModelConfig(preset=preset), tokenizer, seed=0)
-            run = _trainer if side == "trainer" else _minimal_loop
-            out = scratch / f"{side}-{number}"
-            took, losses[side] = run(model, dataset, tokenizer, out, steps)
-            seconds[side].append(took)
-    rates = {side: tokens / min(times) for side, times in seconds.items()}
-    return {
-        "preset": preset,
-        "tokens": tokens,
-        "tokens_per_second": rates,
-        "ratio": rates["trainer"] / rates["minimal_loop"],
-        "seconds": seconds,
-        "last_loss": losses,
-        "versions": versions(),
-    }
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["0.5m"])
+    parser.add_argument("--rows", type=int, default=8, help="a step")
+    parser.add_argument("--length", type=int, default=256, help="of a row")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--preset", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
-def _data(scratch: Path, steps: int) -> tuple[Dataset, int]:
-    """Exactly one epoch for `steps`, so that both sides see every token once."""
+def make_data(options: argparse.Namespace) -> float:
+    """Prepares a little more than the steps take; the share of its rows that holds tokens."""
     config = {
-        "out": scratch / "data",
+        "out": options.folder,
         "sources": [{"path": "storyworld://small?seed=0"}],
         "tokenizer": {"vocab_size": 1500, "max_chars": 1_000_000},
-        "max_length": LENGTH,
-        "token_budget": (steps + 2) * BATCH * LENGTH,
+        "max_length": options.length,
+        "token_budget": (options.steps + 2) * options.rows * options.length,
     }
-    data = prepare(PrepareConfig.model_validate(config), Console(quiet=True))
-    dataset, _ = load_prepared(data)
-    dataset = dataset.select(range(steps * BATCH))
-    return dataset, sum(map(len, dataset["input_ids"]))
+    dataset, manifest = load_prepared(
+        prepare(PrepareConfig.model_validate(config), Console(quiet=True))
+    )
+    return manifest["tokens"]["kept"] / (len(dataset) * options.length)
 
 
-class _Clock(TrainerCallback):
-    """Times what lies between the first step and the end."""
+def run_rounds(options: argparse.Namespace, preset: str) -> list[dict[str, Any]]:
+    """What each side measured in each round, at one size."""
+    return [
+        {side: child(options, preset, side) for side in options.sides}
+        for _ in range(options.rounds)
+    ]
 
-    seconds = 0.0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.seconds = -time.perf_counter()
+def summary(rounds: Sequence[Mapping[str, Any]], rate: float) -> dict[str, Any]:
+    """Medians of the sides, and their ratio."""
+    sides = {side: _medians([r[side] for r in rounds], rate) for side in rounds[0]}
+    if len(sides) < len(SIDES):
+        return {"sides": sides}
+    names = ("tokens_per_second", "tokens_per_cpu_second")
+    ratio = {name: sides["trainer"][name] / sides["minimal_loop"][name] for name in names}
+    return {"sides": sides, "ratio": ratio}
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.seconds += time.perf_counter()
+
+def child(options: argparse.Namespace, preset: str, side: str) -> dict[str, Any]:
+    """One side in a process of its own."""
+    names = ("folder", "rows", "steps")
+    settings = [f for name in names for f in (f"--{name}", str(getattr(options, name)))]
+    command = [sys.executable, __file__, "--side", side, "--preset", preset, *settings]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_side(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains exactly one epoch, so that both sides see every token once."""
+    dataset, _ = load_prepared(options.folder)
+    dataset = dataset.select(range(options.steps * options.rows))
+    tokenizer = AnchoredTokenizer.load(options.folder / "tokenizer")
+    model = build_model(ModelConfig(preset=options.preset), tokenizer, seed=0)
+    run = _trainer if options.side == "trainer" else _minimal_loop
+    losses, clock = run(model, dataset, tokenizer, options)
+    share = (options.steps - 1) / options.steps
+    tokens = int(sum(map(len, dataset["input_ids"])) * share)
+    found = clock.result()
+    return {
+        "tokens": tokens,
+        "flops": training_flops(model, tokens, tokens),
+        "matmul_rate": matmul_rate(),
+        "last_loss": losses[-1],
+        **found,
+    }
+
+
+def matmul_rate(size: int = 1024, times: int = 10) -> float:
+    """FLOPs a second of processor time, in the best of some square products in float32."""
+    a = torch.randn(size, size)
+    seconds = []
+    for _ in range(times):
+        start = time.process_time()
+        torch.mm(a, a)
+        seconds.append(time.process_time() - start)
+    return 2 * size**3 / min(seconds)
 
 
 def _trainer(
-    model: Any, dataset: Dataset, tokenizer: AnchoredTokenizer, out: Path, steps: int
-) -> tuple[float, float]:
+    model: Any, dataset: Dataset, tokenizer: AnchoredTokenizer, options: argparse.Namespace
+) -> tuple[list[float], Clock]:
     settings = {
-        "max_steps": steps,
-        "per_device_train_batch_size": BATCH,
+        "max_steps": options.steps,
+        "per_device_train_batch_size": options.rows,
         "learning_rate": RATE,
         "save_strategy": "no",
         "use_cpu": True,
     }
-    config = PretrainConfig(out=out, data=out, model=ModelConfig(preset="0.5m"), trainer=settings)
-    trainer, clock = compose(model, dataset, tokenizer, training_arguments(config)), _Clock()
-    trainer.add_callback(clock)
-    trainer.train()
-    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    return clock.seconds, logged[-1]
+    with tempfile.TemporaryDirectory() as out:
+        config = PretrainConfig(
+            out=Path(out), data=options.folder, model=ModelConfig(preset="0.5m"), trainer=settings
+        )
+        trainer = compose(model, dataset, tokenizer, training_arguments(config))
+        clock = Clock(torch.device("cpu"))
+        trainer.add_callback(clock)
+        trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row], clock
 
 
 def _minimal_loop(
-    model: Any, dataset: Dataset, tokenizer: AnchoredTokenizer, out: Path, steps: int
-) -> tuple[float, float]:
-    settings = minimal_loop.Settings(steps=steps, batch_size=BATCH, learning_rate=RATE)
-    start = time.perf_counter()
-    losses = list(minimal_loop.train(model, dataset, tokenizer.control.pad, settings))
-    took = time.perf_counter() - start
-    last = losses[-10:] if steps % 10 == 0 else losses[-(steps % 10) :]
-    return took, sum(last) / len(last)
+    model: Any, dataset: Dataset, tokenizer: AnchoredTokenizer, options: argparse.Namespace
+) -> tuple[list[float], Clock]:
+    settings = minimal_loop.Settings(
+        steps=options.steps, batch_size=options.rows, learning_rate=RATE
+    )
+    clock, losses = Clock(torch.device("cpu")), []
+    clock.start()
+    for loss in minimal_loop.train(model, dataset, tokenizer.control.pad, settings):
+        losses.append(loss)
+        if len(losses) == 1:
+            clock.first_step_done()
+    clock.stop()
+    last = losses[-10:] if options.steps % 10 == 0 else losses[-(options.steps % 10) :]
+    return [sum(last) / len(last)], clock  # a mean over ten steps, as Trainer logs it
+
+
+def _medians(runs: Sequence[Mapping[str, Any]], rate: float) -> dict[str, float]:
+    rates = [run["tokens"] / run["cpu_seconds"] for run in runs]
+    return {
+        "tokens_per_second": statistics.median(run["tokens"] / run["seconds"] for run in runs),
+        "tokens_per_cpu_second": statistics.median(rates),
+        "lowest_per_cpu_second": min(rates),
+        "highest_per_cpu_second": max(rates),
+        "mfu": statistics.median(run["flops"] / run["cpu_seconds"] / rate for run in runs),
+        "peak_mib": statistics.median(run["peak_mib"] for run in runs),
+        "step_mib": statistics.median(run["step_mib"] for run in runs),
+        "last_loss": statistics.median(run["last_loss"] for run in runs),
+    }
 
 
 if __name__ == "__main__":

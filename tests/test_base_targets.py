@@ -21,6 +21,7 @@ from anchored.sample.engine import Sample
 from anchored.segments import Kind
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
+from anchored.train.attention import attend_within_documents
 from anchored.train.base_targets import BaseTargets
 from anchored.train.models import ModelConfig, build_model
 from anchored.train.monitor import LossByKind
@@ -65,7 +66,7 @@ def model(tokenizer: AnchoredTokenizer) -> PreTrainedModel:
     return model.train()
 
 
-def batch_of(data: Path, tokenizer: AnchoredTokenizer, learnt: str) -> Batch:
+def batch_of(data: Path, tokenizer: AnchoredTokenizer, learnt: str, flat: bool = False) -> Batch:
     """Two rows that have loss on their `text` or their `plan`, or one of each (`both`)."""
     dataset, _ = load_prepared(data)
     has_plan = [
@@ -80,7 +81,7 @@ def batch_of(data: Path, tokenizer: AnchoredTokenizer, learnt: str) -> Batch:
     assert (len(plans), len(texts)) == (8, 8)
     chosen = {"text": texts[:2], "plan": plans[:2], "both": [texts[0], plans[0]]}[learnt]
     rows: list[Any] = [dataset.with_format("numpy")[i] for i in chosen]
-    return Collator(tokenizer.control.pad)(rows)
+    return Collator(tokenizer.control.pad, flat)(rows)
 
 
 def gradient(model: PreTrainedModel, batch: Batch) -> float:
@@ -124,6 +125,20 @@ def test_annotations_are_learnt_from_the_base_and_text_from_its_tokens(
     assert_close(
         model(**batch, use_cache=False).loss, torch.stack(losses).mean(), atol=1e-5, rtol=0
     )
+
+
+def test_a_flat_batch_has_the_loss_of_its_rows(
+    data: Path, tokenizer: AnchoredTokenizer, model: PreTrainedModel
+):
+    attend_within_documents(model)
+    BaseTargets(model, tokenizer.control)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    rows, flat = (batch_of(data, tokenizer, "both", flat) for flat in (False, True))
+    assert len(rows["input_ids"]) == 2 and len(flat["input_ids"]) == 1
+    losses = [model(**batch, use_cache=False).loss for batch in (rows, flat)]
+    assert_close(losses[1], losses[0], atol=1e-5, rtol=0)
 
 
 def test_evaluation_has_the_loss_of_the_tokens(

@@ -62,3 +62,14 @@ def test_pad_id_inside_the_text_keeps_its_label():
     """Where pad is eos, eos is still learnt."""
     row = {"input_ids": [1, PAD], "labels": [NO_LOSS, PAD], "kinds": [0, 0], "seq_lengths": [2]}
     assert Collator(PAD)([row])["shift_labels"].tolist() == [PAD]
+
+
+def test_a_flat_batch_holds_the_same_tokens_and_targets_without_padding(
+    batch: dict[str, torch.Tensor],
+):
+    flat = Collator(PAD, flat=True)([PACKED, SHORT])
+    assert flat["input_ids"].tolist() == [[1, 2, 3, 1, 4, 5, 1, 6, 7]]
+    assert flat["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 2]]
+    assert flat["logits_to_keep"].nonzero()[:, 1].tolist() == [1, 3, 4, 6]
+    for name in ("labels", "shift_labels", "target_kinds", "token_count"):
+        assert flat[name].tolist() == batch[name].tolist()

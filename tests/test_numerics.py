@@ -19,8 +19,10 @@ from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.attention import DOCUMENT_ATTENTION
 from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import LossByKind, read_metrics
+from anchored.train.projection import DeferredProjection
 from anchored.train.run import PretrainConfig, compose, training_arguments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -175,6 +177,23 @@ def run(
     done = compose(model, dataset, tokenizer, training_arguments(config))
     done.train()
     return [row["loss"] for row in read_metrics(out)], weights_of(done)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_on_a_cpu_takes_the_fast_ways_that_fit_it(
+    prepared: Prepared, tmp_path: Path, compiled: bool
+):
+    data = prepared("annotated", packing=True)
+    trainer: dict[str, Any] = {"use_cpu": True, "torch_compile": compiled}
+    config = PretrainConfig(
+        out=tmp_path, data=data, model=ModelConfig(config=TINY), trainer=trainer
+    )
+    dataset, _ = load_prepared(data)
+    tokenizer, model = AnchoredTokenizer.load(data / "tokenizer"), tiny_model(data)
+    done: Any = compose(model, dataset, tokenizer, training_arguments(config))
+    assert model.config._attn_implementation == DOCUMENT_ATTENTION
+    assert done.data_collator.flat
+    assert isinstance(model.get_output_embeddings(), DeferredProjection) is not compiled
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:

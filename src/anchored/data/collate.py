@@ -1,6 +1,6 @@
 """Rows of a prepared dataset to a training batch.
 
-Shapes: B rows, T tokens in the longest row, N tokens with loss.
+Shapes: B rows, T tokens in the longest row, N tokens with loss; flat: B is 1, T all tokens.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from anchored.segments import NO_LOSS, Kind
 
 
 class Collator:
-    """Right-pads rows and marks the positions whose next token carries loss.
+    """Rows as one batch, which marks the positions whose next token carries loss.
 
     The vocabulary projection is done at those positions only (`logits_to_keep`), against
     `shift_labels`. There is no attention mask: documents in a row are told apart by `position_ids`
     that start again at 0, which isolates them only while the attention mask is None and the cache
     is off, and padding stands last, where causal attention hides it.
+
+    Args:
+        pad_id: fills rows on the right.
+        flat: one row after the other instead, without padding; for a model that attends within
+            documents at the cost of their own lengths.
     """
 
-    def __init__(self, pad_id: int) -> None:
+    def __init__(self, pad_id: int, flat: bool = False) -> None:
         self.pad_id = pad_id
+        self.flat = flat
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """One batch.
@@ -34,22 +40,25 @@ class Collator:
             `target_kinds` (N,); `token_count` (), the tokens that are not padding.
         """
         lengths = [len(row["input_ids"]) for row in rows]
-        shape = (len(rows), max(lengths))
-        input_ids = np.full(shape, self.pad_id, dtype=np.int64)
-        position_ids = np.zeros(shape, dtype=np.int64)
-        targets = np.full(shape, NO_LOSS, dtype=np.int64)
-        target_kinds = np.full(shape, Kind.CONTROL, dtype=np.int64)
-        for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            input_ids[b, :length] = row["input_ids"]
-            targets[b, : length - 1] = row["labels"][1:]
-            target_kinds[b, : length - 1] = row["kinds"][1:]
-            position_ids[b] = _positions(row["seq_lengths"], shape[1])
+        widths = lengths if self.flat else [max(lengths)] * len(rows)
+        size, shape = sum(widths), (1 if self.flat else len(rows), -1)
+        input_ids = np.full(size, self.pad_id, dtype=np.int64)
+        position_ids = np.zeros(size, dtype=np.int64)
+        targets = np.full(size, NO_LOSS, dtype=np.int64)
+        target_kinds = np.full(size, Kind.CONTROL, dtype=np.int64)
+        starts = np.cumsum(widths) - widths
+        for row, length, width, start in zip(rows, lengths, widths, starts, strict=True):
+            last = start + length - 1
+            input_ids[start : last + 1] = row["input_ids"]
+            targets[start:last] = row["labels"][1:]
+            target_kinds[start:last] = row["kinds"][1:]
+            position_ids[start : start + width] = _positions(row["seq_lengths"], width)
         keep = targets != NO_LOSS
         shift_labels = torch.from_numpy(targets[keep])
         return {
-            "input_ids": torch.from_numpy(input_ids),
-            "position_ids": torch.from_numpy(position_ids),
-            "logits_to_keep": torch.from_numpy(keep),
+            "input_ids": torch.from_numpy(input_ids.reshape(shape)),
+            "position_ids": torch.from_numpy(position_ids.reshape(shape)),
+            "logits_to_keep": torch.from_numpy(keep.reshape(shape)),
             "labels": shift_labels,
             "shift_labels": shift_labels,
             "target_kinds": torch.from_numpy(target_kinds[keep]),

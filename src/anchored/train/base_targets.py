@@ -11,6 +11,7 @@ Shapes: B rows, T tokens, N tokens with loss, M of them in annotations, V vocabu
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from anchored.tokenizer import ControlIds
 class BaseTargets:
     """A frozen copy of the model as SFT finds it, asked before each training step.
 
-    Holds the weights a second time, and costs a forward pass over the rows that have loss on their
-    annotation.
+    Holds the weights a second time, and costs a forward pass over the rows, in a flat batch the
+    documents, that have loss on their annotation.
 
     Args:
         model: the pretrained model; what `loss_function` it has must take what `__call__` adds.
@@ -54,10 +55,22 @@ class BaseTargets:
     def _logits(self, batch: dict[str, Any], found: torch.Tensor) -> torch.Tensor:
         places = torch.zeros_like(batch["logits_to_keep"])  # (B, T)
         places[batch["logits_to_keep"]] = found
-        rows = places.any(dim=1)
+        asked = _holders(places, batch["position_ids"])
         return self._base.to(found.device)(
-            input_ids=batch["input_ids"][rows],
-            position_ids=batch["position_ids"][rows],
-            logits_to_keep=places[rows],
+            input_ids=asked(batch["input_ids"]),
+            position_ids=asked(batch["position_ids"]),
+            logits_to_keep=asked(places),
             use_cache=False,
         ).logits.view(int(found.sum()), -1)
+
+
+def _holders(
+    places: torch.Tensor, position_ids: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Takes of a tensor (B, T) the rows that hold any of `places`; of a single row, documents."""
+    if len(places) > 1:
+        rows = places.any(dim=1)
+        return lambda values: values[rows]
+    document = (position_ids == 0).cumsum(dim=1)
+    tokens = torch.isin(document, document[places])
+    return lambda values: values[tokens].unsqueeze(0)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from anchored.errors import AnchoredError
 from anchored.files import atomic_write
 from anchored.segments import NO_LOSS, Kind
+from anchored.train.projection import DeferredProjection, projected_loss
 
 METRICS_NAME = "metrics.jsonl"
 COLLAPSE = "collapse/"  # what `CollapseMonitor` logs
@@ -31,9 +32,14 @@ class LossByKind:
     Set as `model.loss_function`; `transformers` calls it with what `Collator` emitted. The value is
     the one that the stock loss has: the sum over tokens divided by `num_items_in_batch`, or their
     mean.
+
+    Args:
+        projection: of the model, if it leaves its work to the loss: what comes as logits are then
+            hidden states.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, projection: DeferredProjection | None = None) -> None:
+        self._projection = projection
         # Sums by kind, counts by kind, all tokens: one tensor, so one wait for the device.
         self._totals = torch.zeros(2 * len(Kind) + 1)
 
@@ -54,17 +60,22 @@ class LossByKind:
 
         Where `in_annotation` (N,), the target is the distribution of `base_logits` (M, V).
         """
-        logits = logits.float().view(-1, vocab_size)
-        losses = functional.cross_entropy(
-            logits, shift_labels.view(-1), ignore_index=NO_LOSS, reduction="none"
-        )
-        if in_annotation is not None and base_logits is not None:
-            base = base_logits.float().softmax(dim=-1)
-            soft = functional.cross_entropy(logits[in_annotation], base, reduction="none")
-            losses = losses.masked_scatter(in_annotation, soft)
+        if self._projection is not None and self._projection.defers and base_logits is None:
+            hidden = logits.view(-1, logits.shape[-1])
+            total, losses = projected_loss(hidden, self._projection.weight, shift_labels.view(-1))
+        else:
+            scores = self._scores(logits, vocab_size)
+            losses = _cross_entropy(scores, shift_labels.view(-1), in_annotation, base_logits)
+            total = losses.sum()
         if target_kinds is not None and torch.is_grad_enabled():
             self._add(losses.detach(), target_kinds, token_count)
-        return losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
+        return total / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
+
+    def _scores(self, logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+        """Logits (N, V) in float32."""
+        if self._projection is not None and self._projection.defers:
+            logits = functional.linear(logits, self._projection.weight)
+        return logits.float().view(-1, vocab_size)
 
     def _add(self, losses: torch.Tensor, kinds: torch.Tensor, tokens: torch.Tensor | int) -> None:
         exact = torch.float32 if losses.device.type == "mps" else torch.float64
@@ -90,6 +101,21 @@ class LossByKind:
         sums, counts = totals[: len(Kind)], totals[len(Kind) :]
         means = {kind.name.lower(): sums[kind] / counts[kind] for kind in Kind if counts[kind]}
         return means, int(sum(counts)), int(tokens)
+
+
+def _cross_entropy(
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    in_annotation: torch.Tensor | None,
+    base_logits: torch.Tensor | None,
+) -> torch.Tensor:
+    """One loss a target (N,), see `LossByKind`."""
+    losses = functional.cross_entropy(scores, targets, ignore_index=NO_LOSS, reduction="none")
+    if in_annotation is None or base_logits is None:
+        return losses
+    base = base_logits.float().softmax(dim=-1)
+    soft = functional.cross_entropy(scores[in_annotation], base, reduction="none")
+    return losses.masked_scatter(in_annotation, soft)
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
@@ -52,6 +53,8 @@ from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
+from anchored.train.allocator import keep_freed_memory
+from anchored.train.attention import attend_within_documents
 from anchored.train.base_targets import BaseTargets
 from anchored.train.checkpoints import check_checkpoint
 from anchored.train.collapse_config import MonitorConfig
@@ -67,6 +70,7 @@ from anchored.train.monitor import (
 )
 from anchored.train.muon import muon_for
 from anchored.train.origins import origins
+from anchored.train.projection import defer_projection
 from anchored.train.replay import ReplayConfig, write_replay
 
 MODEL_FOLDER = "model"
@@ -285,10 +289,10 @@ def train(
     model = build_model(config.model, tokenizer, config.seed, start)
     write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
-    if _learns_base_distribution(config):
-        BaseTargets(model, tokenizer.control)
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+        if _learns_base_distribution(config):
+            BaseTargets(model, tokenizer.control)
         if config.monitor:
             from anchored.train.collapse_monitor import monitor_of  # of the extra `evaluate`
 
@@ -338,8 +342,13 @@ def compose(
     muon_lr: float | None = None,
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor."""
-    losses = LossByKind()
-    without_adapter(model).loss_function = losses
+    inner = without_adapter(model)
+    flat = False
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
+        flat = attend_within_documents(inner)
+    losses = LossByKind(defer_projection(inner) if _plain(arguments) else None)
+    inner.loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
     callbacks: list[TrainerCallback] = [
@@ -349,12 +358,18 @@ def compose(
         model=model,
         args=arguments,
         train_dataset=dataset.with_format("numpy"),  # pyright: ignore[reportArgumentType]
-        data_collator=Collator(tokenizer.control.pad),  # pyright: ignore[reportArgumentType]
+        data_collator=Collator(tokenizer.control.pad, flat),  # pyright: ignore[reportArgumentType]
         callbacks=callbacks,
         optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _plain(arguments: TrainingArguments) -> bool:
+    """Weights whole on each device, the model run as written, no gradients that fp16 would lose."""
+    sharded = arguments.fsdp or is_fsdp_enabled() or arguments.deepspeed
+    return not (sharded or arguments.torch_compile or arguments.fp16)
 
 
 class FirstBatchShown:

@@ -1,0 +1,87 @@
+"""Attention within the documents of packed rows, one after another, with no mask.
+
+The stock way masks whole rows: of T x T scores only those inside documents count, and on a CPU a
+mask also keeps the kernel from leaving out the future. Here each document is attended to alone, by
+the stock function, so that time goes with the sum of squared document lengths.
+
+Shapes: B rows, T tokens in a row, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+DOCUMENT_ATTENTION = "anchored_documents"
+
+
+def attend_within_documents(model: PreTrainedModel) -> bool:
+    """Sets `model` to attend document by document; says whether it was possible.
+
+    Left as they are: models told to attend otherwise than by SDPA, and those with a layer that is
+    no full causal attention.
+    """
+    config: Any = model.config
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    full = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
+    if not full or config._attn_implementation != "sdpa":
+        return False
+    model.set_attn_implementation(DOCUMENT_ATTENTION)
+    return True
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention (B, T, H, D) of `query`, `key`, `value` (B, H, T, D), within documents.
+
+    A document starts wherever `position_ids` (B, T) is 0. With a mask, or rows of one document
+    each, this is the stock function.
+    """
+    lengths = None if attention_mask is not None else _lengths(position_ids)
+    if lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    # Split, not sliced: the gradient of a slice is as long as all documents together.
+    parts = (_flat(x).split(lengths, dim=2) for x in (query, key, value))
+    outputs = [
+        sdpa_attention_forward(module, q, k, v, None, **settings)[0]
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    rows, width = query.shape[0], query.shape[2]
+    return torch.cat(outputs, dim=1).view(rows, width, *outputs[0].shape[2:]), None
+
+
+def _lengths(position_ids: torch.Tensor | None) -> list[int] | None:
+    """Lengths of all documents, row after row; None if there is but one in each row."""
+    if position_ids is None:
+        return None
+    starts = (position_ids == 0).flatten().nonzero().flatten()  # each row starts with a document
+    if len(starts) <= len(position_ids):
+        return None
+    return starts.diff(append=starts.new_tensor([position_ids.numel()])).tolist()
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """Rows (B, H, T, D) as one (1, H, B * T, D)."""
+    return x.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+
+def _mask(*arguments: Any, **settings: Any) -> torch.Tensor | None:
+    """The stock mask for batches that bring one of their own; none otherwise."""
+    if settings.get("attention_mask") is None:
+        return None
+    return sdpa_mask(*arguments, **settings)
+
+
+AttentionInterface.register(DOCUMENT_ATTENTION, document_attention)
+AttentionMaskInterface.register(DOCUMENT_ATTENTION, _mask)

@@ -1,0 +1,141 @@
+"""Vocabulary projection and cross-entropy in one, a few rows at a time.
+
+The logits of a batch are its largest tensor by far, three times over: logits, log-probabilities and
+their gradient. Here a chunk of them is made, turned into its loss and its gradient, and dropped;
+nothing is computed twice (the forward pass of Liger's fused linear cross-entropy, Hsu et al. 2024,
+in plain PyTorch).
+
+Shapes: N positions with loss, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+# Logits held at once. On a CPU 32 MiB of them, which its last cache may hold; an accelerator is
+# idle below a few thousand rows.
+_CHUNK = {"cpu": 1 << 23}
+_CHUNK_ELSEWHERE = 1 << 27
+
+
+class DeferredProjection(torch.nn.Linear):
+    """An output projection that leaves its work to the loss while the model learns.
+
+    It then gives back the hidden states that it got, and `defers` says so.
+    """
+
+    @classmethod
+    def of(cls, projection: torch.nn.Linear) -> DeferredProjection:
+        """One with the same weight."""
+        outputs, inputs = projection.weight.shape
+        deferred = cls(inputs, outputs, bias=False, device="meta")
+        deferred.weight = projection.weight
+        return deferred.train(projection.training)
+
+    @property
+    def defers(self) -> bool:
+        """Does the loss have to project."""
+        return self.training and torch.is_grad_enabled()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Hidden states while learning, logits otherwise."""
+        return input if self.defers else super().forward(input)
+
+
+def defer_projection(model: PreTrainedModel) -> DeferredProjection | None:
+    """Gives `model` such a projection; None if its logits are not a plain product.
+
+    There may be a bias, a cap or a scale, which no configuration names in one way: so it is asked
+    for a few tokens.
+    """
+    projection = model.get_output_embeddings()
+    if type(projection) is not torch.nn.Linear or projection.bias is not None:
+        return None
+    if not _projects_last(model, projection):
+        return None
+    deferred = DeferredProjection.of(projection)
+    model.set_output_embeddings(deferred)
+    return deferred
+
+
+@torch.no_grad()
+def _projects_last(model: Any, projection: torch.nn.Linear) -> bool:
+    products: list[torch.Tensor] = []
+    hook = projection.register_forward_hook(lambda *seen: products.append(seen[-1].clone()))
+    training = model.training
+    try:
+        # More than one: the embedding of the pad token is zero, and so would its logits be.
+        tokens = torch.arange(min(8, len(projection.weight)), device=model.device)[None]
+        logits = model.eval()(input_ids=tokens, use_cache=False).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    return len(products) == 1 and torch.equal(products[0], logits)
+
+
+def projected_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of `hidden` (N, H) through `weight` (V, H) against `targets` (N,).
+
+    Returns:
+        Their sum (), to be differentiated once, and each one (N,) in float32, without gradient.
+    """
+    return _ProjectedLoss.apply(hidden, weight, targets)  # pyright: ignore[reportReturnType]
+
+
+class _ProjectedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = torch.empty(len(targets), device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden)
+        learnt = ctx.needs_input_grad[1]  # not with adapters
+        # In float32, because it is a sum over the chunks.
+        weight_gradient = torch.zeros(weight.shape if learnt else (0,), device=weight.device)
+        rows = max(1, _CHUNK.get(hidden.device.type, _CHUNK_ELSEWHERE) // len(weight))
+        for start in range(0, len(targets), rows):
+            chunk = slice(start, start + rows)
+            scores = functional.linear(hidden[chunk], weight)
+            losses[chunk], gradient = _loss_and_gradient(scores, targets[chunk])
+            hidden_gradient[chunk] = gradient @ weight.to(gradient.dtype)
+            if learnt:
+                _add_product(weight_gradient, gradient.T, hidden[chunk])
+        ctx.gradients, ctx.weight_dtype = (hidden_gradient, weight_gradient), weight.dtype
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, scale: torch.Tensor, _: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        hidden_gradient, weight_gradient = ctx.gradients
+        del ctx.gradients  # scaled in place, so good for one backward pass
+        hidden_gradient.mul_(scale)
+        if not ctx.needs_input_grad[1]:
+            return hidden_gradient, None, None
+        return hidden_gradient, weight_gradient.mul_(scale).to(ctx.weight_dtype), None
+
+
+def _loss_and_gradient(
+    scores: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses (N,), and probabilities less the targets' ones (N, V) in the scores' precision."""
+    log_probabilities = scores.float().log_softmax(dim=-1)
+    at = targets.unsqueeze(1)
+    losses = -log_probabilities.gather(1, at).squeeze(1)
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, at, gradient.new_full(at.shape, -1.0))
+    return losses, gradient.to(scores.dtype)
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    if total.dtype == a.dtype == b.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b.to(a.dtype)
