@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from anchored.config import Config, versions
@@ -51,7 +51,9 @@ from anchored.inspect import segment_view
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
+from anchored.train.checkpoints import adapt_checkpoint, at_its_end, newest_checkpoint, step_of
 from anchored.train.counterfactual import write_counterfactuals
+from anchored.train.layout import MAY_CHANGE, check_layout, check_same_rows, record, shard_on_cpu
 from anchored.train.models import ModelConfig, build_model, quiet_transformers
 from anchored.train.monitor import (
     LossByKind,
@@ -124,9 +126,10 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         AnchoredError: see `train`.
     """
     arguments = training_arguments(config)
+    check_layout(arguments, config.muon_learning_rate)
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config)
+            claim(config.out, config, free=MAY_CHANGE)
             data = config.data
             if isinstance(data, PrepareConfig):
                 _check_before_preparing(config, data)
@@ -151,11 +154,12 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     if config.objective not in OBJECTIVES:
         raise ConfigError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
     arguments = training_arguments(config)
+    check_layout(arguments, config.muon_learning_rate)
     tokenizer = config.data.tokenizer or init
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config)
+            claim(config.out, config, free=MAY_CHANGE)
             _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
                 data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
@@ -243,7 +247,7 @@ def train(
         OSError: the disk is full.
     """
     manifest = read_manifest(data)
-    _check_same_dataset(config.out / DATASET, data, manifest)
+    _check_goes_on(config.out / DATASET, data, manifest, arguments)
     final = config.out / MODEL_FOLDER
     if final.exists():
         return final
@@ -251,10 +255,11 @@ def train(
     dataset, manifest = load_prepared(data, tokenizer)
     _check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
-    done = checkpoint is not None and _at_its_end(checkpoint)
+    done = checkpoint is not None and at_its_end(checkpoint)
     source = ModelConfig(init=checkpoint) if done else config.model
     model = build_model(source, tokenizer, config.seed)
-    write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
+    now = {"splits": manifest["splits"], **record(arguments)}
+    write_json(config.out / DATASET, now)  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     if _learns_base_distribution(config):
         BaseTargets(model, tokenizer.control)
@@ -268,6 +273,8 @@ def train(
                     collate: Any = trainer.data_collator
                     trainer.data_collator = FirstBatchShown(collate, tokenizer, progress.console)
                 trainer.add_callback(ProgressBar(progress))
+                if checkpoint is not None:
+                    adapt_checkpoint(trainer, Path(checkpoint))
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
@@ -287,14 +294,18 @@ def _check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
         tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)
 
 
-def _check_same_dataset(record: Path, data: Path, manifest: dict[str, Any]) -> None:
-    if not record.is_file():
+def _check_goes_on(
+    file: Path, data: Path, manifest: dict[str, Any], arguments: TrainingArguments
+) -> None:
+    if not file.is_file():
         return
-    if json.loads(record.read_text(encoding="utf-8"))["splits"] != manifest["splits"]:
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before["splits"] != manifest["splits"]:
         raise DataError(
-            f"{data}: prepared anew since {record.parent} was trained on it; choose another output "
+            f"{data}: prepared anew since {file.parent} was trained on it; choose another output "
             "folder, or bring the old data back"
         )
+    check_same_rows(before, file.parent, arguments)
 
 
 def compose(
@@ -305,6 +316,7 @@ def compose(
     muon_lr: float | None = None,
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor."""
+    shard_on_cpu(arguments)
     losses = LossByKind()
     model.loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
@@ -373,32 +385,6 @@ def announce_cost(trainer: Trainer, rows: int, manifest: dict[str, Any]) -> None
     )
 
 
-def newest_checkpoint(out: Path) -> str | None:
-    """The latest checkpoint that was written whole, or None.
-
-    `trainer_state.json` is what Trainer writes last.
-    """
-    steps = {str(folder): _step(folder) for folder in out.glob("checkpoint-*")}
-    return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
-
-
-def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint that was written whole; -1 for a half one."""
-    try:
-        return _trainer_state(checkpoint)["global_step"]
-    except (OSError, ValueError):
-        return -1
-
-
-def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
-    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-
-
-def _at_its_end(checkpoint: str) -> bool:
-    state = _trainer_state(checkpoint)
-    return state["global_step"] >= state["max_steps"]
-
-
 def _progress(hidden: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"),
@@ -426,7 +412,7 @@ def _failed_writes_are_os_errors(out: Path) -> Iterator[None]:
         if failed is None:
             raise
         for folder in out.glob("checkpoint-*"):
-            if _step(folder) < 0:
+            if step_of(folder) < 0:
                 shutil.rmtree(folder, ignore_errors=True)
         raise failed from (None if failed is error else error)
 
