@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
-from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Olmo2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.utils import logging
 
 from anchored.config import Config
@@ -90,6 +97,36 @@ def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
     )
 
 
+def model_configuration(
+    config: ModelConfig, vocab_size: int, **special: int | None
+) -> PreTrainedConfig:
+    """The configuration of what `build_model` builds, with at least `vocab_size` entries.
+
+    Args:
+        config: what to train.
+        vocab_size: entries of the tokenizer.
+        special: ids of bos, eos and pad, for a fresh model.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read or the architecture is unknown.
+    """
+    if config.init is not None:
+        try:
+            found = AutoConfig.from_pretrained(config.init)
+        except (OSError, ValueError) as error:
+            raise load_error("model", config.init, error) from None
+        found.vocab_size = max(found.vocab_size, vocab_size)
+        return found
+    if config.preset is not None:
+        fields = {"max_position_embeddings": config.max_position_embeddings, **special}
+        return olmo2_config(config.preset, vocab_size, **fields)
+    settings = {"vocab_size": vocab_size, **special, **(config.config or {})}
+    try:
+        return AutoConfig.for_model(**settings)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _wrong_configuration(error) from None
+
+
 def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) -> PreTrainedModel:
     """A fresh model with weights drawn by `seed`, or a checkpoint grown for new control tokens.
 
@@ -97,20 +134,19 @@ def build_model(config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int) ->
         ConfigError: the checkpoint cannot be loaded or the architecture is unknown.
     """
     set_seed(seed)
-    ids = tokenizer.control
-    special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
     if config.init is not None:
         return load_model(config.init, tokenizer)
-    if config.preset is not None:
-        fields = {"max_position_embeddings": config.max_position_embeddings, **special}
-        return AutoModelForCausalLM.from_config(
-            olmo2_config(config.preset, len(tokenizer), **fields)
-        )
-    settings = {"vocab_size": len(tokenizer), **special, **(config.config or {})}
+    ids = tokenizer.control
+    special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
+    settings = model_configuration(config, len(tokenizer), **special)
     try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+        return AutoModelForCausalLM.from_config(settings)
     except (TypeError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.config: {' '.join(str(error).split())[:200]}") from None
+        raise _wrong_configuration(error) from None
+
+
+def _wrong_configuration(error: Exception) -> ConfigError:
+    return ConfigError(f"model.config: {' '.join(str(error).split())[:200]}")
 
 
 def load_model(source: str | Path, tokenizer: AnchoredTokenizer) -> PreTrainedModel:

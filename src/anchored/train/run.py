@@ -69,12 +69,13 @@ MODEL_FOLDER = "model"
 RECORD = "anchored.json"
 DATASET = "dataset.json"
 _OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")
-_DEFAULTS = {
+DEFAULTS = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "logging_nan_inf_filter": False,
     "report_to": "none",
     "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
@@ -205,8 +206,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not
             the user's to set.
     """
-    for name, value in config.trainer.items():
-        _check_trainer_field(name, value)
+    check_trainer_fields(config)
     try:
         return TrainingArguments(
             output_dir=str(config.out),
@@ -214,10 +214,20 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             seed=config.seed,
             data_seed=config.seed,
             label_names=["labels"],
-            **{**_DEFAULTS, **config.trainer},
+            **{**DEFAULTS, **config.trainer},
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
+
+
+def check_trainer_fields(config: TrainConfig) -> None:
+    """Sees that `config.trainer` has fields of `TrainingArguments` alone, without building them.
+
+    Raises:
+        ConfigError: a field is unknown, of another type, or not the user's to set.
+    """
+    for name, value in config.trainer.items():
+        _check_trainer_field(name, value)
 
 
 def _check_trainer_field(name: str, value: Any) -> None:
@@ -261,7 +271,7 @@ def train(
     now = {"splits": manifest["splits"], **record(arguments)}
     write_json(config.out / DATASET, now)  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
-    if _learns_base_distribution(config):
+    if learns_base_distribution(config):
         BaseTargets(model, tokenizer.control)
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
@@ -280,7 +290,8 @@ def train(
     return final
 
 
-def _learns_base_distribution(config: TrainConfig) -> bool:
+def learns_base_distribution(config: TrainConfig) -> bool:
+    """Is a frozen copy of the base model asked for the targets of replayed annotations."""
     return (
         isinstance(config, SFTConfig)
         and OBJECTIVES[config.objective].replay
