@@ -209,7 +209,7 @@ def test_another_number_of_rows_a_step_is_refused(
     with pytest.raises(ConfigError) as refused:
         alone(config(data, out, per_device_train_batch_size=3))
     assert str(refused.value) == (
-        f"{out}: trained with 4 rows a step on 1 processes, now 3 on 1; set "
+        f"{out}: trained with 4 rows a step on 1 process, now 3 on 1 process; set "
         "trainer.per_device_train_batch_size times trainer.gradient_accumulation_steps to 4, or "
         "choose another output folder"
     )

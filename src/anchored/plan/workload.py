@@ -193,4 +193,6 @@ class Layout:
             return 0
         every = self.setting("save_steps")
         saved = ceil(steps / every) if every >= 1 else ceil(1 / every)
+        if self.setting("save_strategy") == "epoch":
+            saved = ceil(float(self.setting("num_train_epochs")))
         return min(saved, (self.setting("save_total_limit") or saved) + 1)

@@ -84,13 +84,23 @@ def check_same_rows(before: dict[str, Any], out: Path, arguments: TrainingArgume
         ConfigError: they have more or fewer.
     """
     then, now = before.get("rows_a_step", rows_a_step(arguments)), rows_a_step(arguments)
-    if then != now:
-        raise ConfigError(
-            f"{out}: trained with {then} rows a step on {before['processes']} processes, now "
-            f"{now} on {arguments.world_size}; set trainer.per_device_train_batch_size times "
-            f"trainer.gradient_accumulation_steps to {then / arguments.world_size:g}, or choose "
-            "another output folder"
-        )
+    if then == now:
+        return
+    each, rest = divmod(then, arguments.world_size)
+    way_out = (
+        f"start a number of processes that divides {then}"
+        if rest
+        else "set trainer.per_device_train_batch_size times trainer.gradient_accumulation_steps "
+        f"to {each}"
+    )
+    raise ConfigError(
+        f"{out}: trained with {then} rows a step on {_processes(before['processes'])}, now {now} "
+        f"on {_processes(arguments.world_size)}; {way_out}, or choose another output folder"
+    )
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def record(arguments: TrainingArguments) -> dict[str, Any]:
