@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Trainer
 
 from anchored.config import versions
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
@@ -119,13 +120,13 @@ def measured(name: str, root: Path, rows: int) -> dict[str, float]:
     before = _status("VmRSS")
     parameters = _train(config)
     memory = (_status("VmHWM") - before) / 2**20
+    trainer = _trainer(config, eager=True)  # which measures this machine's peak, not to be counted
     with FlopCounterMode(display=False) as counter:
-        _train(config, eager=True)
+        trainer.train()
     return {"parameters": parameters, "flops": counter.get_total_flops(), "memory_mib": memory}
 
 
-def _train(config: PretrainConfig, eager: bool = False) -> int:
-    """Parameters of the model trained."""
+def _trainer(config: PretrainConfig, eager: bool = False) -> Trainer:
     assert isinstance(config.data, Path)
     dataset, _ = load_prepared(config.data)
     tokenizer = AnchoredTokenizer.load(config.data / "tokenizer")
@@ -133,7 +134,14 @@ def _train(config: PretrainConfig, eager: bool = False) -> int:
     if eager:
         model.set_attn_implementation("eager")
     arguments = training_arguments(config)
-    compose(model, dataset, tokenizer, arguments, config.muon_learning_rate).train()
+    return compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+
+
+def _train(config: PretrainConfig) -> int:
+    """Parameters of the model trained."""
+    trainer = _trainer(config)
+    trainer.train()
+    model: Any = trainer.model
     return sum(p.numel() for p in model.parameters())
 
 
