@@ -1,86 +1,234 @@
-"""Two processes train as one with twice the batch, and say the same about it."""
+"""Several processes train as one with as many rows a step, from each other's checkpoints too."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from anchored.annotation import Annotation
 from anchored.config import to_yaml
 from anchored.data.prepare import PrepareConfig, prepare
+from anchored.errors import ConfigError
+from anchored.sample.engine import Sample
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import replay
+from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import read_metrics
-from anchored.train.run import PretrainConfig, pretrain
+from anchored.train.run import PretrainConfig, SFTConfig, TrainConfig, pretrain, sft
+from anchored.train.run_checkpoints import SHARDED_WEIGHTS
+from processes import run_ranks
 
 MODEL = {
     "model_type": "olmo2",
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
 }
+ONE = {"per_device_train_batch_size": 4}
+TWO = {"per_device_train_batch_size": 2}
+SHARDED = {**TWO, "fsdp": True}
+ACCUMULATED = {**TWO, "gradient_accumulation_steps": 2}
+Launch = Callable[[PretrainConfig], None]
 
 
-def config(data: Path, out: Path, batch_size: int) -> PretrainConfig:
-    trainer = {
-        "max_steps": 3,
-        "per_device_train_batch_size": batch_size,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "use_cpu": True,
-    }
-    monitor = {"prompts": ["", "A story?"], "every": 2, "samples": 3, "max_new_tokens": 8}
-    return PretrainConfig.model_validate(
-        {
-            "out": out,
-            "data": data,
-            "model": {"config": MODEL},
-            "trainer": trainer,
-            "monitor": {**monitor, "budget": None},
-        }
-    )
-
-
-@pytest.mark.slow
-def test_torchrun_with_two_processes_equals_one_with_twice_the_batch(tmp_path: Path):
-    source = {"path": "storyworld://small?seed=0", "limit": 12}
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared = {
-        "out": tmp_path / "data",
-        "sources": [source],
+        "out": tmp_path_factory.mktemp("distributed") / "data",
+        "sources": [{"path": "storyworld://small?seed=0", "limit": 24}],
         "tokenizer": {"vocab_size": 400},
         "max_length": 192,
     }
-    data = prepare(PrepareConfig.model_validate(prepared), Console(quiet=True))
-    one, two = config(data, tmp_path / "one", 4), config(data, tmp_path / "two", 2)
-    pretrain(one, quiet=True)
+    return prepare(PrepareConfig.model_validate(prepared), Console(quiet=True))
 
-    file = tmp_path / "two.yaml"
-    file.write_text(to_yaml(two), encoding="utf-8")
+
+def config(data: Path, out: Path, **trainer: Any) -> PretrainConfig:
+    common = {
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "save_total_limit": 9,
+        "use_cpu": True,
+    }
+    watched = {"every": 2, "samples": 3, "max_new_tokens": 8, "budget": None}
+    fields = {
+        "out": out,
+        "data": data,
+        "model": {"config": MODEL},
+        "trainer": {**common, **trainer},
+        "monitor": None if trainer.get("fsdp") else {"prompts": ["", "A story?"], **watched},
+    }
+    return PretrainConfig.model_validate(fields)
+
+
+def alone(run: PretrainConfig) -> None:
+    pretrain(run, quiet=True)
+
+
+def on_two_ranks(run: TrainConfig) -> None:
+    stage = "sft" if isinstance(run, SFTConfig) else "pretrain"
+    run_ranks([stage, str(written(run))])
+
+
+def by_torchrun(run: PretrainConfig) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*launch, "-m", "anchored", "pretrain", str(file)], check=True, timeout=240)
+    command = [*launch, "-m", "anchored", "pretrain", str(written(run))]
+    subprocess.run(command, check=True, timeout=240)
 
-    assert_close(weights(two.out), weights(one.out), atol=1e-5, rtol=0)
-    for ours, theirs in zip(read_metrics(two.out), read_metrics(one.out), strict=True):
+
+def written(run: TrainConfig) -> Path:
+    file = run.out.with_suffix(".yaml")
+    file.write_text(to_yaml(run), encoding="utf-8")
+    return file
+
+
+LAYOUTS: dict[str, tuple[Launch, dict[str, Any]]] = {
+    "one": (alone, ONE),
+    "accumulated": (alone, ACCUMULATED),
+    "ddp": (by_torchrun, TWO),
+    "fsdp": (on_two_ranks, SHARDED),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an unbroken run in a layout, each run once."""
+    root = tmp_path_factory.mktemp("finished")
+
+    def run(layout: str) -> Path:
+        launch, trainer = LAYOUTS[layout]
+        if not (root / layout).exists():
+            launch(config(data, root / layout, **trainer))
+        return root / layout
+
+    return run
+
+
+def weights(out: Path) -> dict[str, Any]:
+    model: Any = load_model(out / "model", AnchoredTokenizer.load(out / "model"))
+    return model.state_dict()
+
+
+def assert_same_training(found: Path, expected: Path) -> None:
+    assert_close(weights(found), weights(expected), atol=1e-5, rtol=0)
+    for ours, theirs in zip(read_metrics(found), read_metrics(expected), strict=True):
         for name in ("step", "tokens", "supervised_share"):
             assert ours[name] == theirs[name]
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["loss_by_kind"] == pytest.approx(theirs["loss_by_kind"], abs=1e-5)
-        for name in (
-            "semantic_entropy",
-            "dissimilarity",
-            "kept",
-            "kept_high",
-        ):  # half the samples each
-            assert ours.get(f"collapse/{name}") == theirs.get(f"collapse/{name}")
-    assert "collapse/kept" in read_metrics(two.out)[1]
 
 
-def weights(out: Path) -> dict[str, Any]:
-    return load_file(out / "model" / "model.safetensors")
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["ddp", "fsdp"])
+def test_two_processes_equal_one_with_twice_the_batch(finished: Callable[[str], Path], layout: str):
+    found = finished(layout)
+    sharded = (found / "checkpoint-2" / SHARDED_WEIGHTS).is_file()
+    assert sharded == (layout == "fsdp"), "trained in another way than asked for"
+    assert_same_training(found, finished("one"))
+
+
+@pytest.mark.slow
+def test_two_processes_that_sample_half_each_see_the_diversity_that_one_sees(
+    finished: Callable[[str], Path],
+):
+    ours, theirs = read_metrics(finished("ddp")), read_metrics(finished("one"))
+    for name in ("semantic_entropy", "dissimilarity", "kept", "kept_high"):
+        figures = [row.get(f"collapse/{name}") for row in theirs]
+        assert [row.get(f"collapse/{name}") for row in ours] == figures
+        assert any(figure is not None for figure in figures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("ddp", "accumulated"), ("fsdp", "accumulated"), ("one", "fsdp"), ("fsdp", "fsdp")],
+)
+def test_a_run_goes_on_exactly_in_another_layout(
+    finished: Callable[[str], Path], data: Path, tmp_path: Path, before: str, after: str
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished(before), out)
+    for later in ("model", "checkpoint-6", "checkpoint-4"):
+        shutil.rmtree(out / later)
+    launch, trainer = LAYOUTS[after]
+    launch(config(data, out, **trainer))
+    assert_same_training(out, finished("one"))
+
+
+def sft_config(base: Path, out: Path, **trainer: Any) -> SFTConfig:
+    common = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "use_cpu": True}
+    stories = {"path": "storyworld://small/sft?seed=0&count=8"}
+    fields = {
+        "out": out,
+        "objective": "anchored-replay",
+        "replay": {"share": 0.5},
+        "model": {"init": str(base)},
+        "data": {"sources": [stories], "max_length": 384, "packing": False},
+        "trainer": {**common, **trainer},
+    }
+    return SFTConfig.model_validate(fields)
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base and the folder of its anchored SFT with replayed annotations, by one process."""
+    root = tmp_path_factory.mktemp("sft")
+    tokenizer = AnchoredTokenizer.load(data / "tokenizer")
+    untied = {**MODEL, "tie_word_embeddings": False}
+    build_model(ModelConfig(config=untied), tokenizer, 0).save_pretrained(root / "base")
+    tokenizer.save(root / "base")
+
+    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+        return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "sample", canned)
+        sft(sft_config(root / "base", root / "one", **ONE), quiet=True)
+    return root / "base", root / "one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [TWO, SHARDED], ids=["ddp", "fsdp"])
+def test_replay_against_the_base_on_two_processes_equals_that_on_one(
+    fine_tuned: tuple[Path, Path], tmp_path: Path, layout: dict[str, Any]
+):
+    base, one = fine_tuned
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copytree(one / "data", out / "data")
+    for file in ("replay.jsonl", "config.yaml"):
+        shutil.copyfile(one / file, out / file)
+    on_two_ranks(sft_config(base, out, **layout))
+    assert_same_training(out, one)
+
+
+def test_another_number_of_rows_a_step_is_refused(
+    finished: Callable[[str], Path], data: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished("one"), out)
+    with pytest.raises(ConfigError) as refused:
+        alone(config(data, out, per_device_train_batch_size=3))
+    assert str(refused.value) == (
+        f"{out}: trained with 4 rows a step on 1 process, now 3 on 1 process; set "
+        "trainer.per_device_train_batch_size times trainer.gradient_accumulation_steps to 4, or "
+        "choose another output folder"
+    )
+
+
+def test_sharding_by_one_process_is_refused_before_any_work(data: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"^trainer\.fsdp: this is one process"):
+        alone(config(data, tmp_path / "run", fsdp=True))
+    assert not (tmp_path / "run").exists()

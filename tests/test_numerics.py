@@ -220,6 +220,26 @@ def test_accumulating_eight_rows_equals_one_batch_of_eight_under_uneven_masks(
     assert_close(accumulated_weights, weights, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("knob", "tolerance"),
+    [
+        ({"activation_checkpointing": True}, 1e-5),
+        ({"torch_compile": True, "torch_compile_backend": "eager"}, 1e-5),
+        ({"bf16": True}, 2e-2),  # eight bits of a loss near 6
+    ],
+    ids=["checkpointing", "compile", "bf16"],
+)
+def test_packed_rows_keep_their_losses_whatever_saves_memory_or_time(
+    prepared: Prepared, tmp_path: Path, knob: dict[str, Any], tolerance: float
+):
+    data = prepared("annotated", packing=True)
+    common: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 2}
+    plain, _ = run(data, tmp_path / "plain", **common)
+    losses, _ = run(data, tmp_path / "knob", **common, **knob)
+    assert losses == pytest.approx(plain, abs=tolerance)
+    assert (losses != plain) == ("bf16" in knob)
+
+
 def example(name: str) -> Any:
     """A module of `examples/`."""
     sys.path.insert(0, str(EXAMPLES))

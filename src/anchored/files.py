@@ -116,7 +116,7 @@ def claim(out: Path, config: Config, free: Collection[str] = ()) -> None:
 
     Fields that do not touch the outcome are not compared: a folder may be moved, or named by
     another path, and a run resumed on a machine with more cores or against a server elsewhere.
-    Nor are the fields called `free`, with all that lies in them.
+    Nor are the fields called `free` (`a` or `a.b`), with all that lies in them.
 
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
@@ -153,7 +153,8 @@ def released_if_unused(out: Path) -> Iterator[None]:
 
 
 def _counts(field: str, free: Collection[str]) -> bool:
-    return field.partition(".")[0] not in free and field.rpartition(".")[2] not in _NOT_COMPARED
+    inside_free = any(f"{field}.".startswith(f"{name}.") for name in free)
+    return not inside_free and field.rpartition(".")[2] not in _NOT_COMPARED
 
 
 def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         training.add_demo, training.add_experiment,
         corpus.add_schema, corpus.add_annotate, corpus.add_distil, corpus.add_prepare,
-        corpus.add_export,
+        corpus.add_export, training.add_plan,
         training.add_pretrain, training.add_sft, training.add_preferences, training.add_sample,
         evaluation.add_evaluate, evaluation.add_score, evaluation.add_capability,
         corpus.add_inspect, publishing.add_card, publishing.add_push,

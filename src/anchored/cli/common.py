@@ -61,6 +61,25 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def above_zero(text: str) -> float:
+    """The type of a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """The type of a number above 0, up to 1."""
+    value = above_zero(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is above 1")
+    return value
+
+
 def key_value(text: str) -> tuple[str, str]:
     """The type of `key=value`."""
     key, separator, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""Commands on models: demo, experiment, pretrain, sft, preferences, sample."""
+"""Commands on models: demo, experiment, plan, pretrain, sft, preferences, sample."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
+    above_zero,
     add_overrides,
     command,
     existing_file,
@@ -14,6 +15,7 @@ from anchored.cli.common import (
     only_given,
     positive,
     print_json,
+    share,
     whole_number,
 )
 
@@ -71,6 +73,68 @@ def _run_experiment(options: argparse.Namespace) -> None:
     results = experiments.run(options.config, options.out, options.overrides)
     if options.json:
         print_json(results)
+
+
+def add_plan(commands: Any) -> None:
+    """Adds `anchored plan`."""
+    summary = "what a training run will take: FLOPs, memory, hours, disk and money"
+    parser = command(commands, "plan", summary, _run_plan)
+    parser.add_argument(
+        "config", type=existing_file, metavar="CONFIG", help="of `pretrain` or `sft`"
+    )
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="how many")
+    parser.add_argument(
+        "--device", default="h100", help="h100, h200, a100, ..., or cpu; default: %(default)s"
+    )
+    for name, unit, what in (
+        ("--peak-tflops", "X", "of another device, in bf16"),
+        ("--memory-gib", "Y", "of another device"),
+        ("--price-per-hour", "P", "of a device"),
+    ):
+        parser.add_argument(name, type=above_zero, metavar=unit, help=what)
+    parser.add_argument(
+        "--mfu", type=share, default=0.4, help="share of the peak reached; default: %(default)s"
+    )
+    parser.add_argument(
+        "--supervised", type=share, metavar="S", help="share of tokens with loss, if not prepared"
+    )
+    parser.add_argument(
+        "--annotation", type=existing_file, metavar="FILE", help="JSON of `annotate --dry-run N`"
+    )
+    parser.add_argument("--stage", choices=("pretrain", "sft"), help="default: what CONFIG holds")
+    add_overrides(parser)
+
+
+def _run_plan(options: argparse.Namespace) -> None:
+    import json
+
+    from rich import print as show
+
+    from anchored.config import load_config
+    from anchored.plan.bill import plan
+    from anchored.plan.hardware import hardware_named
+    from anchored.plan.workload import stage_of
+    from anchored.report.plan_table import rich_table
+    from anchored.train.run import PretrainConfig, SFTConfig
+
+    stage = options.stage or stage_of(options.config)
+    config = load_config(
+        SFTConfig if stage == "sft" else PretrainConfig, options.config, options.overrides
+    )
+    hardware = hardware_named(
+        options.device,
+        options.peak_tflops,
+        options.memory_gib,
+        devices=options.devices,
+        mfu=options.mfu,
+        price_per_hour=options.price_per_hour,
+    )
+    projection = json.loads(options.annotation.read_text("utf-8")) if options.annotation else None
+    found = plan(config, hardware, options.supervised, projection)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        show(rich_table(found))
 
 
 def add_pretrain(commands: Any) -> None:

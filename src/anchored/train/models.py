@@ -10,7 +10,14 @@ from typing import Any, Literal
 import torch
 from pydantic import model_validator
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, Olmo2Config, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Olmo2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.utils import logging
 
 from anchored.config import Config
@@ -112,6 +119,36 @@ def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
     )
 
 
+def model_configuration(
+    config: ModelConfig, vocab_size: int, **special: int | None
+) -> PreTrainedConfig:
+    """The configuration of what `build_model` builds, with at least `vocab_size` entries.
+
+    Args:
+        config: what to train.
+        vocab_size: entries of the tokenizer.
+        special: ids of bos, eos and pad, for a fresh model.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read or the architecture is unknown.
+    """
+    if config.init is not None:
+        try:
+            found = AutoConfig.from_pretrained(config.init)
+        except (OSError, ValueError) as error:
+            raise load_error("model", config.init, error) from None
+        found.vocab_size = max(found.vocab_size, vocab_size)
+        return found
+    if config.preset is not None:
+        fields = {"max_position_embeddings": config.max_position_embeddings, **special}
+        return olmo2_config(config.preset, vocab_size, **fields)
+    settings = {"vocab_size": vocab_size, **special, **(config.config or {})}
+    try:
+        return AutoConfig.for_model(**settings)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _wrong_configuration(error) from None
+
+
 def build_model(
     config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int, trained: str | None = None
 ) -> PreTrainedModel:
@@ -135,16 +172,16 @@ def build_model(
         return _from_checkpoint(config, config.init, tokenizer, seed, trained)
     ids = tokenizer.control
     special = {"bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad}
+    settings = model_configuration(config, len(tokenizer), **special)
     options = {"dtype": config.torch_dtype, "attn_implementation": config.attention}
-    if config.preset is not None:
-        fields = {"max_position_embeddings": config.max_position_embeddings, **special}
-        sizes = olmo2_config(config.preset, len(tokenizer), **fields)
-        return AutoModelForCausalLM.from_config(sizes, **options)
-    settings = {"vocab_size": len(tokenizer), **special, **(config.config or {})}
     try:
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), **options)
+        return AutoModelForCausalLM.from_config(settings, **options)
     except (TypeError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"model.config: {' '.join(str(error).split())[:200]}") from None
+        raise _wrong_configuration(error) from None
+
+
+def _wrong_configuration(error: Exception) -> ConfigError:
+    return ConfigError(f"model.config: {' '.join(str(error).split())[:200]}")
 
 
 def _from_checkpoint(

@@ -15,7 +15,7 @@ import torch
 from rich.progress import Progress
 from torch import distributed
 from torch.nn import functional
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from anchored.errors import AnchoredError
 from anchored.files import atomic_write
@@ -131,11 +131,11 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 10
     return 2 * size**3 / best
 
 
-def training_flops(model: PreTrainedModel, tokens: int, supervised: int) -> float:
+def training_flops(model: PreTrainedModel, tokens: float, supervised: float) -> float:
     """6 FLOPs a token and parameter outside the embedding; the projection's at positions with loss.
 
     4 where only an adapter is trained: the gradients of the weights below it are not computed.
-    Attention scores are left out, so utilisation is stated a little low.
+    Attention scores are left out (`attention_flops`), so utilisation is stated a little low.
     """
     projection: Any = model.get_output_embeddings()
     head = projection.weight.numel()
@@ -143,6 +143,16 @@ def training_flops(model: PreTrainedModel, tokens: int, supervised: int) -> floa
     body = sum(p.numel() for p in model.parameters()) - shared
     each = 6.0 if all(p.requires_grad for p in model.parameters()) else 4.0
     return each * (body * tokens + head * supervised)
+
+
+def attention_flops(config: PreTrainedConfig, tokens: float, length: float) -> float:
+    """FLOPs of attention scores and their use, forward and backward, in rows of `length` tokens.
+
+    12 times layers, width of all heads and length, a token (Chowdhery et al., PaLM, 2022, appendix
+    B). Places that causality or packing hide are counted: kernels with a mask compute them.
+    """
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 12.0 * config.num_hidden_layers * config.num_attention_heads * width * length * tokens
 
 
 class Monitor(TrainerCallback):

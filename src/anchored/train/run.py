@@ -26,7 +26,7 @@ from rich.progress import (
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.distributed.fsdp import is_fsdp_enabled
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from anchored.config import Config, versions
@@ -59,6 +59,7 @@ from anchored.train.base_targets import BaseTargets
 from anchored.train.checkpoints import check_checkpoint
 from anchored.train.collapse_config import MonitorConfig
 from anchored.train.counterfactual import write_counterfactuals
+from anchored.train.layout import MAY_CHANGE, check_layout, check_same_rows, record, shard_on_cpu
 from anchored.train.lora import check_lora, has_adapter, without_adapter
 from anchored.train.models import ModelConfig, build_model, quiet_transformers, save_adapted
 from anchored.train.monitor import (
@@ -72,16 +73,23 @@ from anchored.train.muon import muon_for
 from anchored.train.origins import origins
 from anchored.train.projection import defer_projection
 from anchored.train.replay import ReplayConfig, write_replay
+from anchored.train.run_checkpoints import (
+    adapt_checkpoint,
+    at_its_end,
+    newest_checkpoint,
+    step_of,
+)
 
 MODEL_FOLDER = "model"
 DATASET = "dataset.json"
 _OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")
-_DEFAULTS = {
+DEFAULTS = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "logging_nan_inf_filter": False,
     "report_to": "none",
     "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
@@ -143,9 +151,10 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         AnchoredError: see `train`.
     """
     arguments = training_arguments(config)
+    check_layout(arguments, config.muon_learning_rate)
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config, free=("monitor",))
+            claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
             _check_init(config, quiet)
             data = config.data
             if isinstance(data, PrepareConfig):
@@ -173,11 +182,12 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     if config.objective not in OBJECTIVES:
         raise ConfigError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
     arguments = training_arguments(config)
+    check_layout(arguments, config.muon_learning_rate)
     tokenizer = config.data.tokenizer or init
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
     with released_if_unused(config.out):
         with arguments.main_process_first(local=False):
-            claim(config.out, config, free=("monitor",))
+            claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
             _check_init(config, quiet)
             _check_before_preparing(config, data)
             if OBJECTIVES[config.objective].replay:
@@ -234,8 +244,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not
             the user's to set.
     """
-    for name, value in config.trainer.items():
-        _check_trainer_field(name, value)
+    check_trainer_fields(config)
     try:
         return TrainingArguments(
             output_dir=str(config.out),
@@ -243,10 +252,20 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             seed=config.seed,
             data_seed=config.seed,
             label_names=["labels"],
-            **{**_DEFAULTS, **config.trainer},
+            **{**DEFAULTS, **config.trainer},
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
+
+
+def check_trainer_fields(config: TrainConfig) -> None:
+    """Sees that `config.trainer` has fields of `TrainingArguments` alone, without building them.
+
+    Raises:
+        ConfigError: a field is unknown, of another type, or not the user's to set.
+    """
+    for name, value in config.trainer.items():
+        _check_trainer_field(name, value)
 
 
 def _check_trainer_field(name: str, value: Any) -> None:
@@ -276,7 +295,7 @@ def train(
         OSError: the disk is full.
     """
     manifest = read_manifest(data)
-    _check_same_dataset(config.out / DATASET, data, manifest)
+    _check_goes_on(config.out / DATASET, data, manifest, arguments)
     final = config.out / MODEL_FOLDER
     if final.exists():
         return final
@@ -284,14 +303,15 @@ def train(
     dataset, manifest = load_prepared(data, tokenizer)
     _check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
-    done = checkpoint is not None and _at_its_end(checkpoint)
+    done = checkpoint is not None and at_its_end(checkpoint)
     start = checkpoint if done else None
     model = build_model(config.model, tokenizer, config.seed, start)
-    write_json(config.out / DATASET, {"splits": manifest["splits"]})  # from here on `out` is in use
+    now = {"splits": manifest["splits"], **record(arguments)}
+    write_json(config.out / DATASET, now)  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     with quiet_transformers(), _failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
-        if _learns_base_distribution(config):
+        if learns_base_distribution(config):
             BaseTargets(model, tokenizer.control)
         if config.monitor:
             from anchored.train.collapse_monitor import monitor_of  # of the extra `evaluate`
@@ -305,12 +325,15 @@ def train(
                     collate: Any = trainer.data_collator
                     trainer.data_collator = FirstBatchShown(collate, tokenizer, progress.console)
                 trainer.add_callback(ProgressBar(progress))
+                if checkpoint is not None:
+                    adapt_checkpoint(trainer, Path(checkpoint))
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
 
 
-def _learns_base_distribution(config: TrainConfig) -> bool:
+def learns_base_distribution(config: TrainConfig) -> bool:
+    """Is a frozen copy of the base model asked for the targets of replayed annotations."""
     return (
         isinstance(config, SFTConfig)
         and OBJECTIVES[config.objective].replay
@@ -324,14 +347,18 @@ def _check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
         tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)
 
 
-def _check_same_dataset(record: Path, data: Path, manifest: dict[str, Any]) -> None:
-    if not record.is_file():
+def _check_goes_on(
+    file: Path, data: Path, manifest: dict[str, Any], arguments: TrainingArguments
+) -> None:
+    if not file.is_file():
         return
-    if json.loads(record.read_text(encoding="utf-8"))["splits"] != manifest["splits"]:
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before["splits"] != manifest["splits"]:
         raise DataError(
-            f"{data}: prepared anew since {record.parent} was trained on it; choose another output "
+            f"{data}: prepared anew since {file.parent} was trained on it; choose another output "
             "folder, or bring the old data back"
         )
+    check_same_rows(before, file.parent, arguments)
 
 
 def compose(
@@ -342,6 +369,7 @@ def compose(
     muon_lr: float | None = None,
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor."""
+    shard_on_cpu(arguments)
     inner = without_adapter(model)
     flat = False
     if arguments.device.type == "cpu":
@@ -421,32 +449,6 @@ def announce_cost(trainer: Trainer, rows: int, manifest: dict[str, Any]) -> None
     )
 
 
-def newest_checkpoint(out: Path) -> str | None:
-    """The latest checkpoint that was written whole, or None.
-
-    `trainer_state.json` is what Trainer writes last.
-    """
-    steps = {str(folder): _step(folder) for folder in out.glob("checkpoint-*")}
-    return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
-
-
-def _step(checkpoint: Path) -> int:
-    """The step of a checkpoint that was written whole; -1 for a half one."""
-    try:
-        return _trainer_state(checkpoint)["global_step"]
-    except (OSError, ValueError):
-        return -1
-
-
-def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
-    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-
-
-def _at_its_end(checkpoint: str) -> bool:
-    state = _trainer_state(checkpoint)
-    return state["global_step"] >= state["max_steps"]
-
-
 def _progress(hidden: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"),
@@ -474,7 +476,7 @@ def _failed_writes_are_os_errors(out: Path) -> Iterator[None]:
         if failed is None:
             raise
         for folder in out.glob("checkpoint-*"):
-            if _step(folder) < 0:
+            if step_of(folder) < 0:
                 shutil.rmtree(folder, ignore_errors=True)
         raise failed from (None if failed is error else error)
 

@@ -1,0 +1,98 @@
+"""Checkpoints of a run: which is the newest whole one, and how another layout can go on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+SHARDED_WEIGHTS = "pytorch_model_fsdp.bin"
+
+
+def newest_checkpoint(out: Path) -> str | None:
+    """The latest checkpoint that was written whole, or None.
+
+    `trainer_state.json` is what Trainer writes last.
+    """
+    steps = {str(folder): step_of(folder) for folder in out.glob("checkpoint-*")}
+    return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint that was written whole; -1 for a half one."""
+    try:
+        return _trainer_state(checkpoint)["global_step"]
+    except (OSError, ValueError):
+        return -1
+
+
+def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
+    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+
+
+def at_its_end(checkpoint: str) -> bool:
+    """Has the run that wrote this checkpoint taken all its steps."""
+    state = _trainer_state(checkpoint)
+    return state["global_step"] >= state["max_steps"]
+
+
+def adapt_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
+    """Rewrites a checkpoint of sharded weights for whole ones, or the other way round.
+
+    Killed within, it is a checkpoint of the one or of the other still. Every process has to call.
+    """
+    with trainer.args.main_process_first(local=False):
+        if not trainer.args.process_index:
+            found = (checkpoint / SHARDED_WEIGHTS).is_file()
+            if found and not trainer.is_fsdp_enabled:
+                _make_whole(checkpoint)
+            if trainer.is_fsdp_enabled and not found:
+                _make_sharded(trainer, checkpoint)
+
+
+def _make_whole(checkpoint: Path) -> None:
+    """The weights lie there whole too; the optimizer's state is keyed by name."""
+    state = torch.load(checkpoint / OPTIMIZER_NAME_BIN, weights_only=True, mmap=True)
+    _save(_by_position(state), checkpoint / OPTIMIZER_NAME)
+    (checkpoint / SHARDED_WEIGHTS).unlink()
+    (checkpoint / OPTIMIZER_NAME_BIN).unlink()
+
+
+def _make_sharded(trainer: Trainer, checkpoint: Path) -> None:
+    model: Any = trainer.model
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    order = [names[id(p)] for group in groups for p in group["params"]]
+    state = torch.load(checkpoint / OPTIMIZER_NAME, weights_only=True, mmap=True)
+    _save(_by_name(state, order), checkpoint / OPTIMIZER_NAME_BIN)
+    model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied: one name
+    _save(model.state_dict(), checkpoint / SHARDED_WEIGHTS)
+    (checkpoint / OPTIMIZER_NAME).unlink()
+
+
+def _by_position(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state keyed by a parameter's place in the groups, as `torch.optim` has it."""
+    order = [name for group in state["param_groups"] for name in group["params"]]
+    return _renamed(state, {name: i for i, name in enumerate(order)})
+
+
+def _by_name(state: dict[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    return _renamed(state, dict(enumerate(order)))
+
+
+def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
+    groups = [{**g, "params": [names[p] for p in g["params"]]} for g in state["param_groups"]]
+    return {"state": {names[p]: v for p, v in state["state"].items()}, "param_groups": groups}
+
+
+def _save(data: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(data, partial)
+    partial.replace(path)

@@ -1,0 +1,282 @@
+"""A plan says what a run takes: counted on the model, simulated, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from anchored.cli import main
+from anchored.config import load_config, to_yaml
+from anchored.data.collate import Collator
+from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.errors import ConfigError, DataError
+from anchored.plan.bill import Plan, plan
+from anchored.plan.hardware import Hardware, hardware_named
+from anchored.plan.workload import Layout, data_of, stage_of
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.footprint import Footprint, Step, footprint
+from anchored.train.models import build_model, olmo2_config
+from anchored.train.monitor import LossByKind
+from anchored.train.run import PretrainConfig, SFTConfig
+from conftest import ROOT
+
+ONE = Hardware("h100", 989.0, 79.0)
+DESCRIBED = {
+    "sources": [{"path": "not/there/yet"}],
+    "tokenizer": {"vocab_size": 1000},
+    "max_length": 64,
+    "token_budget": 6400,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = {
+        "out": tmp_path_factory.mktemp("plan") / "data",
+        "sources": [{"path": "storyworld://small?seed=0", "limit": 40}],
+        "tokenizer": {"vocab_size": 600},
+        "max_length": 256,
+    }
+    return prepare(PrepareConfig.model_validate(config), Console(quiet=True))
+
+
+def config(data: Any, out: Path = Path("not/made"), preset: str = "0.5m", **trainer: Any) -> Any:
+    common = {"per_device_train_batch_size": 4, "max_steps": 10}
+    fields = {"out": out, "data": data, "model": {"preset": preset}}
+    return PretrainConfig.model_validate({**fields, "trainer": {**common, **trainer}})
+
+
+@pytest.mark.parametrize("preset", ["0.5m", "3m", "6m"])
+def test_parameters_are_exact_and_flops_within_a_tenth_of_those_counted(data: Path, preset: str):
+    run = config(data, preset=preset)
+    tokenizer = AnchoredTokenizer.load(data / "tokenizer")
+    model = build_model(run.model, tokenizer, 0)
+    model.loss_function = LossByKind()
+    model.set_attn_implementation("eager")  # the counter has no formula for the CPU's own
+    rows: list[Any] = [load_prepared(data)[0].with_format("numpy")[i] for i in range(4)]
+    batch = Collator(tokenizer.control.pad)(rows)
+    with FlopCounterMode(display=False) as counter:
+        model(**batch, use_cache=False).loss.backward()
+
+    found = plan(run, ONE)
+    assert found.parameters["total"] == sum(p.numel() for p in model.parameters())
+    counted = counter.get_total_flops() / batch["input_ids"].numel()
+    assert found.flops["total"] / found.tokens["trained"] == pytest.approx(counted, rel=0.1)
+
+
+def test_tokens_and_steps_are_those_of_the_prepared_data(data: Path):
+    manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+    kept, rows = manifest["tokens"]["kept"], manifest["splits"]["train"]["rows"]
+    epochs = config(data, max_steps=-1, num_train_epochs=3)
+    found = plan(epochs, replace(ONE, devices=2))
+    assert found.tokens["trained"] == 3 * kept
+    assert found.tokens["with_loss"] == pytest.approx(3 * manifest["tokens"]["supervised"])
+    assert found.run["steps"] == 3 * -(-rows // 8)
+    assert found.annotation is None, "what is prepared has been annotated"
+    assert plan(config(data), ONE).tokens["trained"] == pytest.approx(40 * kept / rows)
+
+
+def test_hours_are_flops_over_what_the_devices_are_expected_to_do(data: Path):
+    found = plan(config(data), Hardware("mine", 2.0, 1.0, devices=4, mfu=0.5, price_per_hour=3.0))
+    hours = found.flops["total"] / 1e12 / 3600
+    assert found.hours == pytest.approx({"device": hours, "wall": hours / 4})
+    assert found.cost == pytest.approx({"training": 3 * hours, "total": 3 * hours})
+
+
+def footprint_of(**fields: Any) -> Footprint:
+    shape = olmo2_config("0.5m", 1000, eos_token_id=0)
+    return footprint(shape, Step(rows=4, length=128, **fields), torch.float32)
+
+
+def test_weights_gradients_and_states_are_four_bytes_a_parameter_each():
+    found, size = footprint_of(), 4 * plan(config(DESCRIBED), ONE).parameters["total"]
+    assert (found.weights, found.gradients) == (size, size)
+    tensors = 24  # each has its own count of steps
+    assert found.optimizer == 2 * size + 4 * tensors
+    assert footprint_of(optimizer="sgd").optimizer == 0
+    assert size < footprint_of(optimizer="muon").optimizer < 2 * size
+
+
+def test_the_peak_of_one_step_is_no_more_than_its_parts_and_no_less_than_what_stays():
+    found = footprint_of()
+    stays = found.weights + found.optimizer
+    assert stays + found.activations <= found.peak <= stays + found.gradients + found.activations
+
+
+def test_logits_are_held_only_where_there_is_loss():
+    whole, half = footprint_of(), footprint_of(supervised=0.5)
+    logits = 4 * 128 * 1000 * 4
+    assert whole.activations - half.activations >= 2 * logits / 2  # and their gradient
+
+
+def test_checkpointing_holds_less_and_computes_the_layers_again():
+    whole, checkpointed = footprint_of(), footprint_of(checkpointing=True)
+    assert checkpointed.activations < whole.activations
+    found = plan(config(DESCRIBED, activation_checkpointing=True), ONE)
+    before = plan(config(DESCRIBED), ONE)
+    body = before.parameters["total"] - before.parameters["embeddings"]
+    layers = 6 * body * before.tokens["trained"] + before.flops["attention"]
+    assert found.flops["recomputed"] == pytest.approx(layers / 3)
+    assert found.flops["total"] - before.flops["total"] == pytest.approx(layers / 3)
+
+
+def test_sharding_divides_what_stays_and_ddp_keeps_buckets():
+    whole = plan(config(DESCRIBED, gradient_accumulation_steps=2), ONE).memory
+    many = replace(ONE, devices=4)
+    sharded = plan(config(DESCRIBED, fsdp=True), many).memory
+    copied = plan(config(DESCRIBED), many).memory
+    for part in ("weights", "gradients", "optimizer"):
+        assert sharded[part] == whole[part] / 4
+        assert copied[part] == whole[part]
+    assert copied["buckets"] == copied["gradients"] and not sharded["buckets"]
+    assert sharded["gathered"] > 0 and not copied["gathered"]
+
+
+def test_data_that_are_not_there_need_a_budget(tmp_path: Path):
+    with pytest.raises(DataError, match=r"run `anchored prepare` first, or describe under `data`"):
+        plan(config(tmp_path / "none"), ONE)
+    without = {**DESCRIBED, "token_budget": None}
+    with pytest.raises(ConfigError, match=r"^data\.token_budget: missing"):
+        plan(config(without), ONE)
+
+
+def test_annotation_is_billed_by_the_paper_or_by_a_dry_run():
+    described = plan(config(DESCRIBED), replace(ONE, price_per_hour=2.0))
+    assert described.annotation and described.cost
+    assert described.annotation["device_hours"] == pytest.approx(6400 * 576 / 50e9)
+    projection = {"sampled": 100, "seconds": 7200.0, "cost": 12.5}
+    found = plan(config(DESCRIBED), replace(ONE, price_per_hour=2.0), projection=projection)
+    assert found.annotation and found.cost
+    assert (found.annotation["device_hours"], found.cost["annotation"]) == (2.0, 12.5)
+    assert plan(config({**DESCRIBED, "objective": "plain"}), ONE).annotation is None
+
+
+def test_disk_counts_the_checkpoints_that_lie_there_at_once():
+    def disk(**trainer: Any) -> dict[str, float]:
+        return plan(config(DESCRIBED, **trainer), replace(ONE, devices=2)).disk
+
+    weights = plan(config(DESCRIBED), ONE).disk["model"]
+    assert disk(save_steps=1)["checkpoints"] == 3 * 3 * weights  # two are kept, one is written
+    assert disk(save_steps=1, fsdp=True)["checkpoint"] == 4 * weights
+    assert disk(save_steps=100)["checkpoints"] == 3 * weights
+    assert disk(save_strategy="no")["checkpoints"] == 0
+    assert disk()["data"] == 6400 * 9
+
+
+def sft_config(**replay: Any) -> SFTConfig:
+    fields = {
+        "out": "not/made",
+        "objective": "anchored-replay",
+        "model": {"preset": "0.5m"},
+        "data": DESCRIBED,
+        "replay": replay,
+        "trainer": {"max_steps": 10},
+    }
+    return SFTConfig.model_validate(fields)
+
+
+def test_replay_against_the_base_holds_it_and_asks_it():
+    soft, hard = plan(sft_config(share=0.5), ONE), plan(sft_config(targets="token"), ONE)
+    assert soft.memory["base"] == 4 * soft.parameters["total"] and not hard.memory["base"]
+    once = soft.flops["model"] + soft.flops["attention"]
+    assert soft.flops["base"] == pytest.approx(0.5 * once / 3) and not hard.flops["base"]
+    assert soft.run["objective"] == "anchored-replay"
+
+
+@pytest.mark.parametrize("devices", [1, 8, 64])
+@pytest.mark.parametrize("name", ["0.6b", "1b", "2.5b"])
+def test_shipped_configurations_keep_their_rows_a_step_on_any_number_of_devices(
+    name: str, devices: int
+):
+    file = ROOT / "configs" / "scale" / f"{name}.yaml"
+    assert stage_of(file) == "pretrain"
+    run = load_config(PretrainConfig, file, layout_of(name, devices))
+    assert Layout(run, devices).rows_a_step == 256
+    assert data_of(run).tokens == {"0.6b": 12e9, "1b": 20e9, "2.5b": 50e9}[name]
+
+
+def layout_of(name: str, devices: int) -> list[str]:
+    """What docs/scale.md says to add on so many devices."""
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} | {devices} |")]
+    return [word for word in line.split("`")[1].split() if word != "—"] if "`" in line else []
+
+
+def planned(name: str, *overrides: str) -> Plan:
+    file = ROOT / "configs" / "scale" / f"{name}.yaml"
+    cls = SFTConfig if stage_of(file) == "sft" else PretrainConfig
+    return plan(load_config(cls, file, overrides), hardware_named("h100", devices=8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "overrides", "parameters"),
+    [
+        ("0.6b", [], 732_255_552),
+        ("2.5b", [], 2_417_216_000),
+        (
+            "sft",
+            [
+                "model.init=null",
+                "model.preset=2.5b",
+                "data.tokenizer.vocab_size=100352",
+                "data.token_budget=1e6",
+            ],
+            2_417_216_000,
+        ),
+    ],
+)
+def test_shipped_configurations_fit_eight_h100(name: str, overrides: list[str], parameters: int):
+    found = planned(name, *overrides)
+    assert found.parameters["total"] == parameters
+    assert found.fits
+
+
+def written(tmp_path: Path, run: Any) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run), encoding="utf-8")
+    return str(file)
+
+
+def test_the_command_prints_a_table_and_the_same_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = written(tmp_path, config(DESCRIBED))
+    assert main(["plan", file, "--devices", "2", "--json", "trainer.max_steps=20"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"]["steps"], found["hardware"]["devices"], found["fits"]) == (20, 2, True)
+    assert main(["plan", file]) == 0
+    assert f"{found['parameters']['total']:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--device", "abacus"], "--device 'abacus': not one of h100"),
+        (["trainer.learning_rat=1"], "trainer.learning_rat: unknown field; did you mean"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+):
+    assert main(["plan", written(tmp_path, config(DESCRIBED)), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert says in message and message.count("\n") == 1
+
+
+def test_a_device_by_its_figures_and_this_cpu_by_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    assert hardware_named("abacus", 1.5, 2.0) == Hardware("abacus", 1.5, 2.0)
+    assert hardware_named("h100", memory_gib=40.0) == Hardware("h100", 989.0, 40.0)
+    measured: Callable[..., float] = lambda *_: 3e12  # noqa: E731
+    monkeypatch.setattr("anchored.plan.hardware.measure_matmul_peak", measured)
+    assert hardware_named("cpu").tflops == 3.0
