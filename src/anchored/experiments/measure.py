@@ -83,13 +83,13 @@ def kept_of(
 
     (D_name - D_sft) / (D_init - D_sft) by semantic entropy, with its 95 % interval.
     """
-    runs = [
+    start, sft, run = (
         _attributes(
             [[Story.read(world, r) for r in seed if r["kind"] == "story"] for seed in seeds]
         )
         for seeds in (rows[init], rows[SFT], rows[name])
-    ]
-    return compare(*runs, entropy_of(world.attributes)).as_json()["gap_closed"]
+    )
+    return compare(start, sft, run, entropy_of(world.attributes)).as_json()["gap_closed"]
 
 
 def _model(

@@ -90,7 +90,10 @@ def push(planned: Plan) -> str:
         EndpointError: the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] (httpx's or httpx2's, by its version)
+        OfflineModeIsEnabled,
+    )
 
     token = os.environ.get(TOKEN)
     if not token:
