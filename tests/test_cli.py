@@ -195,7 +195,7 @@ def test_experiment_is_chosen_by_its_configuration(tmp_path, capsys):
     config.write_text("experiment: haiku\n")
     assert cli.main(["experiment", str(config), "--out", str(tmp_path / "out")]) == 2
     assert error_line(capsys) == (
-        f"anchored: error: {config}: experiment: 'haiku' is not one of storyworld, real-text"
+        f"anchored: error: {config}: experiment: 'haiku' is not one of storyworld, real-text, dpo"
     )
     assert not (tmp_path / "out").exists()
 

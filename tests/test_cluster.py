@@ -328,6 +328,7 @@ def test_an_address_without_a_cluster_is_refused_at_once(
 ) -> None:
     from anchored.annotate.cluster import joined
 
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have one
     monkeypatch.setenv("RAY_ADDRESS", address)
     message = f"RAY_ADDRESS: {address}: no Ray cluster answers there"
     with pytest.raises(ConfigError, match=message), joined(1, most=1):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from anchored import cli, experiments
-from anchored.config import load_config
+from anchored.config import load_config, read_yaml
 from anchored.errors import ConfigError
 from anchored.experiments import demo
 
@@ -106,12 +106,15 @@ def test_all_treatments_see_the_same_examples_and_replay_adds_steps() -> None:
 
 def test_the_studies_in_configs_load_and_plan_every_stage_they_need(tmp_path: Path) -> None:
     for path in (Path(__file__).parents[1] / "configs" / "storyworld").glob("*.yaml"):
+        if read_yaml(path)["experiment"] != "storyworld":
+            continue
         config = load_config(demo.DemoConfig, path)
         stages = demo.plan(config, tmp_path)
         names = {stage.name for stage in stages}
         assert len(names) == len(stages)
         assert all(names.issuperset(stage.needs) for stage in stages)
-        assert len(names) == 2 + 2 * len(config.seeds) * len(config.models)
+        trained, sampled = {*config.pretrained, *config.treatments}, config.models
+        assert len(names) == 2 + len(config.seeds) * (len(trained) + len(sampled))
 
 
 @pytest.mark.parametrize("names", [["anchored"], ["standard", "base"]])
@@ -143,3 +146,19 @@ def test_replayed_documents_come_on_top_of_the_examples() -> None:
 def test_a_wrong_value_is_named_before_any_work(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(demo.DemoConfig, None, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('pretrained={"base": {"objective": "plain"}}', "needs `base` and `annotated_base`"),
+        ("pretrained.base.init=annotated_base", r"base\.init: 'annotated_base' is no base that"),
+        ("treatments.standard.base=baes", r"treatments\.standard\.base: 'baes' is not one of base"),
+    ],
+)
+def test_a_base_that_is_not_there_is_named(override: str, message: str) -> None:
+    bases = {name: base.model_dump() for name, base in demo.BASES.items()}
+    treatments = {name: one.model_dump() for name, one in demo.TREATMENTS.items()}
+    given = [f"pretrained={json.dumps(bases)}", f"treatments={json.dumps(treatments)}"]
+    with pytest.raises(ConfigError, match=message):
+        load_config(demo.DemoConfig, None, [*given, override])

@@ -445,7 +445,7 @@ def test_the_command_from_folders_to_a_table_and_from_a_file(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a"], "benchmarks: missing"),
+        (["a"], "--benchmark: missing"),
         (["a", "--benchmark", "noveltybanch"], "benchmark 'noveltybanch': unknown"),
         (["a", "--benchmark", "stories", "--pin", "mood"], "write each pin as key=value"),
         (["./nowhere", "--benchmark", "stories"], "model './nowhere'"),

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
@@ -36,13 +37,14 @@ class Journal:
     Args:
         path: the file, made with its folder where it is missing; None for a temporary one.
         read_only: beside the one writer: what is in the file at the start, and no `put`.
+        patience: seconds to wait for another writer to end.
 
     Raises:
         DataError: a line is no row of a journal, or another process writes to the file.
     """
 
-    def __init__(self, path: Path | None, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
+    def __init__(self, path: Path | None, read_only: bool = False, patience: float = 0.0) -> None:
+        self.path, self.read_only, self._patience = path, read_only, patience
         self._name = path or Path("journal")
         self._end = 0
 
@@ -53,7 +55,7 @@ class Journal:
             self._file = self.path.open("rb", buffering=0)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _opened(self.path)
+            self._file = _opened(self.path, time.monotonic() + self._patience)
         self._index = _index()
         try:
             self._read()
@@ -156,20 +158,24 @@ def _index() -> sqlite3.Connection:
     return index
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, until: float) -> BinaryIO:
     file = path.open("a+b", buffering=0)
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows locks no file this way
         return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise DataError(
-            f"{path}: another run is writing to it; wait for it, or name another journal"
-        ) from None
-    return file
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            file.close()
+            raise DataError(
+                f"{path}: another run is writing to it; wait for it, or name another journal"
+            ) from None
 
 
 def _digest(key: str) -> bytes:

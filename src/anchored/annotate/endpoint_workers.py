@@ -34,6 +34,7 @@ from anchored.journal import Journal, Row
 
 Answers = tuple[tuple[str, Row], ...]
 _Shard = tuple[NumberedRows, Answers]
+_OF_A_KILLED_RUN = 60.0  # seconds until Ray has ended its workers too
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Worker:
     def __call__(self, number: int, shard: _Shard) -> Settled:
         """Settles one shard and writes it."""
         rows, known = shard
-        with Journal(shard_journal(self._job.out, number)) as journal:
+        path = shard_journal(self._job.out, number)
+        with Journal(path, patience=_OF_A_KILLED_RUN) as journal:
             for key, row in known:
                 if journal.get(key) is None:
                     journal.put(key, row)

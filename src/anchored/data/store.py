@@ -243,7 +243,9 @@ def load_prepared(
 
 
 def _load_split(folder: Path, account: dict[str, Any]) -> Dataset:
-    files = {path.name: digest(path) for path in sorted(folder.glob("*.arrow"))}
+    found = sorted(folder.glob("*.arrow"))
+    # What other trainers derive from the rows, `datasets` keeps beside them.
+    files = {path.name: digest(path) for path in found if not path.name.startswith("cache-")}
     for name in {**account["files"], **files}:
         before, now = account["files"].get(name), files.get(name)
         if before != now:
