@@ -18,6 +18,7 @@ from anchored.annotate.cluster import Cluster, check_shared
 from anchored.annotate.meter import Meter
 from anchored.annotate.prompts import written
 from anchored.annotate.shards import (
+    OF_A_KILLED_RUN,
     WHOLE,
     NumberedRows,
     ShardWriter,
@@ -34,7 +35,6 @@ from anchored.journal import Journal, Row
 
 Answers = tuple[tuple[str, Row], ...]
 _Shard = tuple[NumberedRows, Answers]
-_OF_A_KILLED_RUN = 60.0  # seconds until Ray has ended its workers too
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Worker:
         """Settles one shard and writes it."""
         rows, known = shard
         path = shard_journal(self._job.out, number)
-        with Journal(path, patience=_OF_A_KILLED_RUN) as journal:
+        with Journal(path, patience=OF_A_KILLED_RUN) as journal:
             for key, row in known:
                 if journal.get(key) is None:
                     journal.put(key, row)

@@ -18,6 +18,8 @@ from anchored.errors import Incomplete
 from anchored.journal import Journal
 
 _SHARD_JOURNAL = "journal-of-shard-{}.jsonl"
+OF_A_KILLED_RUN = 60.0
+"""Seconds until Ray has ended the workers of a killed run too, which write these journals."""
 
 NumberedRows = Sequence[tuple[int, tuple[Row, Item]]]
 
@@ -69,7 +71,7 @@ def collect(path: Path, journal: Journal) -> None:
     """Moves the answers in one journal to another."""
     if not path.is_file():  # nothing came of it
         return
-    with Journal(path) as part:
+    with Journal(path, patience=OF_A_KILLED_RUN) as part:
         for key, row in part.items():
             if journal.get(key) is None:
                 journal.put(key, row)
