@@ -45,59 +45,54 @@ CL100K = (
 )
 QWEN = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 
-LLAMA_TEMPLATE = """{{- bos_token }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
-    {{- message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
-{%- endif %}
-"""
-QWEN_TEMPLATE = """{%- for message in messages %}
-    {%- set content = message.content if message.content is string else '' %}
-    {%- if message.role == 'assistant' and '</think>' in content %}
-        {%- set content = content.split('</think>')[-1].lstrip('\n') %}
-    {%- endif %}
-    {%- if message.role == 'assistant' and loop.last %}
-        {{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' + content + '<|im_end|>\n' }}
-    {%- else %}
-        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-{%- endif %}
-"""
-GEMMA_TEMPLATE = """{{ bos_token }}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- set first = messages[0]['content'] + '\n\n' -%}
-    {%- set turns = messages[1:] -%}
-{%- else -%}
-    {%- set first = '' -%}
-    {%- set turns = messages -%}
-{%- endif -%}
-{%- for message in turns -%}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
-    {%- endif -%}
-    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-    {{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}
-    {{- message['content'] | trim }}
-    {{- '<end_of_turn>\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{ '<start_of_turn>model\n' }}
-{%- endif -%}
-"""
-OLMO_TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>
-' + message['content'] + '
-' }}{% elif message['role'] == 'user' %}{{ '<|user|>
-' + message['content'] + '
-' }}{% elif message['role'] == 'assistant' %}{{ '<|assistant|>
-'  + message['content'] + eos_token }}{% if not loop.last %}{{ '
-' }}{% endif %}{% endif %}{% if loop.last and add_generation_prompt %}{{ '<|assistant|>
-' }}{% endif %}{% endfor %}"""  # noqa: E501 (as published)
+# What they render has the form that the published ones give.
+LLAMA_TEMPLATE = (
+    "{% macro head(role) %}"
+    "{{ '<|start_header_id|>' ~ role ~ '<|end_header_id|>\n\n' }}"
+    "{% endmacro %}"
+    "{{ bos_token }}"
+    "{% for turn in messages %}"
+    "{{ head(turn.role) ~ turn.content | trim ~ '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ head('assistant') }}{% endif %}"
+)
+# Thoughts are cut from answers, and the last one gets an empty one.
+QWEN_TEMPLATE = (
+    "{% for turn in messages %}"
+    "{{ '<|im_start|>' ~ turn.role ~ '\n' }}"
+    "{% if turn.role == 'assistant' %}"
+    "{{ '<think>\n\n</think>\n\n' if loop.last else '' }}"
+    "{% set parts = turn.content.split('</think>') %}"
+    "{{ parts[-1].lstrip('\n') if parts | length > 1 else turn.content }}"
+    "{% else %}{{ turn.content }}{% endif %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# A system message goes into the first turn; user and model take turns.
+GEMMA_TEMPLATE = (
+    "{% set opens = messages[0].role == 'system' %}"
+    "{{ bos_token }}"
+    "{% for turn in (messages[1:] if opens else messages) %}"
+    "{% if (turn.role == 'user') == (loop.index0 % 2 == 1) %}"
+    "{{ raise_exception('user and assistant take turns') }}"
+    "{% endif %}"
+    "{{ '<start_of_turn>' ~ ('model' if turn.role == 'assistant' else turn.role) ~ '\n' }}"
+    "{{ messages[0].content ~ '\n\n' if opens and loop.first else '' }}"
+    "{{ turn.content | trim ~ '<end_of_turn>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+# Roles are plain text; eos ends answers, and a line break follows all but the last of these.
+OLMO_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for turn in messages %}"
+    "{{ '<|' ~ turn.role ~ '|>\n' ~ turn.content }}"
+    "{{ eos_token if turn.role == 'assistant' else '' }}"
+    "{{ '' if turn.role == 'assistant' and loop.last else '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 
 
 def _special(*names: str) -> list[AddedToken]:
