@@ -257,7 +257,7 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(folders, rows, tm
         out=tmp_path / "data", sources=(SourceConfig(path=str(path)),),
         tokenizer=str(folders("gemma3")), objective="standard",
     )  # fmt: skip
-    with pytest.raises(DataError, match=r"rows\.jsonl: line 2: chat template .* must alternate"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: line 2: chat template .* take turns"):
         prepare(config, Console(quiet=True))
     folder = prepare(config.model_copy(update={"skip_bad_rows": True}), Console(quiet=True))
     assert read_manifest(folder)["dropped"]["bad row"]["examples"] == 1

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import tracemalloc
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,17 @@ def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
             pass
     with Journal(path):
         pass
+
+
+def test_a_patient_writer_waits_for_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with ExitStack() as first:
+        first.enter_context(Journal(path)).put("a", {})
+        timer = threading.Timer(0.3, first.close)
+        timer.start()
+        with Journal(path, patience=30) as second:
+            assert len(second) == 1
+        timer.join()
 
 
 def test_an_unused_journal_leaves_no_file(tmp_path: Path) -> None:

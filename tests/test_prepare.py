@@ -238,6 +238,14 @@ def test_annotated_share_writes_the_other_rows_plain(run):
     assert set(map(tuple, written)) == {tuple(plain[0]["input_ids"])}
 
 
+def test_what_other_tools_derive_and_keep_beside_the_rows_changes_nothing(run, tokenizer):
+    dataset, manifest = run([STORY])
+    folder = Path(manifest["config"]["out"])
+    dataset.map(lambda row: {"length": len(row["input_ids"])})
+    assert list(folder.glob("cache-*.arrow"))
+    assert load_prepared(folder, load_tokenizer(tokenizer))[0]["input_ids"] == dataset["input_ids"]
+
+
 def test_annotated_share_is_of_pretraining_and_leaves_sft_alone(run):
     dataset, _ = run([CHAT], objective="anchored", annotated_share=0.0)
     assert Kind.TAG_VALUE in dataset[0]["kinds"]

@@ -239,18 +239,20 @@ class Storyworld:
         Row i depends on the seed and i alone, so a longer run begins with a shorter one.
         `tag_noise` as in `documents`.
         """
+        rows = (
+            self._sft_row(index, seed, narrow_mass, cover, question_share) for index in range(count)
+        )
+        return self._mistagged(rows, tag_noise)
 
-        def rows() -> Iterator[Row]:
-            for index in range(count):
-                rng = random.Random(f"sft {self.size} {seed} {index}")
-                name = {"id": f"{self.size}-sft-{seed}-{index}"}
-                if rng.random() < question_share:
-                    yield name | self._question(rng)
-                else:
-                    drawn = self.draw_sft(rng, narrow_mass, cover)
-                    yield name | self._prompted(drawn, rng, taught=True)
-
-        return self._mistagged(rows(), tag_noise)
+    def _sft_row(
+        self, index: int, seed: int, narrow_mass: float, cover: bool, question_share: float
+    ) -> Row:
+        rng = random.Random(f"sft {self.size} {seed} {index}")
+        name = {"id": f"{self.size}-sft-{seed}-{index}"}
+        if rng.random() < question_share:
+            return name | self._question(rng)
+        drawn = self.draw_sft(rng, narrow_mass, cover)
+        return name | self._prompted(drawn, rng, taught=True)
 
     def _mistagged(self, rows: Iterator[Row], tag_noise: float) -> Iterator[Row]:
         """Rows as a careless annotator leaves them; the texts are the same."""
@@ -262,24 +264,18 @@ class Storyworld:
 
     def _mistag(self, row: Row, share: float) -> Row:
         rng = random.Random(f"tag noise {row['id']}")
-        return {
-            **row,
-            **{
-                name: self._redrawn(row[name], share, rng)
-                if name == "annotation"
-                else [
-                    c | {"annotation": self._redrawn(c["annotation"], share, rng)}
-                    for c in row[name]
-                ]
-                for name in ("annotation", "chunks")
-                if name in row
-            },
-        }
+
+        def mistagged(part: Row) -> Row:
+            return {**part, "annotation": self._redrawn(part["annotation"], share, rng)}
+
+        if "chunks" in row:
+            return {**row, "chunks": [mistagged(chunk) for chunk in row["chunks"]]}
+        return mistagged(row)
 
     def _redrawn(
         self, annotation: Sequence[Mapping[str, str]], share: float, rng: random.Random
     ) -> list[dict[str, str]]:
-        """Tags of which a share has the value of a story of R: each key keeps its frequencies."""
+        """Tags of which a share has the value of another story of R, or any topic."""
         drawn = {**self.draw(rng), "topic": rng.choice(self._facts)["topic"]}
         return _annotation(
             {
