@@ -117,6 +117,20 @@ def test_logits_are_held_only_where_there_is_loss():
     assert whole.activations - half.activations >= 2 * logits / 2  # and their gradient
 
 
+def test_a_loss_that_projects_a_few_rows_at_a_time_holds_a_few_rows_of_logits():
+    shape, step = olmo2_config("0.5m", 100_000, eos_token_id=0), Step(rows=4, length=128)
+    logits, chunk = 4 * 128 * 100_000 * 4, (1 << 23) * 4
+    whole = footprint(shape, step, torch.float32)
+    deferred = footprint(shape, replace(step, deferred=True), torch.float32)
+    assert whole.activations - deferred.activations > 2 * (logits - chunk)
+
+
+@pytest.mark.parametrize("setting", ["torch_compile", "fp16"])
+def test_logits_lie_there_whole_where_the_trainer_does_not_defer_them(setting: str):
+    assert Layout(config(DESCRIBED), 1).deferred
+    assert not Layout(config(DESCRIBED, **{setting: True}), 1).deferred
+
+
 def test_checkpointing_holds_less_and_computes_the_layers_again():
     whole, checkpointed = footprint_of(), footprint_of(checkpointing=True)
     assert checkpointed.activations < whole.activations

@@ -161,6 +161,7 @@ def _memory(
         supervised=data.supervised,
         autocast=layout.autocast and not layout.sharded,
         checkpointing=layout.checkpointing,
+        deferred=layout.deferred and not _replayed(config),
         optimizer=layout.optimizer,
     )
     # Sharded weights are kept in float32 and put together in bfloat16; a checkpoint's are trained

@@ -169,6 +169,11 @@ class Layout:
         return bool(self.setting("activation_checkpointing") or inside_fsdp)
 
     @property
+    def deferred(self) -> bool:
+        """Does the loss project, a few rows at a time."""
+        return not (self.sharded or any(map(self.setting, ("deepspeed", "torch_compile", "fp16"))))
+
+    @property
     def optimizer(self) -> Optimizer:
         """Whose states are held; what is not known is taken for AdamW, see `notes`."""
         if self.config.muon_learning_rate is not None:

@@ -2,7 +2,7 @@
 
 The model, its loss and its optimizer are run on tensors that have shapes and no contents, and what
 lies in memory is counted as it comes and goes. So the figure holds for any architecture, and counts
-the copies that a step makes on its way: the logits above all.
+the copies that a step makes on its way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from anchored.train.monitor import LossByKind
 from anchored.train.muon import muon_for
+from anchored.train.projection import projected_loss
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 
@@ -34,6 +35,8 @@ class Step:
         supervised: share of the tokens whose logits are kept.
         autocast: are products taken in bfloat16 and weights kept in float32.
         checkpointing: are activations inside a layer computed again in the backward pass.
+        deferred: are logits made and dropped a few rows at a time, see `projection`; else they lie
+            there whole, with their copies.
         optimizer: what its states are.
     """
 
@@ -42,6 +45,7 @@ class Step:
     supervised: float = 1.0
     autocast: bool = False
     checkpointing: bool = False
+    deferred: bool = False
     optimizer: Optimizer = "adamw"
 
 
@@ -92,7 +96,6 @@ def _states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def _forward_and_backward(model: PreTrainedModel, step: Step) -> None:
     """As the trainer does it, but the kept positions are given by number: a mask has contents."""
-    loss: Any = LossByKind()
     tokens = step.rows * step.length
     ids = torch.zeros(step.rows, step.length, dtype=torch.long)
     kept = torch.zeros(max(1, round(tokens * step.supervised)), dtype=torch.long)
@@ -100,11 +103,20 @@ def _forward_and_backward(model: PreTrainedModel, step: Step) -> None:
     head: Any = model.get_output_embeddings()
     with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
         hidden = body(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
-        logits = head(hidden.flatten(0, 1)[kept])
-        value = loss(logits, kept, logits.shape[-1], kept, num_items_in_batch=1)
-        outputs = logits.float()  # as accelerate gives out what comes from autocast
-    del hidden, logits, outputs
+        learnt = hidden.flatten(0, 1)[kept]
+        del hidden
+        if step.deferred:
+            value, outputs = projected_loss(learnt, head.weight, kept)[0], learnt.float()
+        else:
+            value, outputs = _whole_loss(head(learnt), kept)
+    del learnt, outputs
     value.backward()
+
+
+def _whole_loss(logits: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and what accelerate gives out of a model that runs under autocast."""
+    value = LossByKind()(logits, kept, logits.shape[-1], kept, num_items_in_batch=1)
+    return value, logits.float()
 
 
 def _optimizer(model: PreTrainedModel, kind: Optimizer) -> torch.optim.Optimizer:
