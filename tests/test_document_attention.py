@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    modeling_flash_attention_utils,
+)
 
-from anchored.train.attention import DOCUMENT_ATTENTION, attend_within_documents
+from anchored.data.collate import Collator
+from anchored.train.attention import (
+    DOCUMENT_ATTENTION,
+    attend_within_documents,
+    takes_flat_rows,
+)
 
 VOCABULARY = 50
 ROWS = [[5, 1, 7], [13], [6, 7]]  # lengths of the documents in each row
@@ -51,7 +61,8 @@ def logits_and_gradients(net: Any, rows: dict[str, torch.Tensor]) -> Any:
 def test_logits_and_gradients_are_those_of_the_stock_mask(key_value_heads: int):
     net = model(num_key_value_heads=key_value_heads)
     stock = logits_and_gradients(net, batch())
-    assert attend_within_documents(net)
+    attend_within_documents(net)
+    assert takes_flat_rows(net)
     assert_close(logits_and_gradients(net, batch()), stock, atol=1e-5, rtol=0)
 
 
@@ -104,7 +115,8 @@ def test_a_batch_with_a_mask_of_its_own_is_attended_to_as_before():
 def test_a_model_that_attends_otherwise_is_left_as_it_is(fields: dict[str, Any]):
     net = model(**fields)
     before = net.config._attn_implementation
-    assert not attend_within_documents(net)
+    attend_within_documents(net)
+    assert not takes_flat_rows(net)
     assert net.config._attn_implementation == before
 
 
@@ -115,3 +127,50 @@ def test_a_saved_model_does_not_know_of_it(tmp_path: Path):
     assert DOCUMENT_ATTENTION not in (tmp_path / "config.json").read_text(encoding="utf-8")
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.config._attn_implementation == "sdpa"
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch):
+    """Flash attention's two kernels, on a CPU: what `transformers` calls them with is its own."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def rows_of(q: Any, k: Any, v: Any, causal: bool = False, **_: Any) -> Any:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return attend(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2)
+
+    def varlen(
+        q: Any, k: Any, v: Any, cu_seqlens_q: Any, causal: bool = False, **_: Any
+    ) -> torch.Tensor:
+        lengths = cu_seqlens_q.diff().tolist()
+        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
+        return torch.cat([rows_of(*(x[None] for x in part), causal)[0] for part in parts])
+
+    module = modeling_flash_attention_utils
+    kernels = (rows_of, varlen, None, None, None)
+    monkeypatch.setattr(module, "_loaded_implementation", None)
+    monkeypatch.setattr(module, "_lazy_imports", lambda *_, **__: kernels)
+
+
+def test_flash_attention_gets_its_rows_flat_and_keeps_documents_apart(flash: None):
+    net: Any = model()
+    rows = [
+        {
+            "input_ids": ids.numpy(),
+            "labels": ids.numpy(),
+            "kinds": torch.full_like(ids, 4).numpy(),
+            "seq_lengths": lengths,
+        }
+        for ids, lengths in zip(batch()["input_ids"], ROWS, strict=True)
+    ]
+
+    def results() -> Any:
+        given = Collator(pad_id=0, flat=takes_flat_rows(net))(rows)
+        fields = {name: given[name] for name in ("input_ids", "position_ids")}
+        logits, gradients = logits_and_gradients(net, fields)
+        return logits.flatten(0, 1), gradients
+
+    stock = results()
+    assert not takes_flat_rows(net)
+    net.config._attn_implementation = "flash_attention_2"
+    assert takes_flat_rows(net)
+    assert_close(results(), stock, atol=1e-5, rtol=0)

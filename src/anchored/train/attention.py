@@ -2,7 +2,8 @@
 
 The stock way masks whole rows: of T x T scores only those inside documents count, and on a CPU a
 mask also keeps the kernel from leaving out the future. Here each document is attended to alone, by
-the stock function, so that time goes with the sum of squared document lengths.
+the stock function, so that time goes with the sum of squared document lengths. Flash attention does
+the same in one kernel, but `transformers` tells it of documents only in a batch of one row.
 
 Shapes: B rows, T tokens in a row, H heads, D head size.
 """
@@ -15,12 +16,13 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 DOCUMENT_ATTENTION = "anchored_documents"
 
 
-def attend_within_documents(model: PreTrainedModel) -> bool:
-    """Sets `model` to attend document by document; says whether it was possible.
+def attend_within_documents(model: PreTrainedModel) -> None:
+    """Sets `model` to attend document by document, where that is possible.
 
     Left as they are: models told to attend otherwise than by SDPA, and those with a layer that is
     no full causal attention.
@@ -28,10 +30,19 @@ def attend_within_documents(model: PreTrainedModel) -> bool:
     config: Any = model.config
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     full = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
-    if not full or config._attn_implementation != "sdpa":
-        return False
-    model.set_attn_implementation(DOCUMENT_ATTENTION)
-    return True
+    if full and config._attn_implementation == "sdpa":
+        model.set_attn_implementation(DOCUMENT_ATTENTION)
+
+
+def takes_flat_rows(model: PreTrainedModel) -> bool:
+    """Is the work of a batch the same, or less, with all of its rows in one (`Collator.flat`).
+
+    Under flash attention the rows have to come so: with two or more, documents in a row would see
+    each other.
+    """
+    config: Any = model.config
+    by_document = config._attn_implementation == DOCUMENT_ATTENTION
+    return by_document or is_flash_attention_requested(config)
 
 
 def document_attention(

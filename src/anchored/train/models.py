@@ -43,6 +43,15 @@ PRESETS = {
     "2.5b": (2560, 6912, 24, 20),
 }
 
+Attention = Literal[
+    "sdpa",
+    "eager",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+]
+
 
 class ModelConfig(Config):
     """What to train: exactly one of `preset`, `config` and `init`.
@@ -64,7 +73,7 @@ class ModelConfig(Config):
     init: str | None = None
     max_position_embeddings: int = 4096
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] | None = None
+    attention: Attention | None = None
     lora: LoraSettings | None = None
     quantize: Literal["nf4"] | None = None
 

@@ -54,7 +54,7 @@ from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.allocator import keep_freed_memory
-from anchored.train.attention import attend_within_documents
+from anchored.train.attention import attend_within_documents, takes_flat_rows
 from anchored.train.base_targets import BaseTargets
 from anchored.train.checkpoints import check_checkpoint
 from anchored.train.collapse_config import MonitorConfig
@@ -371,10 +371,9 @@ def compose(
     """The stock Trainer with our collator, loss record and monitor."""
     shard_on_cpu(arguments)
     inner = without_adapter(model)
-    flat = False
     if arguments.device.type == "cpu":
         keep_freed_memory()
-        flat = attend_within_documents(inner)
+        attend_within_documents(inner)
     losses = LossByKind(defer_projection(inner) if _plain(arguments) else None)
     inner.loss_function = losses
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
@@ -382,11 +381,12 @@ def compose(
     callbacks: list[TrainerCallback] = [
         Monitor(Path(str(arguments.output_dir)), model, losses, peak)
     ]
+    collate = Collator(tokenizer.control.pad, takes_flat_rows(inner))
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=dataset.with_format("numpy"),  # pyright: ignore[reportArgumentType]
-        data_collator=Collator(tokenizer.control.pad, flat),  # pyright: ignore[reportArgumentType]
+        data_collator=collate,  # pyright: ignore[reportArgumentType]
         callbacks=callbacks,
         optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
     )
