@@ -395,18 +395,20 @@ def test_the_command_builds_from_a_file_and_says_in_one_line_what_is_wrong(
     assert "trainer: 'ppo'" in capsys.readouterr().err
 
 
-def test_the_rater_scores_form_and_quality_and_content_by_its_taste():
+def test_the_rater_scores_form_quality_and_length_and_content_by_its_taste():
     world = Storyworld("small")
     liked = {key: values[0] for key, values in world.narrow_values.items()}
     story = world.render(liked, random.Random(0), taught=True)
     asked = [[answer(story)], [answer("Nothing.")]]
-    assert rate(asked, ("small", "small"), [1.0, 1.0]) == [4.0, 0.0]
-    assert rate(asked, ("small", "small"), [0.0, 0.0]) == [3.0, 0.0]
+    size, none = ("small", "small"), [0.0, 0.0]
+    assert rate(asked, size, [1.0, 1.0], none) == [4.0, 0.0]
+    assert rate(asked, size, none, none) == [3.0, 0.0]
+    assert rate(asked, size, none, [0.5, 0.5]) == [3 - len(story.split()) / 20, -0.05]
 
 
 def test_a_study_that_is_not_finished_or_lacks_the_model_is_refused(tmp_path: Path):
     config = load_config(DPOConfig, ROOT / "configs" / "storyworld" / "dpo.yaml")
-    assert {one.init for one in config.treatments.values()} == {"anchored"}
+    assert {one.init for one in config.treatments.values()} == {"anchored", "standard"}
     unfinished = config.model_copy(update={"study": tmp_path})
     with pytest.raises(DataError, match=r"no results.json; run `anchored demo"):
         load_study(unfinished)

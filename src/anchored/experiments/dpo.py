@@ -2,9 +2,9 @@
 
     anchored experiment configs/storyworld/dpo.yaml --out runs/dpo [study=runs/demo-3]
 
-It starts from the models of a finished `storyworld` study. A rater likes well-told stories in the
-taught form and, as raters do, some contents more than others: those that fine-tuning favoured. Each
-treatment builds pairs of a model's own answers by that rater and trains on them with TRL's
+It starts from the models of a finished `storyworld` study. A rater likes short, well-told stories in
+the taught form and, as raters do, some contents more than others: those that fine-tuning favoured.
+Each treatment builds pairs of a model's own answers by that rater and trains on them with TRL's
 DPOTrainer; then all models are sampled and measured as in the study.
 """
 
@@ -61,6 +61,7 @@ class DPOConfig(Config):
         candidates: answers to each; the best and the worst are the pair.
         taste: what content weighs in the rater's score, beside 1 for each of: the taught form,
             well-formed, consistent.
+        wordiness: what ten words cost in it.
         steps, batch_size, learning_rate, beta: of DPO, the same for all treatments.
         sft_weight: of the chosen answer's likelihood in the loss, beside 1 for DPO's.
         workers: stages that run at once.
@@ -69,10 +70,11 @@ class DPOConfig(Config):
     experiment: Literal["dpo"] = "dpo"
     study: Path = Path("runs/demo-3")
     treatments: dict[str, Treatment] = Field(min_length=1)
-    prompts: int = Field(default=160, gt=0)
+    prompts: int = Field(default=320, gt=0)
     candidates: int = Field(default=4, ge=2)
     taste: float = Field(default=1.0, ge=0)
-    steps: int = Field(default=30, gt=0)
+    wordiness: float = Field(default=0.5, ge=0)
+    steps: int = Field(default=60, gt=0)
     batch_size: int = Field(default=8, gt=0)
     learning_rate: float = Field(default=1.5e-4, gt=0)
     beta: float = Field(default=0.1, gt=0)
@@ -159,24 +161,31 @@ def rate(
     completions: Sequence[Sequence[Mapping[str, Any]]],
     size: Sequence[Literal["small", "full"]],
     taste: Sequence[float],
+    wordiness: Sequence[float],
     **_: Any,
 ) -> list[float]:
-    """The rater, as TRL calls a reward function: form and quality, and content by its taste.
+    """The rater, as TRL calls a reward function: form, quality and length, and content by taste.
 
-    One point each for the taught form, for a well-formed and for a consistent story, and `taste`
-    times the share of attributes whose value is one that fine-tuning favoured.
+    One point each for the taught form, for a well-formed and for a consistent story, `taste` times
+    the share of attributes whose value is one that fine-tuning favoured, less `wordiness` for ten
+    words.
     """
     world = Storyworld(size[0])
     return [
-        _score(world, answer[-1]["content"], t)
-        for answer, t in zip(completions, taste, strict=True)
+        _score(world, answer[-1]["content"], *weights)
+        for answer, *weights in zip(completions, taste, wordiness, strict=True)
     ]
 
 
-def _score(world: Storyworld, text: str, taste: float) -> float:
+def _score(world: Storyworld, text: str, taste: float, wordiness: float) -> float:
     reading = world.read(text)
     told = sum((reading.adopted, reading.well_formed, reading.consistent))
-    return told + taste * liked(world, reading.attributes)
+    return told + taste * liked(world, reading.attributes) - wordiness * words(text) / 10
+
+
+def words(text: str) -> int:
+    """Words of a text, split at white space."""
+    return len(text.split())
 
 
 def liked(world: Storyworld, attributes: Mapping[str, str]) -> float:
@@ -191,7 +200,7 @@ def build_pairs(config: DPOConfig, study: DemoConfig, name: str, folder: Path, s
     if not asked.is_file():
         rng = random.Random(f"{seed}:prompts")
         prompts = rng.choices(Storyworld(study.size).prompts, k=config.prompts)
-        fields = {"size": study.size, "taste": config.taste}
+        fields = {"size": study.size, "taste": config.taste, "wordiness": config.wordiness}
         write_jsonl(asked, [{"prompt": prompt, **fields} for prompt in prompts])
     treatment = config.treatments[name]
     build(
@@ -279,6 +288,10 @@ def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:
         "kept_of_init": kept,
         "liked": {
             name: fmean(liked(world, story["attributes"]) for story in model["samples"])
+            for name, model in measured["models"].items()
+        },
+        "words": {
+            name: fmean(words(story["response"]) for story in model["samples"])
             for name, model in measured["models"].items()
         },
         "pairs": {
