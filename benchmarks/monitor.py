@@ -20,13 +20,15 @@ from anchored.config import load_config
 from anchored.data.prepare import PrepareConfig
 from anchored.data.readers import SourceConfig
 from anchored.evaluate.embedding import StaticEmbedder
-from anchored.experiments.demo import DemoConfig, sft_steps
+from anchored.experiments.demo import sft_steps
+from anchored.experiments.demo_config import DemoConfig
 from anchored.files import write_json
 from anchored.storyworld import Storyworld
 from anchored.train.collapse_config import MonitorConfig
+from anchored.train.config import SFTConfig
 from anchored.train.models import ModelConfig
 from anchored.train.monitor import read_metrics
-from anchored.train.run import SFTConfig, sft
+from anchored.train.run import sft
 
 PROMPTS = 4
 WORLD = Storyworld("small")

@@ -30,8 +30,9 @@ from anchored.plan.bill import plan
 from anchored.plan.hardware import Hardware
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import run
+from anchored.train.compose import compose
+from anchored.train.config import PretrainConfig, training_arguments
 from anchored.train.models import build_model
-from anchored.train.run import PretrainConfig, compose, training_arguments
 
 RUNS: dict[str, dict[str, Any]] = {
     "0.5m": {"model": {"preset": "0.5m"}},

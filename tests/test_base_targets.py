@@ -23,9 +23,10 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
 from anchored.train.attention import attend_within_documents
 from anchored.train.base_targets import BaseTargets
+from anchored.train.config import SFTConfig
 from anchored.train.models import ModelConfig, build_model
 from anchored.train.monitor import LossByKind
-from anchored.train.run import SFTConfig, sft
+from anchored.train.run import sft
 
 TINY = {
     "model_type": "olmo2",

@@ -303,8 +303,9 @@ def test_prepare_prints_its_manifest_on_request(stage, tmp_path, capsys):
 def test_training_prints_where_the_model_is(stage, tmp_path, capsys, name):
     train = Called(tmp_path / "model")
     record = Called({"objective": "anchored"})
-    members = {"PretrainConfig": RunConfig, "SFTConfig": RunConfig, name: train}
-    stage("anchored.train.run", read_record=record, **members)
+    stage("anchored.train.config", PretrainConfig=RunConfig, SFTConfig=RunConfig)
+    stage("anchored.train.run", **{name: train})
+    stage("anchored.train.record", read_record=record)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"steps": 1}))
     assert cli.main([name, str(path), "steps=5"]) == 0

@@ -26,11 +26,12 @@ from anchored.evaluate.equivalence import Exact
 from anchored.files import claim
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.collapse_monitor import BASELINE, CollapseMonitor
+from anchored.train.config import PretrainConfig
 from anchored.train.look import Look, compared
 from anchored.train.monitor import read_metrics
 from anchored.train.pace import Pace
 from anchored.train.probe import Answer, Probe
-from anchored.train.run import PretrainConfig, pretrain
+from anchored.train.run import pretrain
 
 TEXTS = ["Mara went to the forest.", "Ben slept in a boat.", "Ana sang by the sea."]
 PROMPTS = ["Who?", "Where?"]

@@ -11,7 +11,7 @@ import pytest
 from anchored import cli, experiments
 from anchored.config import load_config, read_yaml
 from anchored.errors import ConfigError
-from anchored.experiments import demo
+from anchored.experiments import demo, demo_config
 
 TINY = [
     "pretrain.tokens=150000",
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_results_follow_the_contract(finished: tuple[Path, dict[str, Any]]) -> None:
     out, results = finished
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
-    assert list(results["models"]) == [*demo.BASES, *demo.TREATMENTS]
+    assert list(results["models"]) == [*demo_config.BASES, *demo_config.TREATMENTS]
     for model in results["models"].values():
         assert set(model) >= FIGURES
         assert len(model["samples"]) == model["n"] == 24
@@ -82,7 +82,7 @@ def test_a_second_run_trains_nothing(finished: tuple[Path, dict[str, Any]]) -> N
     out, results = finished
     models = sorted(out.rglob("model.safetensors"))
     before = [path.stat().st_mtime_ns for path in models]
-    again = demo.run(load_config(demo.DemoConfig, None, TINY), out)
+    again = demo.run(load_config(demo_config.DemoConfig, None, TINY), out)
     assert [path.stat().st_mtime_ns for path in models] == before
     assert again["models"] == results["models"]
     assert again["comparisons"] == results["comparisons"]
@@ -91,16 +91,16 @@ def test_a_second_run_trains_nothing(finished: tuple[Path, dict[str, Any]]) -> N
 def test_the_folder_of_another_run_is_refused(finished: tuple[Path, dict[str, Any]]) -> None:
     out, _ = finished
     with pytest.raises(ConfigError, match=r"holds a run with regime = 'broad'"):
-        demo.run(load_config(demo.DemoConfig, None, [*TINY, "regime=narrow"]), out)
+        demo.run(load_config(demo_config.DemoConfig, None, [*TINY, "regime=narrow"]), out)
 
 
 def test_all_treatments_see_the_same_examples_and_replay_adds_steps() -> None:
     config = load_config(
-        demo.DemoConfig,
+        demo_config.DemoConfig,
         None,
         ["light.examples=1200", "light.epochs=2", "light.batch_size=16", "replay.share=0.25"],
     )
-    steps = {name: demo.sft_steps(config, name) for name in demo.TREATMENTS}
+    steps = {name: demo.sft_steps(config, name) for name in demo_config.TREATMENTS}
     assert steps == {"standard": 150, "anchored": 150, "anchored_replay": 200, "tagged": 150}
 
 
@@ -108,7 +108,7 @@ def test_the_studies_in_configs_load_and_plan_every_stage_they_need(tmp_path: Pa
     for path in (Path(__file__).parents[1] / "configs" / "storyworld").glob("*.yaml"):
         if read_yaml(path)["experiment"] != "storyworld":
             continue
-        config = load_config(demo.DemoConfig, path)
+        config = load_config(demo_config.DemoConfig, path)
         stages = demo.plan(config, tmp_path)
         names = {stage.name for stage in stages}
         assert len(names) == len(stages)
@@ -121,7 +121,7 @@ def test_the_studies_in_configs_load_and_plan_every_stage_they_need(tmp_path: Pa
 def test_treatments_have_a_standard_and_no_name_of_a_base(names: list[str]) -> None:
     treatments = json.dumps({name: {"objective": "standard", "base": "base"} for name in names})
     with pytest.raises(ConfigError, match="needs a treatment `standard`, and none named as a base"):
-        load_config(demo.DemoConfig, None, [f"treatments={treatments}"])
+        load_config(demo_config.DemoConfig, None, [f"treatments={treatments}"])
 
 
 def test_replayed_documents_come_on_top_of_the_examples() -> None:
@@ -130,7 +130,7 @@ def test_replayed_documents_come_on_top_of_the_examples() -> None:
         "more": {"objective": "anchored-replay", "documents": 0.5, "replay": {"share": 0.5}},
     }
     given = [f"treatments={json.dumps(treatments)}", "light.examples=100", "light.epochs=1"]
-    config = load_config(demo.DemoConfig, None, [*given, "light.batch_size=1"])
+    config = load_config(demo_config.DemoConfig, None, [*given, "light.batch_size=1"])
     assert demo.sft_steps(config, "standard") == 100
     assert demo.sft_steps(config, "more") == 300  # 100 examples, 100 annotations, 100 documents
 
@@ -145,7 +145,7 @@ def test_replayed_documents_come_on_top_of_the_examples() -> None:
 )
 def test_a_wrong_value_is_named_before_any_work(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(demo.DemoConfig, None, [override])
+        load_config(demo_config.DemoConfig, None, [override])
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def test_a_wrong_value_is_named_before_any_work(override: str, message: str) -> 
     ],
 )
 def test_a_base_that_is_not_there_is_named(override: str, message: str) -> None:
-    bases = {name: base.model_dump() for name, base in demo.BASES.items()}
-    treatments = {name: one.model_dump() for name, one in demo.TREATMENTS.items()}
+    bases = {name: base.model_dump() for name, base in demo_config.BASES.items()}
+    treatments = {name: one.model_dump() for name, one in demo_config.TREATMENTS.items()}
     given = [f"pretrained={json.dumps(bases)}", f"treatments={json.dumps(treatments)}"]
     with pytest.raises(ConfigError, match=message):
-        load_config(demo.DemoConfig, None, [*given, override])
+        load_config(demo_config.DemoConfig, None, [*given, override])

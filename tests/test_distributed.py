@@ -20,9 +20,10 @@ from anchored.errors import ConfigError
 from anchored.sample.engine import Sample
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay
+from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import read_metrics
-from anchored.train.run import PretrainConfig, SFTConfig, TrainConfig, pretrain, sft
+from anchored.train.run import pretrain, sft
 from anchored.train.run_checkpoints import SHARDED_WEIGHTS
 from processes import run_ranks
 

@@ -31,7 +31,7 @@ def test_configurations_shown_are_valid(tmp_path: Path, name: str, text: str):
     from anchored.data.preferences import PreferencesConfig
     from anchored.data.prepare import PrepareConfig
     from anchored.evaluate.settings import EvaluateConfig
-    from anchored.train.run import PretrainConfig, SFTConfig
+    from anchored.train.config import PretrainConfig, SFTConfig
 
     path = tmp_path / "shown.yaml"
     path.write_text(text, encoding="utf-8")

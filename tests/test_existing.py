@@ -33,9 +33,10 @@ from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Kind, Message, assemble, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
+from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.train.lora import without_adapter
 from anchored.train.models import ModelConfig, build_model
-from anchored.train.run import PretrainConfig, SFTConfig, sft
+from anchored.train.run import sft
 from conftest import ROOT
 from families import FAMILIES
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from anchored.config import to_yaml
+from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.monitor import read_metrics
-from anchored.train.run import PretrainConfig, SFTConfig, TrainConfig, pretrain, sft
+from anchored.train.run import pretrain, sft
 from anchored.train.run_checkpoints import newest_checkpoint
 from processes import start
 

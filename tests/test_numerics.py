@@ -20,10 +20,11 @@ from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.attention import DOCUMENT_ATTENTION
+from anchored.train.compose import compose
+from anchored.train.config import PretrainConfig, training_arguments
 from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import LossByKind, read_metrics
 from anchored.train.projection import DeferredProjection
-from anchored.train.run import PretrainConfig, compose, training_arguments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {

@@ -22,10 +22,10 @@ from anchored.plan.bill import Plan, plan
 from anchored.plan.hardware import Hardware, hardware_named
 from anchored.plan.workload import Layout, data_of, stage_of
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.train.footprint import Footprint, Step, footprint
 from anchored.train.models import build_model, olmo2_config
 from anchored.train.monitor import LossByKind
-from anchored.train.run import PretrainConfig, SFTConfig
 from conftest import ROOT
 
 ONE = Hardware("h100", 989.0, 79.0)

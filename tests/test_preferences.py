@@ -22,16 +22,16 @@ from anchored.config import load_config, to_yaml
 from anchored.data import preferences
 from anchored.data.preferences import PreferencesConfig, build, read_asked
 from anchored.errors import ConfigError, DataError
-from anchored.experiments.demo import TREATMENTS, DemoConfig
+from anchored.experiments.demo_config import TREATMENTS, DemoConfig
 from anchored.experiments.dpo import DPOConfig, load_study, rate
 from anchored.sample.engine import Request, Sample
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import RECORD
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import ModelConfig, build_model
-from anchored.train.run import RECORD
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]

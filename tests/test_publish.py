@@ -28,8 +28,9 @@ from anchored.publish.push import PushConfig, plan, push
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.origins import origins
-from anchored.train.run import PretrainConfig, SFTConfig, pretrain, read_record, sft
+from anchored.train.config import PretrainConfig, SFTConfig
+from anchored.train.record import origins, read_record
+from anchored.train.run import pretrain, sft
 from conftest import ROOT
 from fake_hub import Hub, serving
 

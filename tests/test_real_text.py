@@ -10,10 +10,10 @@ import pytest
 from anchored.annotate.run import AnnotateConfig
 from anchored.config import Config, load_config
 from anchored.data.prepare import PrepareConfig
-from anchored.experiments.demo import BASES, TREATMENTS
+from anchored.experiments.demo_config import BASES, TREATMENTS
 from anchored.experiments.real_text import OPENING, RealTextConfig, _load, _request, plan
 from anchored.experiments.tales import REQUESTS, TAUGHT_STYLE, CorpusConfig, _opening, build_corpus
-from anchored.train.run import PretrainConfig, SFTConfig
+from anchored.train.config import PretrainConfig, SFTConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "stories"
 CLASSES: dict[str, type[Config]] = {

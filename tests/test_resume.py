@@ -17,7 +17,9 @@ from transformers import Trainer
 from anchored.config import load_config, to_yaml
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.files import read_jsonl
-from anchored.train.run import PretrainConfig, newest_checkpoint, pretrain
+from anchored.train.config import PretrainConfig
+from anchored.train.run import pretrain
+from anchored.train.run_checkpoints import newest_checkpoint
 
 # Dropout, so that the state of the random generators counts.
 MODEL = {
@@ -38,7 +40,8 @@ from pathlib import Path
 from transformers import Trainer
 from anchored.config import load_config
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.run import PretrainConfig, pretrain
+from anchored.train.config import PretrainConfig
+from anchored.train.run import pretrain
 
 def dying(original, step):
     def method(self, *arguments, **named):

@@ -36,16 +36,11 @@ from anchored.sample.engine import Sample
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
+from anchored.train.config import PretrainConfig, SFTConfig, training_arguments
 from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import read_metrics
-from anchored.train.run import (
-    PretrainConfig,
-    SFTConfig,
-    pretrain,
-    read_record,
-    sft,
-    training_arguments,
-)
+from anchored.train.record import read_record
+from anchored.train.run import pretrain, sft
 
 MODEL = {
     "model_type": "olmo2",

@@ -115,7 +115,7 @@ def _run_plan(options: argparse.Namespace) -> None:
     from anchored.plan.hardware import hardware_named
     from anchored.plan.workload import stage_of
     from anchored.report.plan_table import rich_table
-    from anchored.train.run import PretrainConfig, SFTConfig
+    from anchored.train.config import PretrainConfig, SFTConfig
 
     stage = options.stage or stage_of(options.config)
     config = load_config(
@@ -149,7 +149,8 @@ def add_pretrain(commands: Any) -> None:
 
 def _run_pretrain(options: argparse.Namespace) -> None:
     from anchored.config import load_config
-    from anchored.train.run import PretrainConfig, pretrain
+    from anchored.train.config import PretrainConfig
+    from anchored.train.run import pretrain
 
     _print_model(pretrain(load_config(PretrainConfig, options.config, options.overrides)), options)
 
@@ -166,7 +167,8 @@ def add_sft(commands: Any) -> None:
 
 def _run_sft(options: argparse.Namespace) -> None:
     from anchored.config import load_config
-    from anchored.train.run import SFTConfig, sft
+    from anchored.train.config import SFTConfig
+    from anchored.train.run import sft
 
     _print_model(sft(load_config(SFTConfig, options.config, options.overrides)), options)
 
@@ -193,7 +195,7 @@ def _run_preferences(options: argparse.Namespace) -> None:
 
 
 def _print_model(model: Path, options: argparse.Namespace) -> None:
-    from anchored.train.run import read_record
+    from anchored.train.record import read_record
 
     if options.json:
         print_json({"model": str(model), **read_record(model)})

@@ -31,7 +31,7 @@ from anchored.files import building, write_json
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
-from anchored.train.origins import origins
+from anchored.train.record import origins
 
 EXPORT = "export.json"
 _ROWS = 512

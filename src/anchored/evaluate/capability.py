@@ -38,7 +38,8 @@ from anchored.report.capability_table import markdown, rich_table
 from anchored.sample.run import Source, load, pinned_tags
 from anchored.segments import OBJECTIVES, Kind
 from anchored.tokenizer import load_error
-from anchored.train.run import RECORD, read_record
+from anchored.train import RECORD
+from anchored.train.record import read_record
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 

@@ -25,7 +25,8 @@ from anchored.evaluate.benchmarks import Benchmark, Prompt
 from anchored.files import folder_digest
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load, pinned_tags
-from anchored.train.run import RECORD, read_record
+from anchored.train import RECORD
+from anchored.train.record import read_record
 
 ENDPOINT = "endpoint:"
 SEED = "{seed}"

@@ -2,10 +2,10 @@
 
     anchored experiment configs/storyworld/dpo.yaml --out runs/dpo [study=runs/demo-3]
 
-It starts from the models of a finished `storyworld` study. A rater likes short, well-told stories in
-the taught form and, as raters do, some contents more than others: those that fine-tuning favoured.
-Each treatment builds pairs of a model's own answers by that rater and trains on them with TRL's
-DPOTrainer; then all models are sampled and measured as in the study.
+It starts from the models of a finished `storyworld` study. A rater likes short, well-told stories
+in the taught form and, as raters do, some contents more than others: those that fine-tuning
+favoured. Each treatment builds pairs of a model's own answers by that rater and trains on them with
+TRL's DPOTrainer; then all models are sampled and measured as in the study.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from anchored.config import Config, load_config, versions
 from anchored.data.preferences import PreferencesConfig, build
 from anchored.data.readers import SourceConfig
 from anchored.errors import DataError
-from anchored.experiments.demo import BASES, DemoConfig, Stage, execute, sample_model
+from anchored.experiments.demo import sample_model
+from anchored.experiments.demo_config import BASES, DemoConfig
 from anchored.experiments.measure import SFT, kept_of, measure
+from anchored.experiments.stages import Stage, execute
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
 from anchored.report.tables import markdown_table, rich_table
 from anchored.sample.engine import SampleConfig

@@ -23,8 +23,9 @@ from anchored.annotate.run import run as annotate
 from anchored.config import Config, load_config, versions
 from anchored.data.prepare import PrepareConfig, prepare
 from anchored.data.readers import load_schema
-from anchored.experiments.demo import BASES, TREATMENTS, Stage, execute
+from anchored.experiments.demo_config import BASES, TREATMENTS
 from anchored.experiments.real_text_measure import Row, measure
+from anchored.experiments.stages import Stage, execute
 from anchored.experiments.tales import CorpusConfig, build_corpus
 from anchored.files import atomic_write, claim, read_jsonl, write_json, write_jsonl
 from anchored.report.html import write_report
@@ -33,8 +34,10 @@ from anchored.sample.engine import Request, SampleConfig, sample
 from anchored.sample.sampling import Sampling
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.train.models import load_model
-from anchored.train.run import PretrainConfig, SFTConfig, pretrain, read_record, sft
+from anchored.train.record import read_record
+from anchored.train.run import pretrain, sft
 
 OPENING = "Once upon a time"
 PRETRAINED = {**{name: base.objective for name, base in BASES.items()}, "reference": "reference"}

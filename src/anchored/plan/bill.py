@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from anchored.plan.hardware import GIB, Hardware
 from anchored.plan.workload import Data, Layout, data_of
-from anchored.train.footprint import Step, footprint
-from anchored.train.models import model_configuration
-from anchored.train.monitor import attention_flops, training_flops
-from anchored.train.run import (
+from anchored.train.config import (
     SFTConfig,
     TrainConfig,
     check_trainer_fields,
     learns_base_distribution,
 )
+from anchored.train.footprint import Step, footprint
+from anchored.train.models import model_configuration
+from anchored.train.monitor import attention_flops, training_flops
 
 # "About three days on 8 x H100", once for all sizes: read as the 50B tokens of the largest.
 PAPER_ANNOTATION_HOURS_A_TOKEN = 3 * 24 * 8 / 50e9

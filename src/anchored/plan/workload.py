@@ -16,8 +16,8 @@ from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.config import DEFAULTS, SFTConfig, TrainConfig
 from anchored.train.footprint import Optimizer
-from anchored.train.run import DEFAULTS, SFTConfig, TrainConfig
 
 _PREPARED_BYTES_A_TOKEN = 4 + 4 + 1  # input_ids, labels, kinds
 _TRAINER = {f.name: f.default for f in fields(TrainingArguments)} | DEFAULTS

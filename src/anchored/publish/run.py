@@ -9,7 +9,8 @@ from typing import Any
 from anchored.errors import DataError
 from anchored.publish.card import write_card
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.run import MODEL_FOLDER, read_record
+from anchored.train import MODEL_FOLDER
+from anchored.train.record import read_record
 
 
 def write(

@@ -21,8 +21,9 @@ from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, load_error
 from anchored.tokenizer import RECORD as TOKENIZER_RECORD
+from anchored.train import RECORD
 from anchored.train.models import load_model
-from anchored.train.run import RECORD, read_record
+from anchored.train.record import read_record
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anchored.train.collapse_monitor import CollapseMonitor
 
-__all__ = ["RECORD", "CollapseMonitor"]
+__all__ = ["MODEL_FOLDER", "RECORD", "CollapseMonitor"]
 
 RECORD = "anchored.json"
+MODEL_FOLDER = "model"
 
 
 def __getattr__(name: str) -> Any:

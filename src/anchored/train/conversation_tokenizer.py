@@ -20,7 +20,7 @@ from anchored.annotation import Annotation
 from anchored.files import atomic_write
 from anchored.segments import OBJECTIVES, Message, conversation_pieces, encode_pieces
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.run import RECORD
+from anchored.train import RECORD
 
 Turn = Mapping[str, Any]
 

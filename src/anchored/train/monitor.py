@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import distributed
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
@@ -241,29 +240,6 @@ def _diverged(what: str, step: int, args: Any) -> AnchoredError:
         f"{args.output_dir}: step {step}: the {what} is not finite; lower trainer.learning_rate "
         f"(now {args.learning_rate}) or muon_learning_rate, or warm up longer, in another output"
     )
-
-
-class ProgressBar(TrainerCallback):
-    """Steps done and the latest loss, on a bar that the caller opens and closes."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("training", total=None)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Sets the length."""
-        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step on."""
-        self._progress.update(self._task, completed=state.global_step)
-
-    def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
-    ) -> None:
-        """Shows the loss."""
-        if "loss" in logs:
-            self._progress.update(self._task, description=f"training, loss {logs['loss']:.3f}")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

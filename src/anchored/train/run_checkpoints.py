@@ -1,17 +1,22 @@
-"""Checkpoints of a run: which is the newest whole one, and how another layout can go on from it."""
+"""Checkpoints of a run: the newest whole one, what goes on from it, writes that failed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
+
+from anchored.files import as_os_error, naming
 
 SHARDED_WEIGHTS = "pytorch_model_fsdp.bin"
 
@@ -96,3 +101,32 @@ def _save(data: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     torch.save(data, partial)
     partial.replace(path)
+
+
+@contextmanager
+def failed_writes_are_os_errors(out: Path) -> Iterator[None]:
+    """A full disk reaches us as an error of safetensors or of torch's zip writer.
+
+    Half a checkpoint is of no use, and would keep the disk full.
+    """
+    try:
+        with naming(out):
+            yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        failed = error if isinstance(error, OSError) else _failed_write(error, out)
+        if failed is None:
+            raise
+        for folder in out.glob("checkpoint-*"):
+            if step_of(folder) < 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        raise failed from (None if failed is error else error)
+
+
+def _failed_write(error: Exception, out: Path) -> OSError | None:
+    if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        return as_os_error(error, out)
+    free = shutil.disk_usage(out).free / 2**20  # torch does not say what the system said
+    return OSError(
+        f"{out}: cannot write checkpoint: {free:,.1f} MiB of the disk are free; make room and run "
+        "again to go on"
+    )

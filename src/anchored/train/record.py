@@ -1,4 +1,4 @@
-"""What a model's record says of its data and of what it started from, whoever trained it."""
+"""`anchored.json` beside a model: its data and what it started from, whoever trained it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anchored.errors import DataError
 from anchored.segments import OBJECTIVES
 from anchored.train import RECORD
 
@@ -45,3 +46,19 @@ def _base_model(init: str | None) -> str | None:
     record = Path(init) / RECORD
     known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     return known.get("base_model")
+
+
+def read_record(model: Path) -> dict[str, Any]:
+    """What `anchored.json` beside a model says.
+
+    Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions.
+
+    Raises:
+        DataError: the folder has no such file, because it was not trained by this package.
+    """
+    path = model / RECORD
+    if not path.is_file():
+        raise DataError(
+            f"{model}: no {RECORD}; not a model trained by `anchored pretrain` or `anchored sft`"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

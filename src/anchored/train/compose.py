@@ -1,0 +1,60 @@
+"""A model, prepared data and the stock `transformers.Trainer`, composed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.distributed.fsdp import is_fsdp_enabled
+from transformers.trainer_callback import PrinterCallback
+
+from anchored.data.collate import Collator
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.allocator import keep_freed_memory
+from anchored.train.attention import attend_within_documents, takes_flat_rows
+from anchored.train.layout import shard_on_cpu
+from anchored.train.lora import without_adapter
+from anchored.train.monitor import LossByKind, Monitor, measure_matmul_peak
+from anchored.train.muon import muon_for
+from anchored.train.projection import defer_projection
+
+
+def compose(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    tokenizer: AnchoredTokenizer,
+    arguments: TrainingArguments,
+    muon_lr: float | None = None,
+) -> Trainer:
+    """The stock Trainer with our collator, loss record and monitor."""
+    shard_on_cpu(arguments)
+    inner = without_adapter(model)
+    if arguments.device.type == "cpu":
+        keep_freed_memory()
+        attend_within_documents(inner)
+    losses = LossByKind(defer_projection(inner) if _plain(arguments) else None)
+    inner.loss_function = losses
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
+    callbacks: list[TrainerCallback] = [
+        Monitor(Path(str(arguments.output_dir)), model, losses, peak)
+    ]
+    collate = Collator(tokenizer.control.pad, takes_flat_rows(inner))
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset.with_format("numpy"),  # pyright: ignore[reportArgumentType]
+        data_collator=collate,  # pyright: ignore[reportArgumentType]
+        callbacks=callbacks,
+        optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _plain(arguments: TrainingArguments) -> bool:
+    """Weights whole on each device, the model run as written, no gradients that fp16 would lose."""
+    sharded = arguments.fsdp or is_fsdp_enabled() or arguments.deepspeed
+    return not (sharded or arguments.torch_compile or arguments.fp16)

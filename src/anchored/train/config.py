@@ -1,0 +1,134 @@
+"""What `anchored pretrain` and `anchored sft` are told, down to the arguments of the trainer."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from transformers import TrainingArguments
+
+from anchored.config import Config
+from anchored.data.prepare import PrepareConfig
+from anchored.errors import ConfigError
+from anchored.segments import OBJECTIVES
+from anchored.train.collapse_config import MonitorConfig
+from anchored.train.models import ModelConfig
+from anchored.train.replay import ReplayConfig
+
+_OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")
+DEFAULTS = {
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+class TrainConfig(Config):
+    """One training run.
+
+    Args:
+        out: folder of the run: config.yaml, metrics.jsonl, checkpoint-*, model/.
+        data: a folder made by `anchored prepare`, or what to prepare (it goes to `out`/data).
+        model: what to start from.
+        seed: weights and data order.
+        muon_learning_rate: trains the hidden matrices by Muon at this rate, the rest by AdamW at
+            `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded
+            weights.
+        trainer: goes to `transformers.TrainingArguments` as it is.
+        monitor: watches the model's answers for collapse while it trains; may change between runs.
+    """
+
+    out: Path
+    data: Path | PrepareConfig
+    model: ModelConfig
+    seed: int = 0
+    muon_learning_rate: float | None = Field(default=None, gt=0)
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    monitor: MonitorConfig | None = None
+
+    @model_validator(mode="after")
+    def _adapter_alone(self) -> TrainConfig:
+        if self.model.lora and self.muon_learning_rate:
+            raise ValueError("muon_learning_rate is for whole matrices; leave it or lora out")
+        if self.model.lora and self.trainer.get("fsdp"):
+            raise ValueError("trainer.fsdp shards whole models; leave it or lora out")
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """Pretraining from scratch, or continued from `model.init`."""
+
+
+class SFTConfig(TrainConfig):
+    """Supervised fine-tuning of `model.init` under one objective of `segments.OBJECTIVES`.
+
+    Args:
+        objective: overrides `data.objective`.
+        replay: how annotations are sampled for `anchored-replay`; unused by the others.
+    """
+
+    data: PrepareConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    objective: str = "anchored"
+    replay: ReplayConfig = ReplayConfig()
+
+
+def learns_base_distribution(config: TrainConfig) -> bool:
+    """Is a frozen copy of the base model asked for the targets of replayed annotations."""
+    return (
+        isinstance(config, SFTConfig)
+        and OBJECTIVES[config.objective].replay
+        and config.replay.share > 0
+        and config.replay.targets == "distribution"
+    )
+
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """`config.trainer` over our defaults.
+
+    Raises:
+        ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not
+            the user's to set.
+    """
+    check_trainer_fields(config)
+    try:
+        return TrainingArguments(
+            output_dir=str(config.out),
+            remove_unused_columns=False,
+            seed=config.seed,
+            data_seed=config.seed,
+            label_names=["labels"],
+            **{**DEFAULTS, **config.trainer},
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
+
+
+def check_trainer_fields(config: TrainConfig) -> None:
+    """Sees that `config.trainer` has fields of `TrainingArguments` alone, without building them.
+
+    Raises:
+        ConfigError: a field is unknown, of another type, or not the user's to set.
+    """
+    for name, value in config.trainer.items():
+        _check_trainer_field(name, value)
+
+
+def _check_trainer_field(name: str, value: Any) -> None:
+    known = {field.name: field.type for field in fields(TrainingArguments) if field.init}
+    if name in _OURS:
+        raise ConfigError(f"trainer.{name}: set by the run itself (out, seed); leave it out")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see transformers.TrainingArguments"
+        raise ConfigError(f"trainer.{name}: unknown field; {hint}")
+    kind = known[name]
+    if kind in (bool, int, float) and not isinstance(value, bool | int | float):
+        raise ConfigError(f"trainer.{name}: {value!r} is not of type {kind.__name__}")
