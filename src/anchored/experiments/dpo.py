@@ -65,7 +65,8 @@ class DPOConfig(Config):
             well-formed, consistent.
         wordiness: what ten words cost in it.
         steps, batch_size, learning_rate, beta: of DPO, the same for all treatments.
-        sft_weight: of the chosen answer's likelihood in the loss, beside 1 for DPO's.
+        sft_weight: of the chosen answer's likelihood in the loss, beside 1 for DPO's, which alone
+            soon takes common words from answers that it rejects.
         workers: stages that run at once.
     """
 
@@ -78,9 +79,9 @@ class DPOConfig(Config):
     wordiness: float = Field(default=0.5, ge=0)
     steps: int = Field(default=60, gt=0)
     batch_size: int = Field(default=8, gt=0)
-    learning_rate: float = Field(default=1.5e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     beta: float = Field(default=0.1, gt=0)
-    sft_weight: float = Field(default=1.0, ge=0)
+    sft_weight: float = Field(default=4.0, ge=0)
     workers: int = Field(default_factory=lambda: min(os.cpu_count() or 1, 6), ge=1)
 
 
@@ -238,6 +239,8 @@ def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
+        warmup_steps=0.1,
+        adam_beta2=0.95,  # few steps: 0.999 would still follow the first
         beta=config.beta,
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, config.sft_weight],
