@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,18 @@ def test_a_flat_batch_has_the_loss_of_its_rows(
     assert len(rows["input_ids"]) == 2 and len(flat["input_ids"]) == 1
     losses = [model(**batch, use_cache=False).loss for batch in (rows, flat)]
     assert_close(losses[1], losses[0], atol=1e-5, rtol=0)
+
+
+def test_the_base_computes_in_the_precision_of_the_model(
+    data: Path, tokenizer: AnchoredTokenizer, model: PreTrainedModel
+):
+    BaseTargets(model, tokenizer.control, partial(torch.autocast, "cpu", torch.bfloat16))
+    given: list[torch.Tensor] = []
+    model.register_forward_pre_hook(
+        lambda _, __, batch: given.append(batch["base_logits"]), with_kwargs=True
+    )
+    model(**batch_of(data, tokenizer, "plan"), use_cache=False)
+    assert [logits.dtype for logits in given] == [torch.bfloat16]
 
 
 def test_evaluation_has_the_loss_of_the_tokens(

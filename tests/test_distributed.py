@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from torch.testing import assert_close
 
@@ -21,9 +24,10 @@ from anchored.sample.engine import Sample
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
+from anchored.train.layout import check_layout
 from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import read_metrics
-from anchored.train.run import pretrain, sft
+from anchored.train.run import pretrain, sft, wait_for
 from anchored.train.run_checkpoints import SHARDED_WEIGHTS
 from processes import run_ranks
 
@@ -168,6 +172,18 @@ def test_a_run_goes_on_exactly_in_another_layout(
     assert_same_training(out, finished("one"))
 
 
+@pytest.mark.slow
+def test_sharded_bfloat16_accumulates_counts_and_reports_in_float32(
+    finished: Callable[[str], Path], data: Path, tmp_path: Path
+):
+    sharded = {**SHARDED, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    on_two_ranks(config(data, tmp_path / "run", **sharded, bf16=True))
+    found, exact = (
+        [r["loss"] for r in read_metrics(at)] for at in (tmp_path / "run", finished("one"))
+    )
+    assert found == pytest.approx(exact, abs=2e-3)
+
+
 def sft_config(base: Path, out: Path, **trainer: Any) -> SFTConfig:
     common = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "use_cpu": True}
     stories = {"path": "storyworld://small/sft?seed=0&count=8"}
@@ -227,6 +243,75 @@ def test_another_number_of_rows_a_step_is_refused(
         "trainer.per_device_train_batch_size times trainer.gradient_accumulation_steps to 4, or "
         "choose another output folder"
     )
+
+
+def arguments(**fields: Any) -> Any:
+    given = {"n_gpu": 0, "world_size": 2, "fsdp": True, "fsdp_config": {}, "train_batch_size": 1}
+    return SimpleNamespace(**{**given, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "adapter", "environment", "message"),
+    [
+        ({"n_gpu": 4}, False, {}, "4 devices and one process; start one for each, torchrun"),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, False, {}, "trainer.deepspeed"),
+        ({}, True, {}, "model.lora: FSDP shards whole models"),
+        ({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, False, {}, "trainer.fsdp_c"),
+        ({"fsdp": None}, True, {"ACCELERATE_USE_FSDP": "true"}, "model.lora"),
+        ({"fsdp": None}, False, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP_STATE"),
+        (
+            {"fsdp": None, "fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}},
+            False,
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
+            "FSDP_STATE_DICT_TYPE",
+        ),
+    ],
+    ids=["devices", "zero-3", "adapter", "shards", "launched", "launched-2", "launched-shards"],
+)
+def test_layouts_that_would_fail_later_are_refused(
+    fields: dict[str, Any],
+    adapter: bool,
+    environment: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_layout(arguments(), False, None)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        check_layout(arguments(**fields), adapter, None)
+
+
+def test_what_changes_nothing_learnt_may_change_on_the_way(
+    finished: Callable[[str], Path], data: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished("one"), out)
+    alone(config(data, out, **ONE, save_steps=1, dataloader_num_workers=1, ddp_timeout=9))
+    with pytest.raises(ConfigError, match=r"trainer\.learning_rate"):
+        alone(config(data, out, **ONE, learning_rate=1e-4))
+
+
+def test_the_other_processes_wait_for_the_data_at_no_barrier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.distributed, "barrier", None)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            (tmp_path / "data").mkdir()
+
+    monkeypatch.setattr("anchored.train.run.time.sleep", sleep)
+    wait_for(tmp_path / "data")
+    assert len(slept) == 3
+
+
+def test_checkpoints_without_an_optimizer_are_refused(data: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"^trainer\.save_only_model"):
+        alone(config(data, tmp_path / "run", save_only_model=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_sharding_by_one_process_is_refused_before_any_work(data: Path, tmp_path: Path):

@@ -147,6 +147,13 @@ def test_logits_are_there_whenever_the_model_is_not_learning():
     assert_close(net.eval()(input_ids=ids).logits, before, atol=0, rtol=0)
 
 
+def test_the_model_is_asked_without_the_attention_kernel_of_an_accelerator():
+    net: Any = model()
+    net.config._attn_implementation = "flash_attention_2"
+    assert defer_projection(net) is not None
+    assert net.config._attn_implementation == "flash_attention_2"
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -184,6 +184,19 @@ def test_a_checkpoint_without_a_whole_state_is_passed_over(tmp_path: Path, conte
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
+def test_a_checkpoint_that_another_process_was_writing_is_passed_over(tmp_path: Path):
+    for step in (4, 8):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}', encoding="utf-8")
+        for rank in range(2):
+            torch.save({"cpu": torch.get_rng_state()}, folder / f"rng_state_{rank}.pth")
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    torn = tmp_path / "checkpoint-8" / "rng_state_1.pth"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
 def test_the_newest_checkpoint_is_that_of_the_highest_step_not_of_the_last_name(tmp_path: Path):
     for step in (90, 100):
         folder = tmp_path / f"checkpoint-{step}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,11 +31,17 @@ class BaseTargets:
     Args:
         model: the pretrained model; what `loss_function` it has must take what `__call__` adds.
         control: its `open` and `close` are part of an annotation.
+        autocast: context in which the model computes, entered after this is asked.
     """
 
-    def __init__(self, model: PreTrainedModel, control: ControlIds) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        control: ControlIds,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._base: Any = copy.deepcopy(model).eval().requires_grad_(False)
-        self._ends = (control.open, control.close)
+        self._ends, self._autocast = (control.open, control.close), autocast
         model.register_forward_pre_hook(self, with_kwargs=True)
 
     def __call__(
@@ -56,12 +63,14 @@ class BaseTargets:
         places = torch.zeros_like(batch["logits_to_keep"])  # (B, T)
         places[batch["logits_to_keep"]] = found
         asked = _holders(places, batch["position_ids"])
-        return self._base.to(found.device)(
-            input_ids=asked(batch["input_ids"]),
-            position_ids=asked(batch["position_ids"]),
-            logits_to_keep=asked(places),
-            use_cache=False,
-        ).logits.view(int(found.sum()), -1)
+        with self._autocast():
+            logits = self._base.to(found.device)(
+                input_ids=asked(batch["input_ids"]),
+                position_ids=asked(batch["position_ids"]),
+                logits_to_keep=asked(places),
+                use_cache=False,
+            ).logits
+        return logits.view(int(found.sum()), -1)
 
 
 def _holders(

@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.trainer_callback import PrinterCallback
 
 from anchored.data.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.allocator import keep_freed_memory
 from anchored.train.attention import attend_within_documents, takes_flat_rows
-from anchored.train.layout import shard_on_cpu
+from anchored.train.layout import is_sharded, reduce_in_float32, shard_on_cpu
 from anchored.train.lora import without_adapter
 from anchored.train.monitor import LossByKind, Monitor, measure_matmul_peak
 from anchored.train.muon import muon_for
@@ -51,10 +50,12 @@ def compose(
         optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
     )
     trainer.remove_callback(PrinterCallback)
+    reduce_in_float32(trainer.accelerator)
     return trainer
 
 
 def _plain(arguments: TrainingArguments) -> bool:
     """Weights whole on each device, the model run as written, no gradients that fp16 would lose."""
-    sharded = arguments.fsdp or is_fsdp_enabled() or arguments.deepspeed
+    deepspeed = getattr(arguments, "deepspeed_plugin", None) is not None
+    sharded = is_sharded(arguments) or deepspeed
     return not (sharded or arguments.torch_compile or arguments.fp16)

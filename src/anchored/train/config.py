@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from anchored.config import Config
 from anchored.data.prepare import PrepareConfig
@@ -28,6 +29,7 @@ DEFAULTS = {
     "disable_tqdm": True,
     "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
+    "accelerator_config": {"non_blocking": torch.cuda.is_available()},
 }
 
 
@@ -58,8 +60,6 @@ class TrainConfig(Config):
     def _adapter_alone(self) -> TrainConfig:
         if self.model.lora and self.muon_learning_rate:
             raise ValueError("muon_learning_rate is for whole matrices; leave it or lora out")
-        if self.model.lora and self.trainer.get("fsdp"):
-            raise ValueError("trainer.fsdp shards whole models; leave it or lora out")
         return self
 
 
@@ -99,7 +99,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     """
     check_trainer_fields(config)
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(config.out),
             remove_unused_columns=False,
             seed=config.seed,
@@ -109,6 +109,12 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
+    if arguments.save_only_model and arguments.save_strategy != SaveStrategy.NO:
+        raise ConfigError(
+            "trainer.save_only_model: a run cannot go on from checkpoints without its optimizer; "
+            "leave it out, or add trainer.save_strategy=no"
+        )
+    return arguments
 
 
 def check_trainer_fields(config: TrainConfig) -> None:

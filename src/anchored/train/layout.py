@@ -8,23 +8,35 @@ where they were whole; it does not with other rows a step, and that is refused.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from anchored.errors import ConfigError
 
-# What a run may be started again with: it says where rows and weights lie, not what is learnt.
+# What a run may be started again with: where rows and weights lie, when it saves, how it reads; not
+# what is learnt.
 MAY_CHANGE = (
     "trainer.per_device_train_batch_size",
     "trainer.gradient_accumulation_steps",
     "trainer.activation_checkpointing",
+    "trainer.gradient_checkpointing",
     "trainer.fsdp",
     "trainer.fsdp_config",
+    "trainer.ddp_timeout",
+    "trainer.dataloader_num_workers",
+    "trainer.dataloader_persistent_workers",
+    "trainer.dataloader_pin_memory",
+    "trainer.dataloader_prefetch_factor",
+    "trainer.save_steps",
+    "trainer.save_total_limit",
 )
-_WHOLE = "FULL_STATE_DICT"
+_WHOLE, _SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"
 
 
 def rows_a_step(arguments: TrainingArguments) -> int:
@@ -39,14 +51,34 @@ def is_sharded(arguments: TrainingArguments) -> bool:
     return bool(arguments.fsdp) or launched
 
 
-def check_layout(arguments: TrainingArguments, muon_learning_rate: float | None) -> None:
-    """Sees, before any data work, that sharded weights can be trained as asked.
+def check_layout(
+    arguments: TrainingArguments, adapter: bool, muon_learning_rate: float | None
+) -> None:
+    """Sees, before any data work, that processes and devices can train as asked.
 
     Raises:
-        ConfigError: there is one process, Muon is asked for, or checkpoints would be in shards.
+        ConfigError: one process has several devices, DeepSpeed shards weights, or FSDP does for one
+            process, an adapter or Muon, or would write checkpoints in shards.
     """
-    if not is_sharded(arguments):
-        return
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"{arguments.n_gpu} devices and one process; start one for each, torchrun "
+            f"--nproc-per-node {arguments.n_gpu} -m anchored ..., or choose a device with "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+    deepspeed: Any = getattr(arguments, "deepspeed_plugin", None)
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        raise ConfigError(
+            "trainer.deepspeed: ZeRO-3 shards weights in a way of its own; use trainer.fsdp, or a "
+            "lower stage"
+        )
+    if is_sharded(arguments):
+        _check_sharded(arguments, adapter, muon_learning_rate)
+
+
+def _check_sharded(
+    arguments: TrainingArguments, adapter: bool, muon_learning_rate: float | None
+) -> None:
     if arguments.world_size == 1:
         raise ConfigError(
             "trainer.fsdp: this is one process, and sharding takes several; start it by torchrun "
@@ -57,12 +89,43 @@ def check_layout(arguments: TrainingArguments, muon_learning_rate: float | None)
             f"muon_learning_rate: {muon_learning_rate}: Muon needs whole matrices, trainer.fsdp "
             "shards them; leave one of the two out"
         )
-    settings: Any = arguments.fsdp_config or {}
-    kind = settings.get("state_dict_type") or os.environ.get("FSDP_STATE_DICT_TYPE", _WHOLE)
+    if adapter:
+        raise ConfigError("model.lora: FSDP shards whole models; train the adapter by DDP instead")
+    where, kind = _state_dict_type(arguments)
     if kind != _WHOLE:
         raise ConfigError(
-            f"trainer.fsdp_config.state_dict_type: {kind}: use {_WHOLE}, so that checkpoints can "
-            "be read by any number of processes"
+            f"{where}: {kind}: use {_WHOLE}, so that checkpoints can be read by any number of "
+            "processes"
+        )
+
+
+def _state_dict_type(arguments: TrainingArguments) -> tuple[str, str]:
+    """How sharded weights are saved, and where that is set.
+
+    `accelerate launch` counts where `trainer.fsdp` says nothing; its default goes by version.
+    """
+    if arguments.fsdp:
+        settings: Any = arguments.fsdp_config
+        return "trainer.fsdp_config.state_dict_type", settings.get("state_dict_type", _WHOLE)
+    default = _SHARDED if os.environ.get("FSDP_VERSION") == "2" else _WHOLE
+    name = "FSDP_STATE_DICT_TYPE"
+    return f"{name} (accelerate's fsdp_state_dict_type)", os.environ.get(name, default)
+
+
+def reduce_in_float32(accelerator: Accelerator) -> None:
+    """Lets FSDP2 sum gradients and count tokens in float32, whatever the model computes in.
+
+    `accelerate` has bfloat16 for the sums over batches and processes, for the loss, and for the
+    number of tokens that the loss is divided by, which it rounds by up to 0.2 %. Inputs need no
+    cast: the model runs under autocast too.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy,
+            reduce_dtype=torch.float32,
+            output_dtype=None,
+            cast_forward_inputs=False,
         )
 
 

@@ -67,6 +67,9 @@ def _projects_last(model: Any, projection: torch.nn.Linear) -> bool:
     products: list[torch.Tensor] = []
     hook = projection.register_forward_hook(lambda *seen: products.append(seen[-1].clone()))
     training = model.training
+    attention = model.config._attn_implementation
+    # Still where it was loaded, in float32: flash attention would take neither.
+    model.config._attn_implementation = "eager"
     try:
         # More than one: the embedding of the pad token is zero, and so would its logits be.
         tokens = torch.arange(min(8, len(projection.weight)), device=model.device)[None]
@@ -74,6 +77,7 @@ def _projects_last(model: Any, projection: torch.nn.Linear) -> bool:
     finally:
         hook.remove()
         model.train(training)
+        model.config._attn_implementation = attention
     return len(products) == 1 and torch.equal(products[0], logits)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ from anchored.train.run_checkpoints import (
 )
 from anchored.train.shown import FirstBatchShown, ProgressBar, announce_cost, progress
 
-DATASET = "dataset.json"
+DATA_FOLDER, DATASET = "data", "dataset.json"
 
 
 def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
@@ -60,19 +63,7 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         ConfigError: `config.trainer` is refused, or `config.out` holds another run.
         AnchoredError: see `train`.
     """
-    arguments = training_arguments(config)
-    check_layout(arguments, config.muon_learning_rate)
-    with released_if_unused(config.out):
-        with arguments.main_process_first(local=False):
-            claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
-            _check_init(config, quiet)
-            data = config.data
-            if isinstance(data, PrepareConfig):
-                if data.tokenizer is None:
-                    data = data.model_copy(update={"tokenizer": config.model.init})
-                _check_before_preparing(config, data)
-                data = _prepared(config, data, quiet)
-        return train(config, data, arguments, quiet)
+    return _run(config, partial(_prepare_documents, config, quiet), quiet)
 
 
 def sft(config: SFTConfig, quiet: bool = False) -> Path:
@@ -91,19 +82,48 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
         )
     if config.objective not in OBJECTIVES:
         raise ConfigError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
+    return _run(config, partial(_prepare_conversations, config, init, quiet), quiet)
+
+
+def _run(config: TrainConfig, make_data: Callable[[], None], quiet: bool) -> Path:
     arguments = training_arguments(config)
-    check_layout(arguments, config.muon_learning_rate)
-    tokenizer = config.data.tokenizer or init
-    data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
+    check_layout(arguments, config.model.lora is not None, config.muon_learning_rate)
+    data = config.data if isinstance(config.data, Path) else config.out / DATA_FOLDER
     with released_if_unused(config.out):
-        with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
             claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
             _check_init(config, quiet)
-            _check_before_preparing(config, data)
-            if OBJECTIVES[config.objective].replay:
-                data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
-            folder = _prepared(config, data, quiet)
-        return train(config, folder, arguments, quiet)
+            make_data()
+        elif data is not config.data:
+            wait_for(data)
+        return train(config, data, arguments, quiet)
+
+
+def wait_for(folder: Path) -> None:
+    """Returns when another process, perhaps of another machine, has made `folder`.
+
+    No barrier: one ends after `trainer.ddp_timeout`, and preparation may take hours.
+    """
+    while not folder.exists():
+        time.sleep(1)
+
+
+def _prepare_documents(config: PretrainConfig, quiet: bool) -> None:
+    data = config.data
+    if isinstance(data, PrepareConfig):
+        if data.tokenizer is None:
+            data = data.model_copy(update={"tokenizer": config.model.init})
+        _check_before_preparing(config, data)
+        _prepare(config, data, quiet)
+
+
+def _prepare_conversations(config: SFTConfig, init: str, quiet: bool) -> None:
+    tokenizer = config.data.tokenizer or init
+    data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
+    _check_before_preparing(config, data)
+    if OBJECTIVES[config.objective].replay:
+        data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
+    _prepare(config, data, quiet)
 
 
 def _with_replay(
@@ -120,7 +140,7 @@ def _with_replay(
 
 def _check_init(config: TrainConfig, quiet: bool) -> None:
     """Sees, before the first work of a run, that what it starts from can be trained."""
-    begun = (config.out / "data").exists() or (config.out / DATASET).exists()
+    begun = (config.out / DATA_FOLDER).exists() or (config.out / DATASET).exists()
     if config.model.init is None or begun:
         return
     if config.model.lora:
@@ -130,7 +150,7 @@ def _check_init(config: TrainConfig, quiet: bool) -> None:
 
 def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
     """Sees that `model.init` is there and has the tokenizer that the data is to be encoded with."""
-    if config.model.init is None or (config.out / "data").exists():
+    if config.model.init is None or (config.out / DATA_FOLDER).exists():
         return
     if isinstance(data.tokenizer, NewTokenizer):
         raise ConfigError(
@@ -140,11 +160,10 @@ def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
         _check_tokenizer(config.model.init, AnchoredTokenizer.load(data.tokenizer))
 
 
-def _prepared(config: TrainConfig, data: PrepareConfig, quiet: bool) -> Path:
-    folder = config.out / "data"
+def _prepare(config: TrainConfig, data: PrepareConfig, quiet: bool) -> None:
+    folder = config.out / DATA_FOLDER
     if not folder.exists():
         prepare(data.model_copy(update={"out": folder}), Console(stderr=True, quiet=quiet))
-    return folder
 
 
 def train(
@@ -173,12 +192,13 @@ def train(
     start = checkpoint if done else None
     model = build_model(config.model, tokenizer, config.seed, start)
     now = {"splits": manifest["splits"], **record(arguments)}
-    write_json(config.out / DATASET, now)  # from here on `out` is in use
+    if arguments.process_index == 0:
+        write_json(config.out / DATASET, now)  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     with quiet_transformers(), failed_writes_are_os_errors(config.out):
         trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
         if learns_base_distribution(config):
-            BaseTargets(model, tokenizer.control)
+            BaseTargets(model, tokenizer.control, trainer.accelerator.autocast)
         if config.monitor:
             from anchored.train.collapse_monitor import monitor_of  # of the extra `evaluate`
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from anchored.files import as_os_error, naming
 
@@ -22,16 +22,19 @@ SHARDED_WEIGHTS = "pytorch_model_fsdp.bin"
 
 
 def newest_checkpoint(out: Path) -> str | None:
-    """The latest checkpoint that was written whole, or None.
-
-    `trainer_state.json` is what Trainer writes last.
-    """
+    """The latest checkpoint that was written whole, or None."""
     steps = {str(folder): step_of(folder) for folder in out.glob("checkpoint-*")}
     return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint that was written whole; -1 for a half one."""
+    """The step of a checkpoint that was written whole; -1 for a half one.
+
+    `trainer_state.json` is what Trainer writes last, but other processes may still be writing the
+    state of their random numbers then.
+    """
+    if not all(map(is_zipfile, checkpoint.glob("rng_state*.pth"))):
+        return -1
     try:
         return _trainer_state(checkpoint)["global_step"]
     except (OSError, ValueError):
@@ -77,7 +80,8 @@ def _make_sharded(trainer: Trainer, checkpoint: Path) -> None:
     order = [names[id(p)] for group in groups for p in group["params"]]
     state = torch.load(checkpoint / OPTIMIZER_NAME, weights_only=True, mmap=True)
     _save(_by_name(state, order), checkpoint / OPTIMIZER_NAME_BIN)
-    model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # tied: one name
+    for file in checkpoint.glob("*.safetensors"):
+        model.load_state_dict(load_file(file), strict=False)  # tied: one name; others: elsewhere
     _save(model.state_dict(), checkpoint / SHARDED_WEIGHTS)
     (checkpoint / OPTIMIZER_NAME).unlink()
 
