@@ -12,15 +12,15 @@ from rich.console import Console
 
 from anchored import cli
 from anchored.annotation import Schema
-from anchored.data import prepare as module
 from anchored.data.prepare import (
     NewTokenizer,
     PrepareConfig,
     SourceConfig,
+    account_table,
     load_prepared,
     prepare,
 )
-from anchored.data.store import MANIFEST
+from anchored.data.store import MANIFEST, SplitWriter
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.files import write_json
 from anchored.segments import NO_LOSS, OBJECTIVES, Kind
@@ -461,7 +461,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.SplitWriter, "close", full)
+    monkeypatch.setattr(SplitWriter, "close", full)
     with pytest.raises(OSError, match="No space left"):
         run([CHAT])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl"]
@@ -541,7 +541,7 @@ def test_the_printed_account_names_tokens_kept_masked_and_dropped(run):
     long = {**CHAT, "id": "long", "response": "rain " * 500}
     _, manifest = run([CHAT, long], objective="anchored", max_length=200)
     console = Console(file=io.StringIO(), width=160)
-    console.print(module.account_table(manifest))
+    console.print(account_table(manifest))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     kept, masked = (f"{manifest['tokens'][name]:,}" for name in ("kept", "masked"))
@@ -557,13 +557,11 @@ def test_the_printed_account_names_tokens_kept_masked_and_dropped(run):
 def test_the_printed_account_says_how_many_annotations_are_missing(run, objective, words):
     bare = {"prompt": "Hi.", "response": "Hello."}
     _, manifest = run([CHAT, bare, {**bare, "annotation": []}], objective=objective)
-    table = module.account_table(manifest)
+    table = account_table(manifest)
     names, counts = (list(column.cells) for column in table.columns[:2])
     assert counts[names.index(f"annotations {words}")] == "2"
     _, manifest = run([CHAT], name="whole", objective=objective)
-    assert not any(
-        "missing" in str(cell) for cell in module.account_table(manifest).columns[0].cells
-    )
+    assert not any("missing" in str(cell) for cell in account_table(manifest).columns[0].cells)
 
 
 def test_prompt_loss_is_what_tells_pretraining_from_sft():

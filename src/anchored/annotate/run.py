@@ -12,13 +12,11 @@ import multiprocessing
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import wait as wait_for_exit
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +32,7 @@ from anchored.config import versions
 from anchored.data.readers import Document, Item, Row, load_schema
 from anchored.errors import ConfigError, DataError
 from anchored.files import claim, read_jsonl, write_json, write_jsonl
+from anchored.processes import end_with_parent
 from anchored.tag_statistics import statistics
 
 MANIFEST = "manifest.json"
@@ -361,16 +360,8 @@ _worker: Annotator | None = None
 
 def _start_worker(make: Callable[[], Annotator]) -> None:
     global _worker
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     _worker = make()
-
-
-def _die_with_parent() -> None:
-    """A killed parent would leave its workers waiting for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_exit([parent.sentinel])
-    os._exit(1)
 
 
 def _work(path: Path, shard: _Shard) -> int:

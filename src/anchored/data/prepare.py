@@ -1,47 +1,39 @@
-"""Rows to a prepared dataset: read, mixed, segmented, masked, packed and written as a stream."""
+"""`anchored prepare`: sources to a prepared dataset, in one stream or in shards side by side."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 
 from anchored.annotation import Schema
 from anchored.config import Config, to_yaml, versions
-from anchored.data.packing import BestFit, Sized, split_document
-from anchored.data.plans import Plan, Planner
 from anchored.data.readers import (
     Document,
     Item,
     ObjectiveName,
     SourceConfig,
     load_schema,
-    parse_row,
-    read_rows,
 )
-from anchored.data.standoff import StandOff, refuse_stand_off
-from anchored.data.store import FORMAT, MANIFEST, SplitWriter, load_prepared, read_manifest
-from anchored.errors import ConfigError, DataError
-from anchored.files import CONFIG_NAME, atomic_write, building, digest, write_json
-from anchored.segments import (
-    OBJECTIVES,
-    KeyOrder,
-    Kind,
-    Objective,
-    check_annotations_come_back,
-    encode_pieces,
-    split_chunks,
-)
-from anchored.tags.canonical import CanonicalMap
+from anchored.data.shard import Account, Dropped, Shard, Sourced, sourced_items
+from anchored.data.store import FORMAT, MANIFEST, join_shards, load_prepared, read_manifest
+from anchored.errors import AnchoredError, ConfigError, DataError
+from anchored.files import CONFIG_NAME, atomic_write, building, claim, digest, write_json
+from anchored.processes import end_with_parent
+from anchored.segments import OBJECTIVES, KeyOrder, Kind, check_annotations_come_back
 from anchored.tokenizer import AnchoredTokenizer
 
 __all__ = [
@@ -54,7 +46,7 @@ __all__ = [
     "read_manifest",
 ]
 
-_BATCH_CHARS = 1 << 18
+_ACCOUNT = "account.json"
 
 
 class NewTokenizer(Config):
@@ -119,6 +111,12 @@ class PrepareConfig(Config):
     skip_bad_rows: bool = Field(
         default=False, description="count rows that would be an error, and go on"
     )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        description="parts, each every n-th row, that are prepared side by side in processes of "
+        "their own; those that are done are kept when a run is stopped",
+    )
     seed: int = 0
 
     @model_validator(mode="after")
@@ -129,23 +127,6 @@ class PrepareConfig(Config):
                 f"source {endless[0]!r} never ends: give it a limit, or a token_budget"
             )
         return self
-
-
-Sourced = tuple[Item, Objective]
-Check = Callable[[Item, str, Objective], None]
-
-
-@dataclass
-class _Dropped:
-    """What was left out and why: examples and tokens by reason."""
-
-    reasons: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, tokens: int) -> None:
-        self.reasons.setdefault(reason, Counter()).update(examples=1, tokens=tokens)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{n['examples']} {why}" for why, n in self.reasons.items()) or "nothing"
 
 
 def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
@@ -167,28 +148,159 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
     console = console or Console()
     if config.out is None:
         raise ConfigError("out: missing; name the folder of the prepared dataset")
-    with building(config.out) as folder:
-        schema = load_schema(config.schema_name) if config.schema_name else None
-        tokenizer = _tokenizer(config)
-        objectives = {source.objective or config.objective for source in config.sources}
-        if any(OBJECTIVES[name].annotated for name in objectives):
-            check_annotations_come_back(tokenizer, schema)
-        tokenizer.save(folder / "tokenizer")
-        run = _Run(config, tokenizer, schema, folder)
-        run.write(_progress(_items(config, run.dropped, run.planner.check), console))
-        manifest = _manifest(config, tokenizer, schema, run)
-        write_json(folder / MANIFEST, manifest)
-        atomic_write(folder / CONFIG_NAME, to_yaml(config))
+    schema = load_schema(config.schema_name) if config.schema_name else None
+    if config.shards > 1:
+        manifest = _in_shards(config, config.out, schema, console)
+    else:
+        with building(config.out) as folder:
+            tokenizer = _tokenizer(config, schema)
+            tokenizer.save(folder / "tokenizer")
+            account = Shard(config, tokenizer, schema, folder).write(partial(_progress, console))
+            _check(config, account)
+            manifest = _finish(config, schema, tokenizer, account, folder)
     console.print(account_table(manifest))
     return config.out
 
 
-def _tokenizer(config: PrepareConfig) -> AnchoredTokenizer:
+def _in_shards(
+    config: PrepareConfig, out: Path, schema: Schema | None, console: Console
+) -> dict[str, Any]:
+    """By way of a folder beside `out` that is there until all shards are done."""
+    staging = out.with_name(f".{out.name}.shards")
+    names = [f"shard-{number:05d}" for number in range(config.shards)]
+    with building(out) as folder, _kept_if_begun(staging, names):
+        claim(staging, config)
+        if not (staging / "tokenizer").exists():
+            with building(staging / "tokenizer") as saved:
+                _tokenizer(config, schema).save(saved)
+        _write_missing(config, staging, names, console)
+        tokenizer = AnchoredTokenizer.load(staging / "tokenizer")
+        tokenizer.save(folder / "tokenizer")
+        account = Account.total([Account.load(staging / name / _ACCOUNT) for name in names])
+        _check(config, account)
+        for split in account.splits:
+            within = "." if split == "train" else split
+            parts = [staging / name / within for name in names]
+            account.splits[split]["files"] = join_shards(parts, folder / within)
+        manifest = _finish(config, schema, tokenizer, account, folder)
+    shutil.rmtree(staging)
+    return manifest
+
+
+@contextmanager
+def _kept_if_begun(staging: Path, names: Sequence[str]) -> Iterator[None]:
+    """Takes `staging` away if a run fails on its input before any shard is done."""
+    try:
+        yield
+    except AnchoredError:
+        if not any((staging / name).exists() for name in names):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _write_missing(
+    config: PrepareConfig, staging: Path, names: Sequence[str], console: Console
+) -> None:
+    missing = [number for number, name in enumerate(names) if not (staging / name).exists()]
+    if not missing:
+        return
+    workers = min(len(missing), os.cpu_count() or 1)
+    console.print(
+        f"{len(missing)} of {len(names)} shards to prepare, {workers} at once; stopped, it goes on "
+        "with those that are left"
+    )
+    bar = Console(stderr=True)
+    with ProcessPoolExecutor(workers, _forks(), _become_worker, (workers,)) as pool:
+        running = [pool.submit(_write_shard, config, staging, names[n], n) for n in missing]
+        try:
+            for future in track(
+                as_completed(running),
+                "preparing shards",
+                len(running),
+                console=bar,
+                transient=True,
+                disable=console.quiet or not bar.is_interactive,
+            ):
+                future.result()
+        except BrokenProcessPool:
+            raise AnchoredError(
+                f"{staging}: a process that prepared a shard was killed, perhaps for its memory; "
+                "run again to go on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _forks() -> BaseContext:
+    """Processes forked by one that has done the imports and nothing else, where there are such."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _become_worker(workers: int) -> None:
+    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    end_with_parent()
+
+
+def _write_shard(config: PrepareConfig, staging: Path, name: str, number: int) -> None:
+    schema = load_schema(config.schema_name) if config.schema_name else None
+    tokenizer = AnchoredTokenizer.load(staging / "tokenizer")
+    with building(staging / name) as folder:
+        account = Shard(config, tokenizer, schema, folder, number).write()
+        write_json(folder / _ACCOUNT, vars(account))
+
+
+def _finish(
+    config: PrepareConfig,
+    schema: Schema | None,
+    tokenizer: AnchoredTokenizer,
+    account: Account,
+    folder: Path,
+) -> dict[str, Any]:
+    manifest = _manifest(config, tokenizer, schema, account)
+    write_json(folder / MANIFEST, manifest)
+    atomic_write(folder / CONFIG_NAME, to_yaml(config))
+    return manifest
+
+
+def _check(config: PrepareConfig, account: Account) -> None:
+    for name, split in account.splits.items():
+        if not split["supervised"]:
+            left_out = (f"{n['examples']} {why}" for why, n in account.dropped.items())
+            raise DataError(
+                f"sources: no token of the {name} split carries loss under objective "
+                f"{config.objective!r}; left out: {', '.join(left_out) or 'nothing'}"
+            )
+    if OBJECTIVES[config.objective].annotated and not account.read["annotations"]:
+        raise DataError(
+            f"sources: objective {config.objective!r} needs annotations and no row has "
+            f"one; run `anchored annotate` first, or use objective plain or standard"
+        )
+    if account.left:
+        budget = config.token_budget or 0
+        raise DataError(
+            f"token_budget: {budget} tokens asked for, but the sources end after "
+            f"{budget - account.left}; lower the budget or add sources"
+        )
+
+
+def _tokenizer(config: PrepareConfig, schema: Schema | None) -> AnchoredTokenizer:
+    tokenizer = _given_or_learnt(config)
+    objectives = {source.objective or config.objective for source in config.sources}
+    if any(OBJECTIVES[name].annotated for name in objectives):
+        check_annotations_come_back(tokenizer, schema)
+    return tokenizer
+
+
+def _given_or_learnt(config: PrepareConfig) -> AnchoredTokenizer:
     if config.tokenizer is None:
         raise ConfigError("tokenizer: missing; give a folder, a hub id or {vocab_size: ...}")
     if isinstance(config.tokenizer, str):
         return AnchoredTokenizer.load(config.tokenizer)
-    items = (item for item, _ in _items(config, _Dropped()))
+    items = (item for item, _ in sourced_items(config, Dropped()))
     texts = _first_chars(_texts(items), config.tokenizer.max_chars)
     return AnchoredTokenizer.train(texts, config.tokenizer.vocab_size)
 
@@ -214,61 +326,7 @@ def _texts(items: Iterable[Item]) -> Iterator[str]:
                 yield from (str(message.annotation or ""), message.content)
 
 
-def _items(
-    config: PrepareConfig, dropped: _Dropped, check: Check = lambda *_: None
-) -> Iterator[Sourced]:
-    """All sources, mixed: next comes the one that is furthest behind its weight in characters."""
-    streams = [_stream(source, config, dropped, check) for source in config.sources]
-    drawn = dict.fromkeys(range(len(streams)), 0.0)
-    while drawn:
-        at = min(drawn, key=drawn.__getitem__)
-        sourced = next(streams[at], None)
-        if sourced is None:
-            del drawn[at]
-            continue
-        drawn[at] += _chars(sourced[0]) / config.sources[at].weight
-        yield sourced
-
-
-def _stream(
-    source: SourceConfig, config: PrepareConfig, dropped: _Dropped, check: Check
-) -> Iterator[Sourced]:
-    objective = _objective(source.objective or config.objective, config.format_share)
-    split = partial(
-        split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
-    )
-    refuse_stand_off(source)
-    beside = StandOff(source.annotations) if source.annotations else None
-    canonical = CanonicalMap.load(config.canonical) if config.canonical else None
-    place = None
-    for place, row in read_rows(source, config.prompted_share):
-        try:
-            item = parse_row(row, place, beside.split if beside else split)
-            item = beside.attach(row, item) if beside else item
-            item = canonical.apply_to(item) if canonical else item
-            check(item, place, objective)
-        except DataError:
-            if not config.skip_bad_rows:
-                raise
-            dropped.add("bad row", 0)
-        else:
-            yield item, objective
-    if place is None:
-        raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
-
-
-def _objective(name: str, format_share: float | None) -> Objective:
-    objective = OBJECTIVES[name]
-    return objective if format_share is None else replace(objective, format_share=format_share)
-
-
-def _chars(item: Item) -> int:
-    if isinstance(item, Document):
-        return sum(len(chunk.text) for chunk in item.chunks)
-    return sum(len(message.content) for message in item.messages)
-
-
-def _progress(items: Iterable[Sourced], console: Console) -> Iterator[Sourced]:
+def _progress(console: Console, items: Iterable[Sourced]) -> Iterator[Sourced]:
     columns = (
         SpinnerColumn(),
         TextColumn("preparing: {task.completed:,} rows"),
@@ -284,143 +342,11 @@ def _progress(items: Iterable[Sourced], console: Console) -> Iterator[Sourced]:
             yield sourced
 
 
-class _BudgetSpent(Exception):
-    """The token budget is used up: stop reading."""
-
-
-class _Run:
-    """The state of one preparation: planner, packers, writers and accounts."""
-
-    def __init__(
-        self,
-        config: PrepareConfig,
-        tokenizer: AnchoredTokenizer,
-        schema: Schema | None,
-        folder: Path,
-    ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.dropped = _Dropped()
-        self.splits: dict[str, dict[str, Any]] = {}
-        self.planner = Planner(
-            seed=config.seed,
-            schema=schema,
-            key_order=config.key_order,
-            prompted_share=config.prompted_share,
-            annotated_share=config.annotated_share,
-            validation_share=config.validation_share,
-            chat=tokenizer.chat,
-        )
-        self._left = config.token_budget
-        self._writers = {"train": SplitWriter(folder)}
-        if config.validation_share:
-            self._writers["validation"] = SplitWriter(folder / "validation")
-        self._packers = {name: BestFit(config.max_length) for name in self._writers}
-
-    def write(self, items: Iterable[Sourced]) -> None:
-        """Runs everything through and closes the splits."""
-        try:
-            for plans, encoded in self._encoded_ahead(self._planned(items)):
-                self._write_batch(plans, encoded)
-        except _BudgetSpent:
-            self._left = 0
-        for name, writer in self._writers.items():
-            for row in self._packers[name].flush():
-                writer.write(row)
-            self.splits[name] = writer.close()
-        self._check()
-
-    def _check(self) -> None:
-        for name, split in self.splits.items():
-            if not split["supervised"]:
-                raise DataError(
-                    f"sources: no token of the {name} split carries loss under objective "
-                    f"{self.config.objective!r}; left out: {self.dropped}"
-                )
-        if OBJECTIVES[self.config.objective].annotated and not self.planner.counts["annotations"]:
-            raise DataError(
-                f"sources: objective {self.config.objective!r} needs annotations and no row has "
-                f"one; run `anchored annotate` first, or use objective plain or standard"
-            )
-        if self._left:
-            budget = self.config.token_budget or 0
-            raise DataError(
-                f"token_budget: {budget} tokens asked for, but the sources end after "
-                f"{budget - self._left}; lower the budget or add sources"
-            )
-
-    def _planned(self, items: Iterable[Sourced]) -> Iterator[list[Plan]]:
-        """Batches of plans; rows are planned as they come, so that no batch of rows is held too."""
-        batch: list[Plan] = []
-        chars = 0
-        for item, objective in items:
-            batch.extend(self.planner.plans(item, objective))
-            chars += _chars(item) + 100
-            if chars >= _BATCH_CHARS:
-                yield batch
-                batch, chars = [], 0
-        if batch:
-            yield batch
-
-    def _encoded_ahead(
-        self, batches: Iterable[list[Plan]]
-    ) -> Iterator[tuple[list[Plan], list[Sized]]]:
-        """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
-        waiting: deque[tuple[list[Plan], Future[list[Sized]]]] = deque()
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            for plans in batches:
-                waiting.append((plans, pool.submit(self._encode, plans)))
-                if len(waiting) > 2:
-                    ready, future = waiting.popleft()
-                    yield ready, future.result()
-            for ready, future in waiting:
-                yield ready, future.result()
-
-    def _write_batch(self, plans: Sequence[Plan], encoded: Sequence[Sized]) -> None:
-        long = [i for i, sized in enumerate(encoded) if plans[i].instead and not self._fits(sized)]
-        instead = [plan.instead or plan for plan in (plans[i] for i in long)]
-        replaced = dict(zip(long, zip(instead, self._encode(instead), strict=True), strict=True))
-        for i, pair in enumerate(zip(plans, encoded, strict=True)):
-            self._write_plan(*replaced.get(i, pair))
-
-    def _encode(self, plans: Sequence[Plan]) -> list[Sized]:
-        pieces = [plan.pieces for plan in plans]
-        return [Sized.of(segments) for segments in encode_pieces(pieces, self.tokenizer)]
-
-    def _fits(self, sequence: Sized) -> bool:
-        return sequence.length <= self.config.max_length
-
-    def _write_plan(self, plan: Plan, sized: Sized) -> None:
-        self.planner.counts["documents behind their prompt"] += plan.instead is not None
-        sequences, lost = [sized], 0
-        if plan.is_document:
-            sequences, lost = split_document(sized, self.config.max_length)
-        if lost:
-            self.dropped.add("chunk whose annotation is too long for max_length", lost)
-        for sequence in sequences:
-            self._write_sequence(plan.split, sequence)
-
-    def _write_sequence(self, split: str, sequence: Sized) -> None:
-        if not self._fits(sequence):
-            self.dropped.add("conversation longer than max_length", sequence.length)
-            return
-        if not sequence.has_loss:
-            self.dropped.add("no token with loss", sequence.length)
-            return
-        if split == "train" and self._left is not None:
-            if sequence.length > self._left:
-                raise _BudgetSpent
-            self._left -= sequence.length
-        rows = self._packers[split].add(sequence) if self.config.packing else [[sequence]]
-        for row in rows:
-            self._writers[split].write(row)
-
-
 def _manifest(
-    config: PrepareConfig, tokenizer: AnchoredTokenizer, schema: Schema | None, run: _Run
+    config: PrepareConfig, tokenizer: AnchoredTokenizer, schema: Schema | None, account: Account
 ) -> dict[str, Any]:
-    train = run.splits["train"]
-    dropped = {reason: dict(counts) for reason, counts in run.dropped.reasons.items()}
+    train = account.splits["train"]
+    dropped = {reason: dict(counts) for reason, counts in account.dropped.items()}
     return {
         "format": FORMAT,
         "objective": config.objective,
@@ -431,8 +357,8 @@ def _manifest(
             "dropped": sum(counts["tokens"] for counts in dropped.values()),
         },
         "dropped": dropped,
-        "splits": run.splits,
-        "read": dict(run.planner.counts),
+        "splits": account.splits,
+        "read": dict(account.read),
         "schema": schema.model_dump(mode="json") if schema else None,
         "canonical": digest(config.canonical) if config.canonical else None,
         "config": config.model_dump(mode="json"),

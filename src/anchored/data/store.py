@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -150,21 +151,45 @@ class SplitWriter:
 def save_rows(rows: Path, folder: Path, features: Features) -> dict[str, str]:
     """Moves an Arrow file into `folder`, with the files `Dataset.save_to_disk` puts around one.
 
-    `datasets` writes these around an empty table; its data file is replaced by ours, so that the
-    rows are not read back.
-
     Returns:
         The name of the data file, and its digest.
     """
     fingerprint = digest(rows)
+    (data,) = _save_empty(folder, features, fingerprint, files=1)
+    rows.replace(data)
+    return {data.name: fingerprint}
+
+
+def join_shards(shards: Sequence[Path], folder: Path) -> dict[str, str]:
+    """Makes the datasets in `shards` one in `folder`: their data files, linked.
+
+    Returns:
+        Names of the data files, and their digests.
+    """
+    parts = [file for shard in shards for file in sorted(shard.glob("*.arrow"))]
+    digests = [digest(part) for part in parts]
+    fingerprint = hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+    files = _save_empty(folder, FEATURES, fingerprint, len(parts))
+    for part, file in zip(parts, files, strict=True):
+        file.unlink()
+        try:
+            os.link(part, file)
+        except OSError:  # a file system without links
+            shutil.copyfile(part, file)
+    return {file.name: found for file, found in zip(files, digests, strict=True)}
+
+
+def _save_empty(folder: Path, features: Features, fingerprint: str, files: int) -> list[Path]:
+    """What `datasets` writes around an empty table; its data files are to be replaced.
+
+    So rows are not read back to be saved.
+    """
     empty = InMemoryTable(features.arrow_schema.empty_table())
     with _no_progress_bars():
         Dataset(empty, info=DatasetInfo(features=features), fingerprint=fingerprint).save_to_disk(
-            str(folder), num_shards=1
+            str(folder), num_shards=files
         )
-    (data,) = folder.glob("*.arrow")
-    rows.replace(data)
-    return {data.name: fingerprint}
+    return sorted(folder.glob("*.arrow"))
 
 
 @contextmanager

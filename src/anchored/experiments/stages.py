@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from anchored.processes import end_with_parent
 from anchored.train.monitor import read_metrics
 
 
@@ -68,11 +68,8 @@ def execute(stages: list[Stage], workers: int, console: Console) -> None:
 
 
 def _become_worker() -> None:
-    """One thread for the work, and one that ends the process with its parent, even a killed one."""
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
 
 
 def _show(

@@ -1,0 +1,292 @@
+"""Rows to one shard of a prepared dataset: read, mixed, segmented, masked, packed, written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchored.annotation import Schema
+from anchored.data.packing import BestFit, Sized, split_document
+from anchored.data.plans import Plan, Planner
+from anchored.data.readers import Document, Item, SourceConfig, parse_row, read_rows
+from anchored.data.standoff import StandOff, refuse_stand_off
+from anchored.data.store import SplitWriter
+from anchored.errors import DataError
+from anchored.segments import OBJECTIVES, Objective, encode_pieces, split_chunks
+from anchored.tags.canonical import CanonicalMap
+from anchored.tokenizer import AnchoredTokenizer
+
+if TYPE_CHECKING:
+    from anchored.data.prepare import PrepareConfig
+
+_BATCH_CHARS = 1 << 18
+
+Sourced = tuple[Item, Objective]
+Check = Callable[[Item, str, Objective], None]
+
+
+@dataclass
+class Dropped:
+    """What was left out and why: examples and tokens by reason."""
+
+    reasons: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, tokens: int) -> None:
+        """Counts one example."""
+        self.reasons.setdefault(reason, Counter()).update(examples=1, tokens=tokens)
+
+
+@dataclass
+class Account:
+    """What came of rows: splits as `SplitWriter.close` gives them, what was read and left out.
+
+    `left` is what the token budget still had when the sources ended.
+    """
+
+    splits: dict[str, dict[str, Any]]
+    read: Counter[str]
+    dropped: dict[str, Counter[str]]
+    left: int
+
+    @classmethod
+    def load(cls, path: Path) -> Account:
+        """One that was written as JSON."""
+        found = json.loads(path.read_bytes())
+        dropped = {reason: Counter(counts) for reason, counts in found["dropped"].items()}
+        return cls(found["splits"], Counter(found["read"]), dropped, found["left"])
+
+    @classmethod
+    def total(cls, accounts: Sequence[Account]) -> Account:
+        """All together; the files of a split come from nowhere: they are named anew."""
+        read, dropped = Counter[str](), dict[str, Counter[str]]()
+        for account in accounts:
+            read.update(account.read)
+            for reason, counts in account.dropped.items():
+                dropped.setdefault(reason, Counter()).update(counts)
+        splits = {
+            name: _total_split([account.splits[name] for account in accounts])
+            for name in accounts[0].splits
+        }
+        return cls(splits, read, dropped, sum(account.left for account in accounts))
+
+
+def _total_split(splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for name, first in splits[0].items():
+        values = [split[name] for split in splits]
+        if name == "files":
+            total[name] = {}
+        elif isinstance(first, dict):
+            total[name] = {kind: sum(value[kind] for value in values) for kind in first}
+        else:
+            total[name] = max(values) if name == "longest_row" else sum(values)
+    return total
+
+
+def sourced_items(
+    config: PrepareConfig,
+    dropped: Dropped,
+    check: Check = lambda *_: None,
+    number: int | None = None,
+) -> Iterator[Sourced]:
+    """All sources, mixed: next comes the one that is furthest behind its weight in characters.
+
+    With a `number`, what belongs to that shard: every `config.shards`-th row of each source.
+    """
+    streams = [_stream(source, config, dropped, check, number) for source in config.sources]
+    drawn = dict.fromkeys(range(len(streams)), 0.0)
+    while drawn:
+        at = min(drawn, key=drawn.__getitem__)
+        sourced = next(streams[at], None)
+        if sourced is None:
+            del drawn[at]
+            continue
+        drawn[at] += characters(sourced[0]) / config.sources[at].weight
+        yield sourced
+
+
+def _stream(
+    source: SourceConfig,
+    config: PrepareConfig,
+    dropped: Dropped,
+    check: Check,
+    number: int | None,
+) -> Iterator[Sourced]:
+    objective = _objective(source.objective or config.objective, config.format_share)
+    split = partial(
+        split_chunks, min_chars=config.min_chunk_chars, max_chars=config.max_chunk_chars
+    )
+    refuse_stand_off(source)
+    beside = StandOff(source.annotations) if source.annotations else None
+    canonical = CanonicalMap.load(config.canonical) if config.canonical else None
+    place = None
+    rows = read_rows(source, config.prompted_share)
+    for place, row in rows if number is None else islice(rows, number, None, config.shards):
+        try:
+            item = parse_row(row, place, beside.split if beside else split)
+            item = beside.attach(row, item) if beside else item
+            item = canonical.apply_to(item) if canonical else item
+            check(item, place, objective)
+        except DataError:
+            if not config.skip_bad_rows:
+                raise
+            dropped.add("bad row", 0)
+        else:
+            yield item, objective
+    if place is None:
+        raise DataError(
+            f"{source.path}: no row; see the file and its where, skip and limit"
+            + (f", or lower shards: {config.shards}" if config.shards > 1 else "")
+        )
+
+
+def _objective(name: str, format_share: float | None) -> Objective:
+    objective = OBJECTIVES[name]
+    return objective if format_share is None else replace(objective, format_share=format_share)
+
+
+def characters(item: Item) -> int:
+    """Of its texts, annotations left out."""
+    if isinstance(item, Document):
+        return sum(len(chunk.text) for chunk in item.chunks)
+    return sum(len(message.content) for message in item.messages)
+
+
+class _BudgetSpent(Exception):
+    """The token budget is used up: stop reading."""
+
+
+class Shard:
+    """Every `config.shards`-th row from row `number` on, on its way to `folder`.
+
+    Holds planner, packers, writers and accounts. Rows of one shard never meet those of another.
+
+    Args:
+        config: the run.
+        tokenizer: encodes.
+        schema: tags are checked against it; None for no check.
+        folder: where the splits are written.
+        number: of the shard, from 0.
+    """
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        tokenizer: AnchoredTokenizer,
+        schema: Schema | None,
+        folder: Path,
+        number: int = 0,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self._number = number
+        self._dropped = Dropped()
+        self.planner = Planner(
+            seed=config.seed,
+            schema=schema,
+            key_order=config.key_order,
+            prompted_share=config.prompted_share,
+            annotated_share=config.annotated_share,
+            validation_share=config.validation_share,
+            chat=tokenizer.chat,
+        )
+        self._left = None
+        if config.token_budget is not None:
+            rest = number < config.token_budget % config.shards
+            self._left = config.token_budget // config.shards + rest
+        self._writers = {"train": SplitWriter(folder)}
+        if config.validation_share:
+            self._writers["validation"] = SplitWriter(folder / "validation")
+        self._packers = {name: BestFit(config.max_length) for name in self._writers}
+
+    def write(self, watch: Callable[[Iterable[Sourced]], Iterable[Sourced]] = iter) -> Account:
+        """Runs all rows through, closes the splits and gives their account.
+
+        Args:
+            watch: sees the rows as they are read.
+        """
+        rows = sourced_items(self.config, self._dropped, self.planner.check, self._number)
+        try:
+            for plans, encoded in self._encoded_ahead(self._planned(watch(rows))):
+                self._write_batch(plans, encoded)
+        except _BudgetSpent:
+            self._left = 0
+        splits = {}
+        for name, writer in self._writers.items():
+            for row in self._packers[name].flush():
+                writer.write(row)
+            splits[name] = writer.close()
+        return Account(splits, self.planner.counts, self._dropped.reasons, self._left or 0)
+
+    def _planned(self, items: Iterable[Sourced]) -> Iterator[list[Plan]]:
+        """Batches of plans; rows are planned as they come, so that no batch of rows is held too."""
+        batch: list[Plan] = []
+        chars = 0
+        for item, objective in items:
+            batch.extend(self.planner.plans(item, objective))
+            chars += characters(item) + 100
+            if chars >= _BATCH_CHARS:
+                yield batch
+                batch, chars = [], 0
+        if batch:
+            yield batch
+
+    def _encoded_ahead(
+        self, batches: Iterable[list[Plan]]
+    ) -> Iterator[tuple[list[Plan], list[Sized]]]:
+        """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
+        waiting: deque[tuple[list[Plan], Future[list[Sized]]]] = deque()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            for plans in batches:
+                waiting.append((plans, pool.submit(self._encode, plans)))
+                if len(waiting) > 2:
+                    ready, future = waiting.popleft()
+                    yield ready, future.result()
+            for ready, future in waiting:
+                yield ready, future.result()
+
+    def _write_batch(self, plans: Sequence[Plan], encoded: Sequence[Sized]) -> None:
+        long = [i for i, sized in enumerate(encoded) if plans[i].instead and not self._fits(sized)]
+        instead = [plan.instead or plan for plan in (plans[i] for i in long)]
+        replaced = dict(zip(long, zip(instead, self._encode(instead), strict=True), strict=True))
+        for i, pair in enumerate(zip(plans, encoded, strict=True)):
+            self._write_plan(*replaced.get(i, pair))
+
+    def _encode(self, plans: Sequence[Plan]) -> list[Sized]:
+        pieces = [plan.pieces for plan in plans]
+        return [Sized.of(segments) for segments in encode_pieces(pieces, self.tokenizer)]
+
+    def _fits(self, sequence: Sized) -> bool:
+        return sequence.length <= self.config.max_length
+
+    def _write_plan(self, plan: Plan, sized: Sized) -> None:
+        self.planner.counts["documents behind their prompt"] += plan.instead is not None
+        sequences, lost = [sized], 0
+        if plan.is_document:
+            sequences, lost = split_document(sized, self.config.max_length)
+        if lost:
+            self._dropped.add("chunk whose annotation is too long for max_length", lost)
+        for sequence in sequences:
+            self._write_sequence(plan.split, sequence)
+
+    def _write_sequence(self, split: str, sequence: Sized) -> None:
+        if not self._fits(sequence):
+            self._dropped.add("conversation longer than max_length", sequence.length)
+            return
+        if not sequence.has_loss:
+            self._dropped.add("no token with loss", sequence.length)
+            return
+        if split == "train" and self._left is not None:
+            if sequence.length > self._left:
+                raise _BudgetSpent
+            self._left -= sequence.length
+        rows = self._packers[split].add(sequence) if self.config.packing else [[sequence]]
+        for row in rows:
+            self._writers[split].write(row)
