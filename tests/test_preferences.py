@@ -32,6 +32,7 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import ModelConfig, build_model
+from families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]
@@ -50,10 +51,14 @@ MODEL = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `anchored sft` leaves it, with random weights."""
-    folder = tmp_path_factory.mktemp("model")
     tokenizer = AnchoredTokenizer.train(TEXTS, 300)
-    build_model(ModelConfig(config=MODEL), tokenizer, seed=0).save_pretrained(folder)
-    tokenizer.save(folder)
+    return as_sft_leaves_it(tmp_path_factory.mktemp("model"), {"config": MODEL}, tokenizer)
+
+
+def as_sft_leaves_it(folder: Path, start: dict[str, Any], tokenizer: AnchoredTokenizer) -> Path:
+    model = build_model(ModelConfig.model_validate(start), tokenizer, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save(folder, annotated=True)
     record = {"objective": "anchored", "annotated": True, "schema": None}
     (folder / RECORD).write_text(json.dumps({**record, "tokenizer": tokenizer.fingerprint}))
     return folder
@@ -109,6 +114,24 @@ def test_turns_without_annotations_have_the_ids_of_standard_sft(model: Path):
     assert text == "<|endoftext|><|user|>A story."
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_existing_models_prompts_and_answers_have_the_ids_of_training_on_them(
+    name: str, tmp_path: Path
+):
+    AnchoredTokenizer.adopt(FAMILIES[name].tokenizer()).save(tmp_path, annotated=True)
+    tokenizer = ConversationTokenizer.load(tmp_path)
+    asked, said = user("Tell me a story"), answer("Mara sailed.")
+    history = [user("Hello"), answer("Yes?"), asked]
+    for turns, plan, objective in ((history, [PLANNED], "anchored"), ([asked], [], "standard")):
+        prompt = tokenizer.apply_chat_template([*turns, *plan], add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*turns, *plan, said])["input_ids"]
+        messages = [Message(turn["role"], turn["content"]) for turn in turns]
+        learnt = Message("assistant", "Mara sailed.", PLAN if plan else None)
+        assert whole == reference(tokenizer.stock, [*messages, learnt], objective)
+        text = [*tokenizer.stock.encode("Mara sailed."), tokenizer.stock.control.end]
+        assert whole == [*prompt["input_ids"], *text]
+
+
 def test_what_trl_saves_is_the_stock_tokenizer_with_the_models_record(model: Path, tmp_path: Path):
     ConversationTokenizer.load(model).save_pretrained(tmp_path)
     assert type(AutoTokenizer.from_pretrained(tmp_path)) is not ConversationTokenizer
@@ -159,6 +182,21 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     before, after = (load_file(at / "model.safetensors") for at in (model, tmp_path / "model"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert load(str(tmp_path / "model")).annotated
+
+
+def test_trls_dpo_trainer_ends_answers_with_the_end_of_turn_of_an_existing_model(tmp_path: Path):
+    base = FAMILIES["gemma3"].save(tmp_path / "base")
+    tokenizer = AnchoredTokenizer.load(base)
+    model = as_sft_leaves_it(tmp_path / "model", {"init": str(base)}, tokenizer)
+    trainer = example("trl_dpo").dpo_trainer(
+        str(model), pairs_on_disk(tmp_path / "pairs"), tmp_path / "run", **QUICK
+    )
+    row = trainer.train_dataset[0]
+    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
+    assert row["prompt_ids"] == reference(tokenizer, plan, "anchored")
+    end = tokenizer.hf.convert_tokens_to_ids("<end_of_turn>")
+    assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), end]
+    trainer.train()
 
 
 def reward(completions: list[Any], **_: Any) -> list[float]:

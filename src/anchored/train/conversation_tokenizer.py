@@ -89,7 +89,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         for messages in conversations:
             planned = bool(messages) and messages[-1].annotation is not None
             objective = OBJECTIVES["anchored" if planned else "standard"]
-            pieces.append(conversation_pieces(messages, objective))
+            pieces.append(conversation_pieces(messages, objective, self.stock.chat))
         encoded = encode_pieces(pieces, self.stock)
         return [[i for segment in segments for i in segment.ids] for segments in encoded]
 
