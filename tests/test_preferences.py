@@ -32,6 +32,7 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import ModelConfig, build_model
+from anchored.train.record import read_record
 from families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -134,8 +135,14 @@ def test_existing_models_prompts_and_answers_have_the_ids_of_training_on_them(
 
 def test_what_trl_saves_is_the_stock_tokenizer_with_the_models_record(model: Path, tmp_path: Path):
     ConversationTokenizer.load(model).save_pretrained(tmp_path)
-    assert type(AutoTokenizer.from_pretrained(tmp_path)) is not ConversationTokenizer
-    assert (tmp_path / RECORD).read_text() == (model / RECORD).read_text()
+    saved, before = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path, model))
+    assert type(saved) is not ConversationTokenizer
+    opened: Any = saved.apply_chat_template(
+        [answer("Hi")], tokenize=False, add_generation_prompt=True
+    )
+    assert opened.endswith("<|assistant|><|annotation|>")
+    assert saved.chat_template == before.chat_template
+    assert read_record(tmp_path) == read_record(model)
     fingerprint = AnchoredTokenizer.load(tmp_path).fingerprint
     assert fingerprint == AnchoredTokenizer.load(model).fingerprint
 

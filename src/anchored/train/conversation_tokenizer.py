@@ -17,10 +17,11 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from anchored.annotation import Annotation
-from anchored.files import atomic_write
+from anchored.files import write_json
 from anchored.segments import OBJECTIVES, Message, conversation_pieces, encode_pieces
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
+from anchored.train.record import read_record
 
 Turn = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
 
     stock: AnchoredTokenizer
     """The tokenizer that it wraps."""
-    _record: str | None
+    _record: dict[str, Any] | None
 
     @classmethod
     def load(cls, model: str | Path) -> ConversationTokenizer:
@@ -51,7 +52,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         found = cls(tokenizer_object=hf.backend_tokenizer, **special)
         found.chat_template = hf.chat_template
         found.stock = stock
-        found._record = record.read_text(encoding="utf-8") if record.is_file() else None
+        found._record = read_record(Path(model)) if record.is_file() else None
         return found
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -98,9 +99,10 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     ) -> tuple[str, ...]:
         """The stock tokenizer's files, its probe and the model's record; returns their names."""
         folder = Path(save_directory)
-        self.stock.save(folder)
-        if self._record is not None:
-            atomic_write(folder / RECORD, self._record)
+        record = self._record or {}
+        self.stock.save(folder, annotated=record.get("annotated", False))
+        if record:
+            write_json(folder / RECORD, record)
         return tuple(str(path) for path in sorted(folder.glob("*token*")))
 
 
