@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -24,6 +26,9 @@ from anchored.data.preferences import PreferencesConfig, build, read_asked
 from anchored.errors import ConfigError, DataError
 from anchored.experiments.demo_config import TREATMENTS, DemoConfig
 from anchored.experiments.dpo import DPOConfig, load_study, rate
+from anchored.files import write_json
+from anchored.publish import push
+from anchored.publish.run import write
 from anchored.sample.engine import Request, Sample
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
@@ -32,7 +37,7 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import ModelConfig, build_model
-from anchored.train.record import read_record
+from anchored.train.record import read_preferences, read_record
 from families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -60,8 +65,16 @@ def as_sft_leaves_it(folder: Path, start: dict[str, Any], tokenizer: AnchoredTok
     model = build_model(ModelConfig.model_validate(start), tokenizer, seed=0)
     model.save_pretrained(folder)
     tokenizer.save(folder, annotated=True)
-    record = {"objective": "anchored", "annotated": True, "schema": None}
-    (folder / RECORD).write_text(json.dumps({**record, "tokenizer": tokenizer.fingerprint}))
+    record = {
+        "objective": "anchored",
+        "annotated": True,
+        "schema": None,
+        "tokenizer": tokenizer.fingerprint,
+        "tokens": {"kept": 142, "supervised": 40},
+        "config": {"model": {"init": "base", "preset": None}},
+        "versions": {"anchored": "1"},
+    }
+    write_json(folder / RECORD, record)
     return folder
 
 
@@ -147,14 +160,26 @@ def test_what_trl_saves_is_the_stock_tokenizer_with_the_models_record(model: Pat
     assert fingerprint == AnchoredTokenizer.load(model).fingerprint
 
 
+def built_for(trainer: str, folder: Path, row: dict[str, Any]) -> Path:
+    """As `anchored preferences` leaves it."""
+    Dataset.from_list([row] * 4).save_to_disk(str(folder / "data"))
+    config = {
+        "trainer": trainer,
+        "reward": "mine:taste",
+        "annotation": "prompt",
+        "out": str(folder),
+    }
+    write_json(folder / "manifest.json", {"config": config, "rows": 4})
+    return folder / "data"
+
+
 def pairs_on_disk(folder: Path) -> Path:
     row = {
         "prompt": [user(SPELT), PLANNED],
         "chosen": [answer("Mara went.")],
         "rejected": [answer("No.")],
     }
-    Dataset.from_list([row] * 4).save_to_disk(str(folder))
-    return folder
+    return built_for("dpo", folder, row)
 
 
 QUICK: dict[str, Any] = {
@@ -171,7 +196,8 @@ QUICK: dict[str, Any] = {
 def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     model: Path, tmp_path: Path
 ):
-    trainer = example("trl_dpo").dpo_trainer(
+    dpo = example("trl_dpo")
+    trainer = dpo.dpo_trainer(
         str(model),
         pairs_on_disk(tmp_path / "pairs"),
         tmp_path / "run",
@@ -185,10 +211,41 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), tokenizer.control.eos]
     assert row["rejected_ids"] == [*tokenizer.encode("No."), tokenizer.control.eos]
     trainer.train()
-    trainer.save_model(str(tmp_path / "model"))
-    before, after = (load_file(at / "model.safetensors") for at in (model, tmp_path / "model"))
+    saved = tmp_path / "model"
+    dpo.save(trainer, saved)
+    before, after = (load_file(at / "model.safetensors") for at in (model, saved))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert load(str(tmp_path / "model")).annotated
+    assert load(str(saved)).annotated
+    learnt = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    assert read_record(saved) == {**read_record(model), "preferences": [learnt]}
+    sent = push.plan(push.PushConfig(model=write(saved).parent, repo="owner/name")).files
+    text, record = (one.text or "" for one in sent if one.name in ("README.md", RECORD))
+    assert yaml.safe_load(text.split("---\n")[1])["tags"] == [
+        "anchored",
+        "objective-anchored",
+        "dpo",
+    ]
+    assert (
+        "- 142 tokens of training data, 40 with loss.\n"
+        "- Then DPO on 4 rows of `anchored preferences`, the annotation in the prompt, reward "
+        "`mine:taste`.\n"
+    ) in text
+    assert json.loads(record)["preferences"][0]["config"]["out"] == "pairs"
+
+
+def test_a_model_that_is_optimised_twice_keeps_both_in_its_record(model: Path, tmp_path: Path):
+    first, second = {"rows": 4}, {"rows": 5}
+    ConversationTokenizer.load(model, first).save_pretrained(tmp_path)
+    ConversationTokenizer.load(tmp_path, second).save_pretrained(tmp_path)
+    assert read_record(tmp_path)["preferences"] == [first, second]
+
+
+def test_trainers_refuse_data_that_preferences_did_not_make_for_them(tmp_path: Path):
+    pairs = pairs_on_disk(tmp_path / "pairs")
+    with pytest.raises(DataError, match=r"made for trainer: dpo; build it with trainer: grpo"):
+        read_preferences(pairs, "grpo")
+    with pytest.raises(DataError, match=r"give the folder that `anchored preferences` printed"):
+        read_preferences(tmp_path / "pairs", "dpo")
 
 
 def test_trls_dpo_trainer_ends_answers_with_the_end_of_turn_of_an_existing_model(tmp_path: Path):
@@ -213,10 +270,11 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
 def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    Dataset.from_list([{"prompt": [user(SPELT), PLANNED]}] * 4).save_to_disk(str(tmp_path / "p"))
-    trainer = example("trl_grpo").grpo_trainer(
+    prompts = built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), PLANNED]})
+    grpo = example("trl_grpo")
+    trainer = grpo.grpo_trainer(
         str(model),
-        tmp_path / "p",
+        prompts,
         "test_preferences:reward",
         tmp_path / "run",
         per_device_train_batch_size=2,
@@ -236,6 +294,11 @@ def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
     expected = reference(ConversationTokenizer.load(model).stock, plan, "anchored")
     assert len(seen) == 4
     assert all(ids == expected for ids in seen)
+    saved = tmp_path / "model"
+    grpo.save(trainer, saved)
+    assert "training_args.bin" not in {path.name for path in saved.iterdir()}
+    said = "- Then GRPO on 4 rows .*, reward `test_preferences:reward`.\n"
+    assert re.search(said, write(saved).read_text(encoding="utf-8"))
 
 
 def source(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

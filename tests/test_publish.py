@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from anchored.cli import main
 from anchored.errors import ConfigError, DataError
@@ -300,6 +301,8 @@ def test_a_model_of_another_trainer_with_the_tokenizer_of_an_export_is_one_of_ou
     shutil.copytree(tmp_path / "x" / "tokenizer", folder, dirs_exist_ok=True)
     source = load(str(folder))
     assert (source.annotated, source.chat) == (True, "anchored")
+    theirs, ours = (AutoTokenizer.from_pretrained(one) for one in (folder, trained))
+    assert theirs.chat_template == ours.chat_template  # opens an annotation
     assert main(["card", str(folder)]) == 0
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "- Trained by another trainer on data that `anchored` prepared.\n" in text

@@ -25,6 +25,7 @@ from rich.progress import track
 from anchored.annotation import Annotation
 from anchored.config import Config, load_function, versions
 from anchored.data.readers import Conversation, SourceConfig, parse_row, read_rows
+from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, released_if_unused, write_json
 from anchored.journal import Journal, content_key
@@ -32,7 +33,7 @@ from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load
 from anchored.segments import Message
 
-DATA, MANIFEST, CANDIDATES = "data", "manifest.json", "candidates.jsonl"
+DATA, CANDIDATES = "data", "candidates.jsonl"
 CHUNK = 32  # prompts that are sampled, and kept, together
 _OURS = {"id", "prompt", "messages", "chosen", "rejected", "annotation"}
 

@@ -32,6 +32,7 @@ _SECRET_NAMES = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD)$")
 _SHORTEST_SECRET = 12
 _TEXT = (".json", ".md", ".jinja", ".txt", ".yaml")
 _PATH_FIELDS = ("_name_or_path", "name_or_path")
+_RUN_FIELDS = ("config", "preferences")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ def _scrubbed(path: Path, repo: str) -> str | None:
     if path.name not in (RECORD, "config.json", "tokenizer_config.json"):
         return None
     data = _settings(path)
-    if path.name == RECORD:
-        data["config"] = _without_paths(data["config"])
-    for field in _PATH_FIELDS:
+    for field in (*_PATH_FIELDS, *(_RUN_FIELDS if path.name == RECORD else ())):
         if field in data:
             data[field] = _without_paths(data[field])
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"

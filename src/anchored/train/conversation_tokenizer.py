@@ -17,11 +17,10 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from anchored.annotation import Annotation
-from anchored.files import write_json
 from anchored.segments import OBJECTIVES, Message, conversation_pieces, encode_pieces
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
-from anchored.train.record import read_record
+from anchored.train.record import read_record, save_beside
 
 Turn = Mapping[str, Any]
 
@@ -29,8 +28,9 @@ Turn = Mapping[str, Any]
 class ConversationTokenizer(PreTrainedTokenizerFast):
     """A stock tokenizer but for `apply_chat_template`; `load` makes one.
 
-    It is saved as the stock one, with the record of the model that it came from: what TRL saves,
-    `anchored sample` and `anchored evaluate` take as they take that model.
+    It is saved as the stock one, with the record of the model that it came from, to which what is
+    learnt now is added: what TRL saves, `anchored sample`, `evaluate`, `card` and `push` take as
+    they take that model.
     """
 
     stock: AnchoredTokenizer
@@ -38,8 +38,14 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     _record: dict[str, Any] | None
 
     @classmethod
-    def load(cls, model: str | Path) -> ConversationTokenizer:
+    def load(
+        cls, model: str | Path, preferences: Mapping[str, Any] | None = None
+    ) -> ConversationTokenizer:
         """That of a model folder or hub id; `pad_token` is eos where it has none.
+
+        Args:
+            model: what is trained.
+            preferences: on what, of `record.read_preferences`, for the record that is saved.
 
         Raises:
             ConfigError: nothing there that can be loaded.
@@ -53,6 +59,9 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         found.chat_template = hf.chat_template
         found.stock = stock
         found._record = read_record(Path(model)) if record.is_file() else None
+        if found._record and preferences:
+            before = found._record.get("preferences", [])
+            found._record["preferences"] = [*before, preferences]
         return found
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -99,10 +108,10 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     ) -> tuple[str, ...]:
         """The stock tokenizer's files, its probe and the model's record; returns their names."""
         folder = Path(save_directory)
-        record = self._record or {}
-        self.stock.save(folder, annotated=record.get("annotated", False))
-        if record:
-            write_json(folder / RECORD, record)
+        if self._record:
+            save_beside(folder, self.stock, self._record)
+        else:
+            self.stock.save(folder)
         return tuple(str(path) for path in sorted(folder.glob("*token*")))
 
 
