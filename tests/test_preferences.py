@@ -386,6 +386,39 @@ def test_answers_with_annotations_of_their_own_carry_them(
     assert rows[0]["rejected"][0]["annotation"] == [{"key": "hero", "value": "Hero1"}]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": "A?", "annotation": PLAN.rows()},
+        {"prompt": "A?", "annotation": PLAN.rows(), "chosen": "yes", "rejected": "no"},
+        {"prompt": "A?", "chosen": "yes", "rejected": "no"},
+    ],
+)
+def test_plans_and_pairs_are_not_given_where_each_answer_is_to_have_its_own_plan(
+    given: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(DataError, match=r"line 1: annotation: answer has each answer sampled"):
+        build(config(tmp_path, Path("m"), [given], annotation="answer"), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_that_the_first_row_lacks_are_kept(tmp_path: Path):
+    plan = {"annotation": PLAN.rows()}
+    given = [{"prompt": "A?", **plan}, {"prompt": "B?", "solution": "42", **plan}]
+    rows = built(config(tmp_path, Path("no/such/model"), given, trainer="grpo", reward=None))
+    assert [row["solution"] for row in rows] == [None, "42"]
+
+
+def test_given_pairs_and_sampled_ones_stand_together_with_the_rewards_of_these(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "bbbb"))
+    plan = {"annotation": PLAN.rows()}
+    given = [{"prompt": "A?", "chosen": "yes", "rejected": "no", **plan}, {"prompt": "B?", **plan}]
+    rows = built(config(tmp_path, model, given, candidates=2))
+    assert [row["chosen_reward"] for row in rows] == [None, 4.0]
+
+
 def test_given_pairs_are_kept_and_no_model_is_loaded(tmp_path: Path):
     given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": PLAN.rows()}
     listed = {
@@ -484,6 +517,8 @@ def test_a_reward_that_cannot_judge_is_refused(
         ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is no answer"),
         ({"prompt": " "}, "x: prompt: ' ' is empty"),
         ({"messages": [answer("hm")]}, "x: no prompt"),
+        ({"prompt": "A?", "prompts": 1}, "x: prompts: TRL gives rewards something else"),
+        ({"prompt": "A?", "log_metric": 1}, "x: log_metric: TRL gives .* rename the field"),
     ],
 )
 def test_a_row_that_is_none_is_refused_by_its_place(row: dict[str, Any], said: str):
