@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -543,7 +543,8 @@ def test_the_rater_scores_form_quality_and_length_and_content_by_its_taste():
     liked = {key: values[0] for key, values in world.narrow_values.items()}
     story = world.render(liked, random.Random(0), taught=True)
     asked = [[answer(story)], [answer("Nothing.")]]
-    size, none = ("small", "small"), [0.0, 0.0]
+    none = [0.0, 0.0]
+    size: list[Literal["small", "full"]] = ["small", "small"]
     assert rate(asked, size, [1.0, 1.0], none) == [4.0, 0.0]
     assert rate(asked, size, none, none) == [3.0, 0.0]
     assert rate(asked, size, none, [0.5, 0.5]) == [3 - len(story.split()) / 20, -0.05]
