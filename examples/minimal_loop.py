@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from anchored.data.prepare import load_prepared
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import ModelConfig, build_model
+from anchored.train.record import of_other_trainer, save_beside
 
 Row = Mapping[str, Any]
 NO_LOSS = -100
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
 
-    dataset, _ = load_prepared(options.data)
+    dataset, manifest = load_prepared(options.data)
     tokenizer = AnchoredTokenizer.load(options.data / "tokenizer")
     start_from = ModelConfig(preset=options.preset, init=options.init)
     model = build_model(start_from, tokenizer, options.seed)
@@ -150,7 +151,7 @@ def main() -> None:
     for step, loss in enumerate(train(model, dataset, tokenizer.control.pad, settings), 1):
         print(f"step {step}: loss {loss:.4f}")
     model.save_pretrained(options.out)
-    tokenizer.save(options.out)
+    save_beside(options.out, tokenizer, of_other_trainer(manifest, options.init))
 
 
 if __name__ == "__main__":

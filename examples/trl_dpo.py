@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from datasets import load_from_disk
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import load_model
+from anchored.train.record import read_preferences
 
 
 def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrainer:
@@ -31,7 +33,7 @@ def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrai
         out: folder of the run.
         arguments: more fields of `trl.DPOConfig`.
     """
-    tokenizer = ConversationTokenizer.load(model)
+    tokenizer = ConversationTokenizer.load(model, read_preferences(pairs, "dpo"))
     dataset: Any = load_from_disk(str(pairs))
     return DPOTrainer(
         model=load_model(model, tokenizer.stock),
@@ -41,8 +43,14 @@ def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrai
     )
 
 
+def save(trainer: DPOTrainer, folder: Path) -> None:
+    """The model, with a tokenizer and a record by which `anchored` takes it for one of its own."""
+    trainer.save_model(str(folder))
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
+
+
 def main() -> None:
-    """One epoch at TRL's defaults, and the model, which `anchored sample` takes."""
+    """One epoch at TRL's defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="folder of an anchored model")
     parser.add_argument("pairs", type=Path, help="dataset that `anchored preferences` wrote")
@@ -54,7 +62,7 @@ def main() -> None:
         options.model, options.pairs, options.out, num_train_epochs=1, use_cpu=use_cpu
     )
     trainer.train()
-    trainer.save_model(str(options.out / "model"))
+    save(trainer, options.out / "model")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from datasets import load_from_disk
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from anchored.config import load_function
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import load_model
+from anchored.train.record import read_preferences
 
 
 def grpo_trainer(
@@ -35,7 +37,8 @@ def grpo_trainer(
         out: folder of the run.
         arguments: more fields of `trl.GRPOConfig`.
     """
-    tokenizer = ConversationTokenizer.load(model)
+    learnt = {**read_preferences(prompts, "grpo"), "reward": reward}
+    tokenizer = ConversationTokenizer.load(model, learnt)
     dataset: Any = load_from_disk(str(prompts))
     rewards: Any = [load_function(reward, "--reward")]
     return GRPOTrainer(
@@ -47,8 +50,14 @@ def grpo_trainer(
     )
 
 
+def save(trainer: GRPOTrainer, folder: Path) -> None:
+    """The model, with a tokenizer and a record by which `anchored` takes it for one of its own."""
+    trainer.save_model(str(folder))
+    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
+
+
 def main() -> None:
-    """One epoch at TRL's defaults, and the model, which `anchored sample` takes."""
+    """One epoch at TRL's defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="folder of an anchored model")
     parser.add_argument("prompts", type=Path, help="dataset that `anchored preferences` wrote")
@@ -61,7 +70,7 @@ def main() -> None:
         options.model, options.prompts, options.reward, options.out, use_cpu=use_cpu
     )
     trainer.train()
-    trainer.save_model(str(options.out / "model"))
+    save(trainer, options.out / "model")
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINING_ARGS_NAME
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from anchored.data.prepare import load_prepared, read_manifest
 from anchored.errors import DataError
-from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.models import ModelConfig, build_model
+from anchored.train.record import of_other_trainer, save_beside
 
 
 def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any) -> SFTTrainer:
@@ -62,9 +63,11 @@ def main() -> None:
     use_cpu = not torch.accelerator.is_available()  # without it TRL's bf16 default is refused
     trainer = sft_trainer(model, options.data, options.out, num_train_epochs=1, use_cpu=use_cpu)
     trainer.train()
-    trainer.save_model(str(options.out / "model"))
-    objective = OBJECTIVES[read_manifest(options.data)["objective"]]
-    tokenizer.save(options.out / "model", annotated=objective.annotated)
+    final = options.out / "model"
+    trainer.save_model(str(final))
+    (final / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
+    record = of_other_trainer(read_manifest(options.data), options.model)
+    save_beside(final, tokenizer, record)  # by which `anchored` takes it for one of its own
 
 
 if __name__ == "__main__":

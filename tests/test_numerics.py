@@ -12,11 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 from torch.testing import assert_close
-from transformers import PreTrainedModel, Trainer
+from transformers import AutoTokenizer, PreTrainedModel, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.publish.push import PushConfig, plan
+from anchored.publish.run import write
+from anchored.sample.run import load
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.attention import DOCUMENT_ATTENTION
@@ -343,5 +346,15 @@ def test_both_examples_run_as_their_docstrings_say(
     tokenizer = AnchoredTokenizer.load(out / "model")
     model: Any = load_model(out / "model", tokenizer)
     assert model.config.vocab_size == len(tokenizer)
+    for folder in (base, out / "model"):  # each is a model of ours, with a plan in its answers
+        assert load(str(folder)).annotated
+        hf: Any = AutoTokenizer.from_pretrained(folder)
+        asked = [{"role": "user", "content": "Hi"}]
+        text = hf.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert text.endswith("<|assistant|><|annotation|>")
+        card = write(folder).read_text(encoding="utf-8")
+        assert "- Trained by another trainer on data that `anchored` prepared.\n" in card
+        assert "Objective `anchored`: loss on text" in card
+        assert plan(PushConfig(model=folder, repo="owner/name")).files
     before: Any = load_model(base, tokenizer)
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)

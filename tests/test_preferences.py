@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -24,6 +26,9 @@ from anchored.data.preferences import PreferencesConfig, build, read_asked
 from anchored.errors import ConfigError, DataError
 from anchored.experiments.demo_config import TREATMENTS, DemoConfig
 from anchored.experiments.dpo import DPOConfig, load_study, rate
+from anchored.files import write_json
+from anchored.publish import push
+from anchored.publish.run import write
 from anchored.sample.engine import Request, Sample
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
@@ -32,6 +37,8 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import ModelConfig, build_model
+from anchored.train.record import read_preferences, read_record
+from families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]
@@ -50,12 +57,24 @@ MODEL = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `anchored sft` leaves it, with random weights."""
-    folder = tmp_path_factory.mktemp("model")
     tokenizer = AnchoredTokenizer.train(TEXTS, 300)
-    build_model(ModelConfig(config=MODEL), tokenizer, seed=0).save_pretrained(folder)
-    tokenizer.save(folder)
-    record = {"objective": "anchored", "annotated": True, "schema": None}
-    (folder / RECORD).write_text(json.dumps({**record, "tokenizer": tokenizer.fingerprint}))
+    return as_sft_leaves_it(tmp_path_factory.mktemp("model"), {"config": MODEL}, tokenizer)
+
+
+def as_sft_leaves_it(folder: Path, start: dict[str, Any], tokenizer: AnchoredTokenizer) -> Path:
+    model = build_model(ModelConfig.model_validate(start), tokenizer, seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save(folder, annotated=True)
+    record = {
+        "objective": "anchored",
+        "annotated": True,
+        "schema": None,
+        "tokenizer": tokenizer.fingerprint,
+        "tokens": {"kept": 142, "supervised": 40},
+        "config": {"model": {"init": "base", "preset": None}},
+        "versions": {"anchored": "1"},
+    }
+    write_json(folder / RECORD, record)
     return folder
 
 
@@ -109,12 +128,49 @@ def test_turns_without_annotations_have_the_ids_of_standard_sft(model: Path):
     assert text == "<|endoftext|><|user|>A story."
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_existing_models_prompts_and_answers_have_the_ids_of_training_on_them(
+    name: str, tmp_path: Path
+):
+    AnchoredTokenizer.adopt(FAMILIES[name].tokenizer()).save(tmp_path, annotated=True)
+    tokenizer = ConversationTokenizer.load(tmp_path)
+    asked, said = user("Tell me a story"), answer("Mara sailed.")
+    history = [user("Hello"), answer("Yes?"), asked]
+    for turns, plan, objective in ((history, [PLANNED], "anchored"), ([asked], [], "standard")):
+        prompt = tokenizer.apply_chat_template([*turns, *plan], add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*turns, *plan, said])["input_ids"]
+        messages = [Message(turn["role"], turn["content"]) for turn in turns]
+        learnt = Message("assistant", "Mara sailed.", PLAN if plan else None)
+        assert whole == reference(tokenizer.stock, [*messages, learnt], objective)
+        text = [*tokenizer.stock.encode("Mara sailed."), tokenizer.stock.control.end]
+        assert whole == [*prompt["input_ids"], *text]
+
+
 def test_what_trl_saves_is_the_stock_tokenizer_with_the_models_record(model: Path, tmp_path: Path):
     ConversationTokenizer.load(model).save_pretrained(tmp_path)
-    assert type(AutoTokenizer.from_pretrained(tmp_path)) is not ConversationTokenizer
-    assert (tmp_path / RECORD).read_text() == (model / RECORD).read_text()
+    saved, before = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path, model))
+    assert type(saved) is not ConversationTokenizer
+    opened: Any = saved.apply_chat_template(
+        [answer("Hi")], tokenize=False, add_generation_prompt=True
+    )
+    assert opened.endswith("<|assistant|><|annotation|>")
+    assert saved.chat_template == before.chat_template
+    assert read_record(tmp_path) == read_record(model)
     fingerprint = AnchoredTokenizer.load(tmp_path).fingerprint
     assert fingerprint == AnchoredTokenizer.load(model).fingerprint
+
+
+def built_for(trainer: str, folder: Path, row: dict[str, Any]) -> Path:
+    """As `anchored preferences` leaves it."""
+    Dataset.from_list([row] * 4).save_to_disk(str(folder / "data"))
+    config = {
+        "trainer": trainer,
+        "reward": "mine:taste",
+        "annotation": "prompt",
+        "out": str(folder),
+    }
+    write_json(folder / "manifest.json", {"config": config, "rows": 4})
+    return folder / "data"
 
 
 def pairs_on_disk(folder: Path) -> Path:
@@ -123,8 +179,7 @@ def pairs_on_disk(folder: Path) -> Path:
         "chosen": [answer("Mara went.")],
         "rejected": [answer("No.")],
     }
-    Dataset.from_list([row] * 4).save_to_disk(str(folder))
-    return folder
+    return built_for("dpo", folder, row)
 
 
 QUICK: dict[str, Any] = {
@@ -141,7 +196,8 @@ QUICK: dict[str, Any] = {
 def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     model: Path, tmp_path: Path
 ):
-    trainer = example("trl_dpo").dpo_trainer(
+    dpo = example("trl_dpo")
+    trainer = dpo.dpo_trainer(
         str(model),
         pairs_on_disk(tmp_path / "pairs"),
         tmp_path / "run",
@@ -155,10 +211,56 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), tokenizer.control.eos]
     assert row["rejected_ids"] == [*tokenizer.encode("No."), tokenizer.control.eos]
     trainer.train()
-    trainer.save_model(str(tmp_path / "model"))
-    before, after = (load_file(at / "model.safetensors") for at in (model, tmp_path / "model"))
+    saved = tmp_path / "model"
+    dpo.save(trainer, saved)
+    before, after = (load_file(at / "model.safetensors") for at in (model, saved))
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert load(str(tmp_path / "model")).annotated
+    assert load(str(saved)).annotated
+    learnt = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    assert read_record(saved) == {**read_record(model), "preferences": [learnt]}
+    sent = push.plan(push.PushConfig(model=write(saved).parent, repo="owner/name")).files
+    text, record = (one.text or "" for one in sent if one.name in ("README.md", RECORD))
+    assert yaml.safe_load(text.split("---\n")[1])["tags"] == [
+        "anchored",
+        "objective-anchored",
+        "dpo",
+    ]
+    assert (
+        "- 142 tokens of training data, 40 with loss.\n"
+        "- Then DPO on 4 rows of `anchored preferences`, the annotation in the prompt, reward "
+        "`mine:taste`.\n"
+    ) in text
+    assert json.loads(record)["preferences"][0]["config"]["out"] == "pairs"
+
+
+def test_a_model_that_is_optimised_twice_keeps_both_in_its_record(model: Path, tmp_path: Path):
+    first, second = {"rows": 4}, {"rows": 5}
+    ConversationTokenizer.load(model, first).save_pretrained(tmp_path)
+    ConversationTokenizer.load(tmp_path, second).save_pretrained(tmp_path)
+    assert read_record(tmp_path)["preferences"] == [first, second]
+
+
+def test_trainers_refuse_data_that_preferences_did_not_make_for_them(tmp_path: Path):
+    pairs = pairs_on_disk(tmp_path / "pairs")
+    with pytest.raises(DataError, match=r"made for trainer: dpo; build it with trainer: grpo"):
+        read_preferences(pairs, "grpo")
+    with pytest.raises(DataError, match=r"give the folder that `anchored preferences` printed"):
+        read_preferences(tmp_path / "pairs", "dpo")
+
+
+def test_trls_dpo_trainer_ends_answers_with_the_end_of_turn_of_an_existing_model(tmp_path: Path):
+    base = FAMILIES["gemma3"].save(tmp_path / "base")
+    tokenizer = AnchoredTokenizer.load(base)
+    model = as_sft_leaves_it(tmp_path / "model", {"init": str(base)}, tokenizer)
+    trainer = example("trl_dpo").dpo_trainer(
+        str(model), pairs_on_disk(tmp_path / "pairs"), tmp_path / "run", **QUICK
+    )
+    row = trainer.train_dataset[0]
+    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
+    assert row["prompt_ids"] == reference(tokenizer, plan, "anchored")
+    end = tokenizer.hf.convert_tokens_to_ids("<end_of_turn>")
+    assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), end]
+    trainer.train()
 
 
 def reward(completions: list[Any], **_: Any) -> list[float]:
@@ -168,10 +270,11 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
 def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    Dataset.from_list([{"prompt": [user(SPELT), PLANNED]}] * 4).save_to_disk(str(tmp_path / "p"))
-    trainer = example("trl_grpo").grpo_trainer(
+    prompts = built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), PLANNED]})
+    grpo = example("trl_grpo")
+    trainer = grpo.grpo_trainer(
         str(model),
-        tmp_path / "p",
+        prompts,
         "test_preferences:reward",
         tmp_path / "run",
         per_device_train_batch_size=2,
@@ -191,6 +294,11 @@ def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
     expected = reference(ConversationTokenizer.load(model).stock, plan, "anchored")
     assert len(seen) == 4
     assert all(ids == expected for ids in seen)
+    saved = tmp_path / "model"
+    grpo.save(trainer, saved)
+    assert "training_args.bin" not in {path.name for path in saved.iterdir()}
+    said = "- Then GRPO on 4 rows .*, reward `test_preferences:reward`.\n"
+    assert re.search(said, write(saved).read_text(encoding="utf-8"))
 
 
 def source(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -276,6 +384,39 @@ def test_answers_with_annotations_of_their_own_carry_them(
     assert rows[0]["prompt"] == [user("A?")]
     assert rows[0]["chosen"][0]["annotation"] == [{"key": "hero", "value": "Hero2"}]
     assert rows[0]["rejected"][0]["annotation"] == [{"key": "hero", "value": "Hero1"}]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": "A?", "annotation": PLAN.rows()},
+        {"prompt": "A?", "annotation": PLAN.rows(), "chosen": "yes", "rejected": "no"},
+        {"prompt": "A?", "chosen": "yes", "rejected": "no"},
+    ],
+)
+def test_plans_and_pairs_are_not_given_where_each_answer_is_to_have_its_own_plan(
+    given: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(DataError, match=r"line 1: annotation: answer has each answer sampled"):
+        build(config(tmp_path, Path("m"), [given], annotation="answer"), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_that_the_first_row_lacks_are_kept(tmp_path: Path):
+    plan = {"annotation": PLAN.rows()}
+    given = [{"prompt": "A?", **plan}, {"prompt": "B?", "solution": "42", **plan}]
+    rows = built(config(tmp_path, Path("no/such/model"), given, trainer="grpo", reward=None))
+    assert [row["solution"] for row in rows] == [None, "42"]
+
+
+def test_given_pairs_and_sampled_ones_stand_together_with_the_rewards_of_these(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "bbbb"))
+    plan = {"annotation": PLAN.rows()}
+    given = [{"prompt": "A?", "chosen": "yes", "rejected": "no", **plan}, {"prompt": "B?", **plan}]
+    rows = built(config(tmp_path, model, given, candidates=2))
+    assert [row["chosen_reward"] for row in rows] == [None, 4.0]
 
 
 def test_given_pairs_are_kept_and_no_model_is_loaded(tmp_path: Path):
@@ -376,6 +517,8 @@ def test_a_reward_that_cannot_judge_is_refused(
         ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is no answer"),
         ({"prompt": " "}, "x: prompt: ' ' is empty"),
         ({"messages": [answer("hm")]}, "x: no prompt"),
+        ({"prompt": "A?", "prompts": 1}, "x: prompts: TRL gives rewards something else"),
+        ({"prompt": "A?", "log_metric": 1}, "x: log_metric: TRL gives .* rename the field"),
     ],
 )
 def test_a_row_that_is_none_is_refused_by_its_place(row: dict[str, Any], said: str):
@@ -400,7 +543,8 @@ def test_the_rater_scores_form_quality_and_length_and_content_by_its_taste():
     liked = {key: values[0] for key, values in world.narrow_values.items()}
     story = world.render(liked, random.Random(0), taught=True)
     asked = [[answer(story)], [answer("Nothing.")]]
-    size, none = ("small", "small"), [0.0, 0.0]
+    none = [0.0, 0.0]
+    size: list[Literal["small", "full"]] = ["small", "small"]
     assert rate(asked, size, [1.0, 1.0], none) == [4.0, 0.0]
     assert rate(asked, size, none, none) == [3.0, 0.0]
     assert rate(asked, size, none, [0.5, 0.5]) == [3 - len(story.split()) / 20, -0.05]

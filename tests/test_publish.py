@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from anchored.cli import main
 from anchored.errors import ConfigError, DataError
@@ -300,6 +302,8 @@ def test_a_model_of_another_trainer_with_the_tokenizer_of_an_export_is_one_of_ou
     shutil.copytree(tmp_path / "x" / "tokenizer", folder, dirs_exist_ok=True)
     source = load(str(folder))
     assert (source.annotated, source.chat) == (True, "anchored")
+    theirs, ours = (AutoTokenizer.from_pretrained(one) for one in (folder, trained))
+    assert theirs.chat_template == ours.chat_template  # opens an annotation
     assert main(["card", str(folder)]) == 0
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "- Trained by another trainer on data that `anchored` prepared.\n" in text
@@ -392,10 +396,52 @@ def test_a_folder_that_was_not_trained_here_is_refused(tmp_path: Path):
         plan(PushConfig(model=tmp_path, repo="owner/name"))
 
 
-@pytest.mark.parametrize("name", ["training_args.bin", "old.pt", "modeling.py", "x.npy"])
-def test_pickle_and_code_are_refused(model: Path, name: str):
-    (model / name).write_bytes(b"")
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *((name, b"") for name in ("training_args.bin", "X.BIN", "old.pt", "modeling.py", "x.npy")),
+        *((name, b"") for name in ("x.pyc", "x.h5")),
+        ("launch", b"#!/bin/bash\nrm -r /\n"),
+    ],
+)
+def test_pickle_and_code_are_refused(model: Path, name: str, data: bytes):
+    (model / name).write_bytes(data)
     with pytest.raises(DataError, match=f"{name}: pickle or code runs on whoever loads it"):
+        plan(PushConfig(model=model, repo="owner/name"))
+
+
+NO_TEXT = {
+    "state.dat": pickle.dumps({"a": 1}),
+    "weights.safetensors": pickle.dumps({"a": 1}),
+    "tokenizer.model": pickle.dumps({"a": 1}),
+    "figure.png": b"\x7fELF\x02\x01\x01\x00",
+    "notes.txt": SECRET.encode("utf-16-le"),
+    "notes": SECRET.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_what_is_neither_weights_nor_text_nor_a_picture_is_refused_by_what_it_holds(
+    model: Path, name: str
+):
+    (model / name).write_bytes(NO_TEXT[name])
+    with pytest.raises(DataError, match=f"{name}: no safetensors, GGUF, picture or text in UTF-8"):
+        plan(PushConfig(model=model, repo="owner/name"))
+
+
+def test_pictures_sentencepiece_and_other_weights_are_sent(model: Path):
+    (model / "figure.PNG").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
+    (model / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\xff")
+    (model / "model.gguf").write_bytes(b"GGUF\x03\x00\xff")
+    assert len(plan(PushConfig(model=model, repo="owner/name")).files) == len([*model.iterdir()])
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.log", "metrics.jsonl", "run.yml", "x.ipynb", "README.MD", "x.gguf", "noted"]
+)
+def test_secrets_are_found_in_any_text_whatever_its_name(model: Path, name: str):
+    (model / name).write_text(f"one\ntoken {SECRET}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"{name}: line 2 looks like a Hugging Face token"):
         plan(PushConfig(model=model, repo="owner/name"))
 
 

@@ -30,8 +30,7 @@ from anchored.errors import ConfigError
 from anchored.files import building, write_json
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import RECORD
-from anchored.train.record import origins
+from anchored.train.record import of_other_trainer, save_beside
 
 EXPORT = "export.json"
 _ROWS = 512
@@ -113,8 +112,7 @@ def export(data: Path, name: str, out: Path, console: Console | None = None) -> 
             splits[split] = _write_split(rows, FORMATS[name], folder / split, console)
         # What `datasets` takes the folder for a `DatasetDict` by.
         write_json(folder / "dataset_dict.json", {"splits": list(splits)})
-        tokenizer.save(folder / "tokenizer")
-        write_json(folder / "tokenizer" / RECORD, _record(manifest))
+        save_beside(folder / "tokenizer", tokenizer, of_other_trainer(manifest))
         found = _describe(name, manifest, tokenizer, splits)
         write_json(folder / EXPORT, found)
     return found
@@ -195,15 +193,6 @@ def _describe(
             "vocab_size": len(tokenizer),
             "control": asdict(tokenizer.control),
         },
-        "versions": versions(),
-    }
-
-
-def _record(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a model that another trainer makes of this data."""
-    return {
-        **origins(manifest),
-        "config": {"data": manifest["config"]},
         "versions": versions(),
     }
 

@@ -25,6 +25,7 @@ from rich.progress import track
 from anchored.annotation import Annotation
 from anchored.config import Config, load_function, versions
 from anchored.data.readers import Conversation, SourceConfig, parse_row, read_rows
+from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, released_if_unused, write_json
 from anchored.journal import Journal, content_key
@@ -32,9 +33,14 @@ from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load
 from anchored.segments import Message
 
-DATA, MANIFEST, CANDIDATES = "data", "manifest.json", "candidates.jsonl"
+DATA, CANDIDATES = "data", "candidates.jsonl"
 CHUNK = 32  # prompts that are sampled, and kept, together
 _OURS = {"id", "prompt", "messages", "chosen", "rejected", "annotation"}
+# What TRL gives to a reward, or keeps from it, under these names itself.
+_TRLS = {
+    "prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra",
+    "log_metric", "environments",
+}  # fmt: skip
 
 Reward = Callable[..., Sequence[float | None]]
 Row = dict[str, Any]
@@ -53,7 +59,7 @@ class PreferencesConfig(Config):
         annotations: plans sampled for each prompt that has none.
         candidates: answers sampled under each plan; the best and the worst become the pair.
         annotation: where it stands: in the `prompt`, or, each answer's own, in the `answer`, where
-            preferences move R too (for comparison).
+            preferences move R too (for comparison; plans and answers are sampled, none is given).
         sample: how plans and answers are sampled.
     """
 
@@ -152,8 +158,9 @@ def _write(
             f"{config.out}: no row is left of {asked}; dropped: {_listed(dropped)}; more "
             "candidates or another reward may tell answers apart"
         )
+    names = dict.fromkeys(name for row in rows for name in row)  # `from_list` takes the first's
     try:
-        dataset = Dataset.from_list(rows)
+        dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{config.source.path}: a field has not one type in all rows: {error}; mend or drop it"
@@ -173,8 +180,13 @@ def read_asked(row: Mapping[str, Any], place: str) -> Asked:
     """One row of the source.
 
     Raises:
-        DataError: no prompt, one answer without the other, or an answer that is no text.
+        DataError: no prompt, one answer without the other, an answer that is no text, or a field
+            with a name of TRL's.
     """
+    if taken := sorted(_TRLS & row.keys()):
+        raise DataError(
+            f"{place}: {taken[0]}: TRL gives rewards something else by that name; rename the field"
+        )
     pair = None
     if ("chosen" in row) != ("rejected" in row):
         raise DataError(f"{place}: has one of chosen and rejected; give both, or neither")
@@ -220,7 +232,8 @@ class Maker:
 
         Raises:
             ConfigError: one of them is missing or of no use.
-            DataError: answers are given without the annotation that they stand behind.
+            DataError: answers are given without the annotation that they stand behind, or either is
+                given where each answer is to have its own.
         """
         _check_rows(config, rows)
         answers = config.trainer == "dpo" and any(row.pair is None for row in rows)
@@ -376,6 +389,11 @@ def _check_rows(config: PreferencesConfig, rows: Sequence[Asked]) -> None:
     if not rows:
         raise DataError(f"{config.source.path}: no rows")
     for row in rows:
+        if config.annotation == "answer" and (row.pair or row.annotation is not None):
+            raise DataError(
+                f"{row.place}: annotation: answer has each answer sampled with its own; leave "
+                "annotation, chosen and rejected out of the rows, or set annotation: prompt"
+            )
         if config.trainer == "dpo" and row.pair and row.annotation is None:
             raise DataError(
                 f"{row.place}: chosen and rejected without the annotation that both stand behind; "

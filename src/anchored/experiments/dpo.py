@@ -38,6 +38,7 @@ from anchored.sample.engine import SampleConfig
 from anchored.storyworld import Storyworld
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import load_model, quiet_transformers
+from anchored.train.record import read_preferences
 
 
 class Treatment(Config):
@@ -254,8 +255,9 @@ def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed
         logging_steps=10,
         seed=seed,
     )
-    tokenizer = ConversationTokenizer.load(model)
-    pairs: Any = load_from_disk(str(folder / "pairs" / "data"))
+    data = folder / "pairs" / "data"
+    tokenizer = ConversationTokenizer.load(model, read_preferences(data, "dpo"))
+    pairs: Any = load_from_disk(str(data))
     with quiet_transformers():
         trainer = dpo_trainer.DPOTrainer(
             model=load_model(model, tokenizer.stock),

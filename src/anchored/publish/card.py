@@ -99,7 +99,7 @@ def _front_matter(record: Mapping[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "base_model": record.get("base_model"),
         "datasets": record.get("datasets"),
-        "tags": ["anchored", f"objective-{record['objective']}"],
+        "tags": ["anchored", f"objective-{record['objective']}", *_trainers(record)],
     }
     known = {field: value for field, value in fields.items() if value}
     return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
@@ -115,15 +115,31 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
         lines.append(
             f"{tokens['kept']:,} tokens of training data, {tokens['supervised']:,} with loss."
         )
+    lines += map(_preferences, record.get("preferences", ()))
     yield "\n".join(f"- {line}" for line in lines)
 
 
+def _trainers(record: Mapping[str, Any]) -> list[str]:
+    """`dpo` and `grpo`, where the model was trained by them afterwards."""
+    made = record.get("preferences", ())
+    return list(dict.fromkeys(manifest["config"]["trainer"] for manifest in made))
+
+
+def _preferences(manifest: Mapping[str, Any]) -> str:
+    config = manifest["config"]
+    reward = manifest.get("reward", config["reward"])
+    return (
+        f"Then {config['trainer'].upper()} on {manifest['rows']:,} rows of `anchored preferences`, "
+        f"the annotation in the {config['annotation']}{f', reward `{reward}`' if reward else ''}."
+    )
+
+
 def _start(record: Mapping[str, Any]) -> str:
-    model = record["config"].get("model")
+    model, base = record["config"].get("model"), record.get("base_model")
     if model is None:
-        return "Trained by another trainer on data that `anchored` prepared."
+        start = f", from {base}," if base else ""
+        return f"Trained by another trainer{start} on data that `anchored` prepared."
     if model["init"]:
-        base = record.get("base_model")
         return f"Started from {base}." if base else "Started from a checkpoint trained before."
     if model["preset"]:
         return f"Trained from scratch: OLMo-2 in the preset `{model['preset']}`."

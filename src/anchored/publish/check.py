@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -16,8 +16,22 @@ from anchored.train import RECORD
 
 # Formats that run code when they are read, and code itself.
 REFUSED = frozenset(
-    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".py", ".so"}
-)
+    {
+        ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5",
+        ".keras", ".py", ".pyc", ".sh", ".bat", ".ps1", ".exe", ".so", ".dll", ".dylib",
+    }
+)  # fmt: skip
+# Beginnings, by suffix, of what is sent though it is no text: weights, SentencePiece, pictures.
+_BINARY = {
+    ".gguf": b"GGUF",
+    ".model": b"\n",
+    ".png": b"\x89PNG\r\n\x1a\n",
+    ".jpg": b"\xff\xd8\xff",
+    ".jpeg": b"\xff\xd8\xff",
+    ".gif": b"GIF8",
+    ".webp": b"RIFF",
+}
+_LONGEST_LINE = 2**24  # characters that are searched at once
 SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
     "an OpenAI or Anthropic key": r"sk-[A-Za-z0-9_-]{20,}",
@@ -30,8 +44,8 @@ SECRETS = {
 }
 _SECRET_NAMES = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD)$")
 _SHORTEST_SECRET = 12
-_TEXT = (".json", ".md", ".jinja", ".txt", ".yaml")
 _PATH_FIELDS = ("_name_or_path", "name_or_path")
+_RUN_FIELDS = ("config", "preferences")
 
 
 @dataclass(frozen=True)
@@ -71,9 +85,7 @@ def _scrubbed(path: Path, repo: str) -> str | None:
     if path.name not in (RECORD, "config.json", "tokenizer_config.json"):
         return None
     data = _settings(path)
-    if path.name == RECORD:
-        data["config"] = _without_paths(data["config"])
-    for field in _PATH_FIELDS:
+    for field in (*_PATH_FIELDS, *(_RUN_FIELDS if path.name == RECORD else ())):
         if field in data:
             data[field] = _without_paths(data[field])
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
@@ -110,15 +122,54 @@ def problems(files: list[Upload], environment: Mapping[str, str] = os.environ) -
     if "config.json" not in names:
         yield "no config.json, so nobody can load it"
     for file in files:
-        if Path(file.name).suffix in REFUSED:
+        if Path(file.name).suffix.lower() in REFUSED or _is_script(file):
             yield f"{file.name}: pickle or code runs on whoever loads it; remove the file"
-        elif file.name.endswith(_TEXT):
-            text = file.text or file.source.read_text(encoding="utf-8", errors="replace")
-            yield from (f"{file.name}: {found}" for found in _secrets(text, environment))
+        elif not _is_known_binary(file):
+            yield from (f"{file.name}: {found}" for found in _in_text(file, environment))
 
 
-def _secrets(text: str, environment: Mapping[str, str]) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _is_script(file: Upload) -> bool:
+    return _beginning(file).startswith(b"#!")
+
+
+def _is_known_binary(file: Upload) -> bool:
+    suffix, head = Path(file.name).suffix.lower(), _beginning(file)
+    if suffix == ".safetensors":
+        return head[8:9] == b"{"  # behind the length of its header, which is JSON
+    return suffix in _BINARY and head.startswith(_BINARY[suffix])
+
+
+def _beginning(file: Upload) -> bytes:
+    with file.source.open("rb") as opened:
+        return opened.read(16)
+
+
+def _in_text(file: Upload, environment: Mapping[str, str]) -> Iterator[str]:
+    """Secrets in a file of text. What is none cannot be searched, and might be a pickle."""
+    try:
+        yield from _secrets(_lines(file), environment)
+    except UnicodeDecodeError:
+        yield "no safetensors, GGUF, picture or text in UTF-8, so it may hide anything; remove it"
+
+
+def _lines(file: Upload) -> Iterator[str]:
+    """Those that are sent, a few MB of memory at a time, however large the file.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8 text; NUL is none, though UTF-8 has it: UTF-16 reads as such.
+    """
+    if file.text is not None:
+        yield from file.text.split("\n")
+        return
+    with file.source.open(encoding="utf-8", newline="\n") as opened:
+        while line := opened.readline(_LONGEST_LINE):
+            if "\0" in line:
+                raise UnicodeDecodeError("utf-8", b"\0", 0, 1, "NUL")
+            yield line
+
+
+def _secrets(lines: Iterable[str], environment: Mapping[str, str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
         for kind, pattern in SECRETS.items():
             if re.search(pattern, line):
                 yield f"line {number} looks like {kind}; remove it"

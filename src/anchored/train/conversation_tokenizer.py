@@ -17,10 +17,10 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from anchored.annotation import Annotation
-from anchored.files import atomic_write
 from anchored.segments import OBJECTIVES, Message, conversation_pieces, encode_pieces
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
+from anchored.train.record import read_record, save_beside
 
 Turn = Mapping[str, Any]
 
@@ -28,17 +28,24 @@ Turn = Mapping[str, Any]
 class ConversationTokenizer(PreTrainedTokenizerFast):
     """A stock tokenizer but for `apply_chat_template`; `load` makes one.
 
-    It is saved as the stock one, with the record of the model that it came from: what TRL saves,
-    `anchored sample` and `anchored evaluate` take as they take that model.
+    It is saved as the stock one, with the record of the model that it came from, to which what is
+    learnt now is added: what TRL saves, `anchored sample`, `evaluate`, `card` and `push` take as
+    they take that model.
     """
 
     stock: AnchoredTokenizer
     """The tokenizer that it wraps."""
-    _record: str | None
+    _record: dict[str, Any] | None
 
     @classmethod
-    def load(cls, model: str | Path) -> ConversationTokenizer:
+    def load(
+        cls, model: str | Path, preferences: Mapping[str, Any] | None = None
+    ) -> ConversationTokenizer:
         """That of a model folder or hub id; `pad_token` is eos where it has none.
+
+        Args:
+            model: what is trained.
+            preferences: on what, of `record.read_preferences`, for the record that is saved.
 
         Raises:
             ConfigError: nothing there that can be loaded.
@@ -51,7 +58,10 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         found = cls(tokenizer_object=hf.backend_tokenizer, **special)
         found.chat_template = hf.chat_template
         found.stock = stock
-        found._record = record.read_text(encoding="utf-8") if record.is_file() else None
+        found._record = read_record(Path(model)) if record.is_file() else None
+        if found._record and preferences:
+            before = found._record.get("preferences", [])
+            found._record["preferences"] = [*before, preferences]
         return found
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -89,7 +99,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         for messages in conversations:
             planned = bool(messages) and messages[-1].annotation is not None
             objective = OBJECTIVES["anchored" if planned else "standard"]
-            pieces.append(conversation_pieces(messages, objective))
+            pieces.append(conversation_pieces(messages, objective, self.stock.chat))
         encoded = encode_pieces(pieces, self.stock)
         return [[i for segment in segments for i in segment.ids] for segments in encoded]
 
@@ -98,9 +108,10 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     ) -> tuple[str, ...]:
         """The stock tokenizer's files, its probe and the model's record; returns their names."""
         folder = Path(save_directory)
-        self.stock.save(folder)
-        if self._record is not None:
-            atomic_write(folder / RECORD, self._record)
+        if self._record:
+            save_beside(folder, self.stock, self._record)
+        else:
+            self.stock.save(folder)
         return tuple(str(path) for path in sorted(folder.glob("*token*")))
 
 

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anchored.config import versions
+from anchored.data.store import MANIFEST
 from anchored.errors import DataError
+from anchored.files import write_json
 from anchored.segments import OBJECTIVES
+from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -48,10 +52,42 @@ def _base_model(init: str | None) -> str | None:
     return known.get("base_model")
 
 
+def of_other_trainer(manifest: Mapping[str, Any], init: str | None = None) -> dict[str, Any]:
+    """Record of a model that another trainer makes of prepared data; see `origins`."""
+    return {
+        **origins(manifest, init),
+        "config": {"data": manifest["config"]},
+        "versions": versions(),
+    }
+
+
+def save_beside(model: Path, tokenizer: AnchoredTokenizer, record: Mapping[str, Any]) -> None:
+    """Writes the tokenizer and the record into a model's folder, which makes it one of ours."""
+    tokenizer.save(model, annotated=record["annotated"])
+    write_json(model / RECORD, record)
+
+
+def read_preferences(data: Path, trainer: str) -> dict[str, Any]:
+    """The manifest of a dataset that `anchored preferences` made for `trainer`, `dpo` or `grpo`.
+
+    Raises:
+        DataError: it was not made by it, or for the other trainer.
+    """
+    path = data.parent / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{data}: no {path}; give the folder that `anchored preferences` printed")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    made_for = manifest["config"].get("trainer")
+    if made_for != trainer:
+        raise DataError(f"{data}: made for trainer: {made_for}; build it with trainer: {trainer}")
+    return manifest
+
+
 def read_record(model: Path) -> dict[str, Any]:
     """What `anchored.json` beside a model says.
 
-    Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions.
+    Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions; and
+    after DPO or GRPO `preferences`, the manifest of the data for each time, and GRPO's reward.
 
     Raises:
         DataError: the folder has no such file, because it was not trained by this package.
