@@ -28,7 +28,7 @@ from anchored.files import building, claim, released_if_unused, write_json
 from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import MODEL_FOLDER, RECORD
+from anchored.train import MODEL_FOLDER
 from anchored.train.base_targets import BaseTargets
 from anchored.train.checkpoints import check_checkpoint
 from anchored.train.compose import compose
@@ -43,7 +43,7 @@ from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.layout import MAY_CHANGE, check_layout, check_same_rows, record
 from anchored.train.lora import check_lora, has_adapter
 from anchored.train.models import build_model, quiet_transformers, save_adapted
-from anchored.train.record import origins
+from anchored.train.record import origins, save_beside
 from anchored.train.replay import write_replay
 from anchored.train.run_checkpoints import (
     adapt_checkpoint,
@@ -255,8 +255,7 @@ def _save(
             else:
                 (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
             record = _record(config, manifest)
-            tokenizer.save(folder, annotated=record["annotated"])
-            write_json(folder / RECORD, record)
+            save_beside(folder, tokenizer, record)
             write_card(folder, config.out.name, record, tokenizer)
 
 
