@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from anchored.errors import ConfigError, DataError
 from anchored.sample.keys import KeyConstraint
-from anchored.sample.sampling import Sampling, draw, truncate
+from anchored.sample.sampling import Sampling, draw, exact_dtype, truncate
 from anchored.tokenizer import ControlIds
 
 _SPARE = 64
@@ -256,7 +256,9 @@ def _uniforms(seeds: Sequence[str], count: int, device: torch.device) -> torch.T
     """Numbers in [0, 1) (B, L); a row's depend on its seed alone."""
     generators = [random.Random(seed) for seed in seeds]
     numbers = [[generator.random() for _ in range(count)] for generator in generators]
-    return torch.tensor(numbers, dtype=torch.float64, device=device)
+    dtype = exact_dtype(device)
+    below_one = 1 - torch.finfo(dtype).eps / 2  # single precision would round some up to 1
+    return torch.tensor(numbers, dtype=dtype, device=device).clamp(max=below_one)
 
 
 class _RoomyLayer(DynamicLayer):
