@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from anchored.annotation import Annotation, Schema
@@ -159,8 +160,9 @@ def check_whole(model: Any) -> None:
     Raises:
         ConfigError: they are sharded, so a process cannot sample alone.
     """
+    fsdp = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") or "_flat_param" in name:
+        if fsdp or isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
             raise ConfigError(
                 f"collapse monitor: weight {name} is sharded (FSDP, DeepSpeed ZeRO-3 or tensor "
                 "parallel), and sampling needs whole ones; leave the monitor out and run `anchored "
