@@ -6,6 +6,7 @@ had asked.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from anchored.errors import ConfigError
 from anchored.sample.decode import Row, Rules, decode
 from anchored.sample.engine import Request, SampleConfig, Sampling, sample
 from anchored.segments import Message
-from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, ControlIds
+from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, ControlIds, tokenizer_record
+from anchored.train.conversation_tokenizer import ConversationTokenizer
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -42,7 +44,8 @@ class Probe:
     Args:
         prompts: texts or lists of messages `{role, content}`. With a chat template, a text is what
             the user says; without one, what the model goes on from. An empty text asks nothing.
-        tokenizer: that of the model, `transformers`' or ours. It is not changed.
+        tokenizer: that of the model, `transformers`' or ours; the former is taken for ours if it
+            was loaded from where ours was saved, or has our control tokens. It is not changed.
         samples: answers to each prompt.
         max_new_tokens: of an answer, its annotation not counted.
         annotated: the model writes an annotation before its answer.
@@ -69,11 +72,9 @@ class Probe:
         self.prompts = [prompt if isinstance(prompt, str) else turns(prompt) for prompt in prompts]
         self.samples = samples
         self._limit, self._schema, self._seed = max_new_tokens, schema, seed
-        self._hf = getattr(tokenizer, "hf", tokenizer)
         self._annotated = annotated
-        ours = self._hf.get_vocab().keys() >= set(CONTROL_TOKENS.values())
-        self._tokenizer = AnchoredTokenizer(self._hf) if ours else None
-        if annotated and not ours:
+        self._hf, self._tokenizer = tokenizer, _ours(tokenizer)
+        if annotated and self._tokenizer is None:
             raise ConfigError(
                 "annotated: the tokenizer has no tokens to open and close an annotation with; "
                 "use the one saved beside an anchored model, or leave annotated out"
@@ -85,7 +86,8 @@ class Probe:
         Another `step` draws other random numbers.
 
         Raises:
-            ConfigError: the model's weights are sharded.
+            ConfigError: the model's weights are sharded, it has no rows for some of the tokenizer's
+                entries, or it cannot be sampled (`decode`).
             DataError: its logits are not numbers.
         """
         check_whole(model)
@@ -117,6 +119,7 @@ class Probe:
             seed=numbers.getrandbits(32),
         )
         assert self._tokenizer is not None
+        _check_rows(model, self._tokenizer)
         found = sample(model, self._tokenizer, requests, config, self._schema, first=first)
         return [Answer(one.response, one.annotation) for one in found]
 
@@ -180,6 +183,27 @@ def restored(model: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _ours(tokenizer: Any) -> AnchoredTokenizer | None:
+    """The tokenizer as ours, if it is; one of `transformers` is copied for that."""
+    if isinstance(tokenizer, AnchoredTokenizer):
+        return tokenizer
+    if isinstance(tokenizer, ConversationTokenizer):
+        return tokenizer.stock
+    record = tokenizer_record(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    if record is None and not tokenizer.get_vocab().keys() >= set(CONTROL_TOKENS.values()):
+        return None
+    return AnchoredTokenizer.adopt(copy.deepcopy(tokenizer), record)
+
+
+def _check_rows(model: Any, tokenizer: AnchoredTokenizer) -> None:
+    rows = model.config.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"tokenizer: has {len(tokenizer)} entries, and the model's embedding {rows} rows; give "
+            "the tokenizer that the model was saved with"
+        )
 
 
 def _ends(model: Any, hf: Any) -> list[int]:
