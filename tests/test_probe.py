@@ -18,11 +18,12 @@ from anchored.sample import engine
 from anchored.sample.decode import Row
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import probe as probe_module
 from anchored.train.config import SFTConfig
 from anchored.train.conversation_tokenizer import ConversationTokenizer
 from anchored.train.models import load_model
 from anchored.train.monitor import read_metrics
-from anchored.train.probe import Probe, check_whole
+from anchored.train.probe import Answer, Probe, check_whole
 from anchored.train.run import sft
 from families import FAMILIES
 
@@ -101,6 +102,53 @@ def test_sft_of_a_model_with_its_own_template_and_tokens_is_monitored(tmp_path: 
 
 def parts(folder: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that nothing of ours has touched."""
+    return FAMILIES["gemma3"].save(tmp_path_factory.mktemp("foreign"))
+
+
+@pytest.mark.parametrize("prompt", ["", []])
+def test_an_empty_prompt_samples_a_document_whatever_the_template(
+    foreign: Path, prompt: Any, monkeypatch: pytest.MonkeyPatch
+):
+    model, hf = parts(foreign)
+    probe = Probe([prompt], hf, 2, 3)
+    assert asked(monkeypatch, probe_module, probe, model) == [[hf.bos_token_id]] * 2
+    hf.bos_token = None  # as Qwen's has none
+    assert asked(monkeypatch, probe_module, probe, model) == [[hf.eos_token_id]] * 2
+
+
+@pytest.mark.parametrize("named_by", ["template", "settings"])
+def test_an_answer_is_over_at_any_end_that_the_template_or_the_models_settings_name(
+    foreign: Path, named_by: str
+):
+    model, hf = parts(foreign)
+    end = hf.convert_tokens_to_ids("<end_of_turn>") if named_by == "template" else 100
+    if named_by == "settings":
+        model.generation_config.eos_token_id = [hf.eos_token_id, end]
+    passes: list[int] = []
+
+    def ends_at_once(module: Any, given: Any, out: Any) -> None:
+        passes.append(len(out.logits))
+        out.logits[..., end] = 1e4
+
+    probe = Probe(["Hi"], hf, 2, 40)
+    probe.ask(model, 0)
+    model.register_forward_hook(ends_at_once)
+    assert probe.ask(model, 1) == [[Answer(""), Answer("")]]
+    assert passes == [2]
+
+
+@pytest.mark.parametrize("read", [AutoTokenizer.from_pretrained, AnchoredTokenizer.load])
+def test_answers_are_sampled_so_many_at_once_and_do_not_depend_on_it(foreign: Path, read: Any):
+    model, widths = parts(foreign)[0], []
+    whole = Probe(["Hi", "Tell me"], read(foreign), 5, 3).ask(model, 0)
+    model.register_forward_hook(lambda module, given, out: widths.append(len(out.logits)))
+    assert Probe(["Hi", "Tell me"], read(foreign), 5, 3, batch_size=4).ask(model, 0) == whole
+    assert max(widths) == 4
 
 
 def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused(tmp_path: Path):

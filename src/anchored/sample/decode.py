@@ -61,6 +61,7 @@ class Rules:
         annotation_limit, response_limit: most tokens of the two parts, with the closing token and
             eos, without forced ones.
         barred: control ids and ids without text, never sampled but to close a part.
+        ends: ids that end a sequence, beside those of `control`.
         breaks: ids (V,) whose text starts a new line; where a sequence has pinned tags, one of
             them or the closing token comes first. Unused without pinned tags.
         leads: ids (V,) that the tokenizer puts before a line break, where it does.
@@ -73,6 +74,7 @@ class Rules:
     annotation_limit: int
     response_limit: int
     barred: torch.Tensor
+    ends: Sequence[int] = ()
     breaks: torch.Tensor | None = None
     leads: torch.Tensor | None = None
     keys: KeyConstraint | None = None
@@ -241,7 +243,7 @@ class _State:
         self._inside = inside & (ids != rules.control.close)
         self.ended |= self._response_left == 0
         self.ended |= self._inside & (self._annotation_left == 0)
-        for end in rules.control.ends:
+        for end in {*rules.control.ends, *rules.ends}:
             self.ended |= ids == end
         self._time += 1
 

@@ -75,7 +75,8 @@ class CollapseMonitor(TrainerCallback):
     ) -> None:
         self.config = config = validated(CollapseConfig, settings, "CollapseMonitor")
         size = (config.samples, config.max_new_tokens)
-        self._probe = Probe(prompts, tokenizer, *size, annotated, schema, config.seed)
+        how = (annotated, schema, config.seed, config.batch_size)
+        self._probe = Probe(prompts, tokenizer, *size, *how)
         self._equivalence, self._attributes = equivalence or WordOverlap(), attributes
         self._attached = False
 

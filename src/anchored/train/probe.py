@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from anchored.annotation import Annotation, Schema
+from anchored.chat import ChatTemplate
 from anchored.errors import ConfigError
 from anchored.sample.decode import Row, Rules, decode
 from anchored.sample.engine import Request, SampleConfig, Sampling, sample
@@ -51,6 +52,7 @@ class Probe:
         annotated: the model writes an annotation before its answer.
         schema: of these annotations.
         seed: of the random numbers.
+        batch_size: answers sampled together, at most.
 
     Raises:
         ConfigError: no prompts, messages without a chat template, or no control tokens to write an
@@ -66,13 +68,14 @@ class Probe:
         annotated: bool = False,
         schema: Schema | None = None,
         seed: int = 0,
+        batch_size: int = 128,
     ) -> None:
         if isinstance(prompts, str) or not prompts:
             raise ConfigError("prompts: give a list of one or more")
         self.prompts = [prompt if isinstance(prompt, str) else turns(prompt) for prompt in prompts]
         self.samples = samples
         self._limit, self._schema, self._seed = max_new_tokens, schema, seed
-        self._annotated = annotated
+        self._batch_size, self._annotated = batch_size, annotated
         self._hf, self._tokenizer = tokenizer, _ours(tokenizer)
         if annotated and self._tokenizer is None:
             raise ConfigError(
@@ -115,7 +118,7 @@ class Probe:
         config = SampleConfig(
             max_response_tokens=self._limit,
             retries=1,
-            batch_size=len(requests),
+            batch_size=self._batch_size,
             seed=numbers.getrandbits(32),
         )
         assert self._tokenizer is not None
@@ -130,16 +133,25 @@ class Probe:
         rows = [
             Row(self._prefix(prompt), f"{seed}:{first + i}") for i, prompt in enumerate(prompts)
         ]
-        rules = _rules(model, self._hf, ends[0], self._limit)
-        return [Answer(self._text(ids, ends)) for ids in decode(model, rows, rules)]
+        rules, size = _rules(model, self._hf, ends, self._limit), self._batch_size
+        written = [
+            ids
+            for start in range(0, len(rows), size)
+            for ids in decode(model, rows[start : start + size], rules)
+        ]
+        return [Answer(self._text(ids, ends)) for ids in written]
 
     def _prefix(self, prompt: Prompt) -> list[int]:
-        if self._hf.chat_template is not None:
-            encoded = self._hf.apply_chat_template(turns(prompt), add_generation_prompt=True)
-            return list(encoded["input_ids"])
-        if not isinstance(prompt, str):
+        hf = self._hf
+        if not prompt:
+            ids = []
+        elif hf.chat_template is not None:
+            ids = hf.apply_chat_template(turns(prompt), add_generation_prompt=True)["input_ids"]
+        elif isinstance(prompt, str):
+            ids = hf(prompt)["input_ids"]
+        else:
             raise ConfigError("prompts: messages need a chat template, and the tokenizer has none")
-        return list(self._hf(prompt)["input_ids"]) or [self._hf.eos_token_id]
+        return list(ids) or [hf.eos_token_id if hf.bos_token_id is None else hf.bos_token_id]
 
     def _text(self, ids: Sequence[int], ends: Sequence[int]) -> str:
         end = next((at for at, i in enumerate(ids) if i in ends), len(ids))
@@ -207,19 +219,20 @@ def _check_rows(model: Any, tokenizer: AnchoredTokenizer) -> None:
 
 
 def _ends(model: Any, hf: Any) -> list[int]:
-    """The ids that end an answer: the tokenizer's, and those that the model's settings name."""
+    """The ids that end an answer: the tokenizer's, the model's settings' and the template's."""
     settings = getattr(model, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
-    return [
-        hf.eos_token_id,
-        *(named if isinstance(named, list) else [] if named is None else [named]),
-    ]
+    ends = [hf.eos_token_id, *(named if isinstance(named, list) else [named])]
+    if hf.chat_template is not None:
+        with suppress(ConfigError):  # it refuses the conversation that would show its end
+            ends.append(hf.convert_tokens_to_ids(ChatTemplate(hf).end))
+    return [end for end in dict.fromkeys(ends) if end is not None]
 
 
-def _rules(model: Any, hf: Any, eos: int, limit: int) -> Rules:
+def _rules(model: Any, hf: Any, ends: Sequence[int], limit: int) -> Rules:
     """Answers without annotations; nothing is barred but ids without text."""
     width = model.config.get_text_config().vocab_size
     barred = torch.zeros(width, dtype=torch.bool, device=model.device)
     barred[len(hf) :] = True
-    control = ControlIds(*[eos] * len(fields(ControlIds)))
-    return Rules(control, Sampling(), Sampling(), 1, limit, barred)
+    control = ControlIds(*[ends[0]] * len(fields(ControlIds)))
+    return Rules(control, Sampling(), Sampling(), 1, limit, barred, ends)
