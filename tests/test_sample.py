@@ -102,7 +102,7 @@ class Scripted:
 
 
 def scripted(tokenizer: AnchoredTokenizer, script: Script, spare: int = 0) -> Any:
-    """Passed where a `PreTrainedModel` is wanted; known to decode, for it cannot without a cache."""
+    """Passed where a `PreTrainedModel` is wanted; it is not asked without a cache."""
     model: Any = Scripted(tokenizer, script, spare)
     decode_module._decodable.add(model)
     return model
