@@ -159,10 +159,10 @@ def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused(tmp_pa
 
 
 @pytest.fixture
-def group() -> Iterator[None]:
+def group(tmp_path: Path) -> Iterator[None]:
     """One process that is a group of its own."""
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    meets = f"file://{tmp_path}/group"
+    distributed.init_process_group("gloo", init_method=meets, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
