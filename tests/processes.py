@@ -23,14 +23,14 @@ def start(arguments: Sequence[str], **environment: str) -> BaseProcess:
 
 def start_ranks(arguments: Sequence[str], ranks: int = 2) -> list[BaseProcess]:
     """The same command on so many ranks, as `torchrun` starts them."""
-    shared = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    shared = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         start(arguments, **{k: str(v) for k, v in {**shared, "RANK": i, "LOCAL_RANK": i}.items()})
         for i in range(ranks)
     ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that the system gives to whoever asks for any, as tests beside this one do."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from anchored.evaluate.collapse import entropy_within, share_kept
 from anchored.evaluate.equivalence import Exact
 from anchored.files import claim
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import collapse_monitor
 from anchored.train.collapse_monitor import BASELINE, CollapseMonitor
 from anchored.train.config import PretrainConfig
 from anchored.train.look import Look, compared
@@ -32,6 +35,7 @@ from anchored.train.monitor import read_metrics
 from anchored.train.pace import Pace
 from anchored.train.probe import Answer, Probe
 from anchored.train.run import pretrain
+from processes import FORKS, free_port
 
 TEXTS = ["Mara went to the forest.", "Ben slept in a boat.", "Ana sang by the sea."]
 PROMPTS = ["Who?", "Where?"]
@@ -345,6 +349,48 @@ def test_a_resumed_run_keeps_the_baseline_of_its_beginning(
     assert seen(again, "kept")[6] == 0.0  # against a baseline taken at step 4 it would not be known
 
 
+def test_a_resumed_run_with_a_budget_plans_by_what_the_baseline_took(
+    tokenizer: AnchoredTokenizer, tmp_path: Path
+):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    watched(tokenizer, tmp_path, {}, **saving, max_steps=4).train()
+    assert json.loads((tmp_path / BASELINE).read_text())["seconds"] > 0
+    again = watched(tokenizer, tmp_path, {"budget": 1e6}, **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert list(seen(again, "kept")) == [2, 4, 6]
+
+
+def resumed_rank(rank: int, port: int, folder: Path) -> None:
+    """One of two processes, each with a disk of its own; the second has no baseline on its."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
+    os.environ.update({k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
+    collapse_monitor.load_embedder = lambda name: Embedder()  # pyright: ignore
+    one = watched(AnchoredTokenizer.train(TEXTS, 300), folder / str(rank), {}, ddp_backend="gloo")
+    one.train(resume_from_checkpoint=str(folder / str(rank) / "checkpoint-4"))
+    (folder / f"{rank}.json").write_text(json.dumps(seen(one, "kept")))
+
+
+def test_where_only_the_main_process_has_the_baseline_all_take_it_from_there(
+    tokenizer: AnchoredTokenizer, tmp_path: Path
+):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    watched(tokenizer, tmp_path / "0", {}, **saving, max_steps=4).train()
+    shutil.copytree(tmp_path / "0" / "checkpoint-4", tmp_path / "1" / "checkpoint-4")
+    port = free_port()
+    ranks = [FORKS.Process(target=resumed_rank, args=(rank, port, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=60)
+    hung = [rank.is_alive() for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    assert not any(hung)
+    for number in range(2):
+        kept = json.loads((tmp_path / f"{number}.json").read_text())
+        assert kept == {"2": 1.0, "4": 0.0, "6": 0.0}
+
+
 def test_a_baseline_of_other_settings_is_refused_on_a_resumed_run(
     tokenizer: AnchoredTokenizer, tmp_path: Path
 ):
@@ -384,6 +430,16 @@ def test_a_budget_that_pays_for_no_turn_is_said_before_the_run_is_over(
     with pytest.warns(UserWarning, match=r"no turn in 6 steps: .* raise budget \(1e-06\)"):
         one.train()
     assert seen(one, "kept") == {}
+
+
+def test_a_run_too_short_to_plan_a_turn_says_so_at_its_end(
+    tokenizer: AnchoredTokenizer, tmp_path: Path
+):
+    one = trainer(tokenizer, tmp_path, max_steps=3)
+    CollapseMonitor(PROMPTS, tokenizer.hf, **{**QUICK, "every": 50}).attach(one)
+    with pytest.warns(UserWarning, match=r"no turn in 3 steps: .*; lower every \(50\)") as said:
+        one.train()
+    assert sum("no turn" in str(warning.message) for warning in said) == 1
 
 
 def test_sharded_weights_are_refused(tokenizer: AnchoredTokenizer, tmp_path: Path):

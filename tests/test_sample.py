@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -100,8 +102,10 @@ class Scripted:
 
 
 def scripted(tokenizer: AnchoredTokenizer, script: Script, spare: int = 0) -> Any:
-    """Passed where a `PreTrainedModel` is wanted."""
-    return Scripted(tokenizer, script, spare)
+    """Passed where a `PreTrainedModel` is wanted; it is not asked without a cache."""
+    model: Any = Scripted(tokenizer, script, spare)
+    decode_module._decodable.add(model)
+    return model
 
 
 def encoded(tokenizer: AnchoredTokenizer, annotation: Annotation) -> list[int]:
@@ -752,6 +756,46 @@ def test_greedy_responses_are_those_of_generate(tokenizer, name):
         theirs.append(tokenizer.decode([i for i in new.tolist() if i != control.eos]))
     assert [result.response for result in ours] == theirs
     assert len(set(theirs)) == len(theirs)
+
+
+UNCACHED = {
+    "mamba": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
+    "mamba2": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "state_size": 4,
+        "num_heads": 4,
+        "head_dim": 8,
+        "n_groups": 1,
+    },
+}
+
+
+def drawn(tokenizer: AnchoredTokenizer, name: str, fields: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, vocab_size=len(tokenizer), pad_token_id=0, **fields)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("name", UNCACHED)
+def test_a_model_that_takes_no_cache_of_keys_and_values_is_refused(tokenizer, name):
+    with pytest.raises(ConfigError, match=r"gives other logits from a cache .* `anchored score`"):
+        sample(drawn(tokenizer, name, UNCACHED[name]), tokenizer, [Request(USER)])
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "LoraConfig"])
+def test_tuning_by_virtual_tokens_is_refused_and_lora_is_not(tokenizer, kind):
+    settings = {} if kind == "LoraConfig" else {"num_virtual_tokens": 4}
+    adapter = getattr(peft, kind)(task_type="CAUSAL_LM", **settings)
+    model: Any = peft.get_peft_model(drawn(tokenizer, "llama", SIZES), adapter)
+    refused = pytest.raises(ConfigError, match="PeftModelForCausalLM gives other logits")
+    with nullcontext() if kind == "LoraConfig" else refused:
+        sample(model, tokenizer, [Request(USER)], SampleConfig(max_response_tokens=2))
+
+
+def test_half_precision_is_no_reason_to_refuse_a_model(tokenizer):
+    model = drawn(tokenizer, "llama", {**SIZES, "num_hidden_layers": 8}).bfloat16()
+    sample(model, tokenizer, [Request(USER)], SampleConfig(max_response_tokens=2))
 
 
 def test_a_checkpoints_generation_settings_do_not_slip_in(tiny, tokenizer):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from anchored.sample.sampling import Sampling, draw, truncate
+from anchored.sample import decode, sampling
+from anchored.sample.sampling import Sampling, draw, exact_dtype, truncate
 
 
 def logits(*probabilities: float) -> torch.Tensor:
@@ -88,6 +89,17 @@ def test_draw_follows_the_probabilities():
     numbers = torch.rand(200_000, dtype=torch.float64)
     drawn = draw(scores.expand(200_000, -1), numbers).bincount(minlength=50) / 200_000
     assert (drawn - scores.softmax(-1)[0]).abs().max() < 0.005
+
+
+def test_where_there_is_no_double_precision_the_numbers_stay_below_one(monkeypatch):
+    assert exact_dtype(torch.device("mps")) == torch.float32
+    assert exact_dtype(torch.device("cpu")) == torch.float64
+    for module in (decode, sampling):
+        monkeypatch.setattr(module, "exact_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(decode.random.Random, "random", lambda self: 1 - 2**-53)
+    numbers = decode._uniforms(["seed"], 1, torch.device("cpu"))[0]
+    assert numbers.dtype == torch.float32
+    assert draw(logits(0.25, 0.5, 0.25), numbers).tolist() == [2]
 
 
 def test_draw_marks_rows_that_hold_no_numbers():

@@ -2,7 +2,8 @@
 
 A loop of our own and not `generate`: each part has its own sampling, sequences that have ended
 leave the batch, and no setting of a checkpoint's `generation_config` slips in. The model must take
-`position_ids` and `logits_to_keep`, as it must for training.
+`position_ids` and `logits_to_keep`, as it must for training, and a cache of keys and values. One
+that takes no such cache without saying so would write nonsense: it is found out beforehand.
 Shapes: B sequences, T tokens so far, V vocabulary, L tokens at most, F forced tokens at most.
 """
 
@@ -12,18 +13,24 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from anchored.errors import DataError
+from anchored.errors import ConfigError, DataError
 from anchored.sample.keys import KeyConstraint
-from anchored.sample.sampling import Sampling, draw, truncate
+from anchored.sample.sampling import Sampling, draw, exact_dtype, truncate
 from anchored.tokenizer import ControlIds
 
 _SPARE = 64
 _COMPACT_BELOW = 0.8
+
+# Of what context changes in the logits. Rounding to bfloat16 comes to 0.01; a cache that is
+# ignored (Mamba) or gets virtual tokens at every step (prompt tuning) to 0.2 and more.
+_UNLIKE = 0.1
+_decodable: WeakSet[torch.nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Rules:
         annotation_limit, response_limit: most tokens of the two parts, with the closing token and
             eos, without forced ones.
         barred: control ids and ids without text, never sampled but to close a part.
+        ends: ids that end a sequence, beside those of `control`.
         breaks: ids (V,) whose text starts a new line; where a sequence has pinned tags, one of
             them or the closing token comes first. Unused without pinned tags.
         leads: ids (V,) that the tokenizer puts before a line break, where it does.
@@ -66,6 +74,7 @@ class Rules:
     annotation_limit: int
     response_limit: int
     barred: torch.Tensor
+    ends: Sequence[int] = ()
     breaks: torch.Tensor | None = None
     leads: torch.Tensor | None = None
     keys: KeyConstraint | None = None
@@ -76,8 +85,12 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], rules: Rules) -> list[li
     """New ids of each row, up to and with what ended it; an annotation too long ends its row.
 
     Raises:
-        DataError: the model's logits are not numbers.
+        ConfigError: the model does not go on from a cache as it would from the tokens.
+        DataError: its logits are not numbers.
     """
+    if model not in _decodable:
+        _check_cached(model)
+        _decodable.add(model)
     state = _State(rows, rules, model.device)
     ids, mask = _left_padded([row.prefix for row in rows], rules.control.pad, model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -85,16 +98,9 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], rules: Rules) -> list[li
     written: list[list[int]] = [[] for _ in rows]
     present = list(range(len(rows)))
     while present:
-        scores: Any = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        scores = _scores(model, ids, mask, positions, cache)
         running = (~state.ended).tolist()
-        ids = state.step(scores.float())
+        ids = state.step(scores)
         for row, runs, token in zip(present, running, ids.tolist(), strict=True):
             if runs:
                 written[row].append(token)
@@ -107,6 +113,57 @@ def decode(model: PreTrainedModel, rows: Sequence[Row], rules: Rules) -> list[li
             state.select(kept)
             cache.reorder_cache(kept)  # pyright: ignore[reportArgumentType]
     return written
+
+
+def _scores(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    cache: DynamicCache,
+) -> torch.Tensor:
+    """Logits (B, V) behind the last of `ids`, which follow what `cache` holds."""
+    out: Any = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1].float()
+
+
+def _check_cached(model: PreTrainedModel) -> None:
+    """Sees that a step from the cache, in a padded batch, gives the logits of a whole pass.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    numbers, width = random.Random(0), model.config.get_text_config().vocab_size
+    rows = [[numbers.randrange(width) for _ in range(length)] for length in (8, 4)]
+    ids, mask = _left_padded(rows, 0, model.device)
+    positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), _cache(model)
+    _scores(model, ids[:, :-1], mask[:, :-1], positions[:, :-1], cache)
+    stepped = _scores(model, ids[:, -1:], mask, positions[:, -1:], cache).log_softmax(-1)
+    whole, alone = (
+        torch.cat([_whole_pass(model, row[first:]) for row in rows]) for first in (0, -1)
+    )
+    difference, context = ((whole - other).norm() for other in (stepped, alone))
+    if difference > _UNLIKE * context:
+        raise ConfigError(
+            f"model: {type(model).__name__} gives other logits from a cache of keys and values "
+            "than from the tokens (state-space models do, and prompt and prefix tuning), so "
+            "samples would be wrong; sample it with another tool and compare the answers by "
+            "`anchored score`; in training, leave the monitor out"
+        )
+
+
+def _whole_pass(model: PreTrainedModel, row: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities (1, V) behind `row`, without a cache."""
+    ids = torch.tensor([row], device=model.device)
+    out: Any = model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return out.logits[:, -1].float().log_softmax(-1)
 
 
 def _left_padded(
@@ -186,7 +243,7 @@ class _State:
         self._inside = inside & (ids != rules.control.close)
         self.ended |= self._response_left == 0
         self.ended |= self._inside & (self._annotation_left == 0)
-        for end in rules.control.ends:
+        for end in {*rules.control.ends, *rules.ends}:
             self.ended |= ids == end
         self._time += 1
 
@@ -201,7 +258,9 @@ def _uniforms(seeds: Sequence[str], count: int, device: torch.device) -> torch.T
     """Numbers in [0, 1) (B, L); a row's depend on its seed alone."""
     generators = [random.Random(seed) for seed in seeds]
     numbers = [[generator.random() for _ in range(count)] for generator in generators]
-    return torch.tensor(numbers, dtype=torch.float64, device=device)
+    dtype = exact_dtype(device)
+    below_one = 1 - torch.finfo(dtype).eps / 2  # single precision would round some up to 1
+    return torch.tensor(numbers, dtype=dtype, device=device).clamp(max=below_one)
 
 
 class _RoomyLayer(DynamicLayer):

@@ -43,6 +43,11 @@ def truncate(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return scores
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The precision to draw in: double, or single where the device has no other (Apple's)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One token a row by inversion: logits (B, V), numbers in [0, 1) (B,) -> ids (B,).
 
@@ -50,7 +55,7 @@ def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     not depend on the rows beside it. A token of probability 0 is never drawn. A row that holds NaN
     yields -1.
     """
-    probabilities = scores.softmax(-1, dtype=torch.float64)
+    probabilities = scores.softmax(-1, dtype=exact_dtype(scores.device))
     cumulated = probabilities.cumsum(-1)
     above = (cumulated > uniforms[:, None] * cumulated[:, -1:]) & (probabilities > 0)
     return torch.where(above.any(-1), above.to(torch.int8).argmax(-1), -1)

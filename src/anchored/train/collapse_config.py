@@ -21,6 +21,7 @@ class CollapseConfig(Config):
         checkpoint_below: saves a checkpoint at the first turn of which the same is true.
         embedder: of `dissimilarity`; see `evaluate.embedders.load_embedder`.
         seed: of the samples.
+        batch_size: answers sampled together, at most; they do not depend on it.
     """
 
     every: int = Field(default=50, ge=1)
@@ -31,6 +32,7 @@ class CollapseConfig(Config):
     checkpoint_below: float | None = Field(default=None, gt=0)
     embedder: str = "static"
     seed: int = 0
+    batch_size: int = Field(default=128, ge=1)
 
 
 class MonitorConfig(CollapseConfig):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from transformers import TrainerCallback
 
@@ -75,7 +75,8 @@ class CollapseMonitor(TrainerCallback):
     ) -> None:
         self.config = config = validated(CollapseConfig, settings, "CollapseMonitor")
         size = (config.samples, config.max_new_tokens)
-        self._probe = Probe(prompts, tokenizer, *size, annotated, schema, config.seed)
+        how = (annotated, schema, config.seed, config.batch_size)
+        self._probe = Probe(prompts, tokenizer, *size, *how)
         self._equivalence, self._attributes = equivalence or WordOverlap(), attributes
         self._attached = False
 
@@ -105,8 +106,8 @@ class CollapseMonitor(TrainerCallback):
         self._reader = Reader(embedder, self._equivalence, self._attributes)
         self._pace = Pace(config.every, config.budget, state.global_step, state.max_steps)
         self._timer = StepTimer()
-        self._last, self._next, self._cost = state.global_step, None, 0.0
-        self._saved = False
+        self._last, self._next = state.global_step, None
+        self._saved = self._warned = False
         self._pending: dict[str, float] = {}
         self._before = self._baseline(Path(args.output_dir) / BASELINE, model, state)
 
@@ -133,6 +134,11 @@ class CollapseMonitor(TrainerCallback):
         self._act(figures, step, state, control)
         self._plan(step + 1, state)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Says so where the run was over before its first turn."""
+        steps = state.global_step - self._pace.first_step
+        self._warn_of_no_turn(steps, self._timer.mean, state)
+
     def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
     ) -> None:
@@ -158,15 +164,20 @@ class CollapseMonitor(TrainerCallback):
         """Sets the next turn, by the slowest process, so that all take it together."""
         seconds = _longest(self._timer.mean)
         self._next = self._pace.next_turn(step, self._last, self._cost, seconds)
-        never = self._next is None and self._last == self._pace.first_step
-        if never and state.is_world_process_zero:
-            warnings.warn(
-                f"CollapseMonitor: no turn in {state.max_steps} steps: one takes "
-                f"{self._cost:.2g} s and a training step {seconds:.2g} s; lower every "
-                f"({self.config.every}), samples or max_new_tokens, or raise budget "
-                f"({self.config.budget})",
-                stacklevel=2,
-            )
+        if self._next is None:
+            self._warn_of_no_turn(state.max_steps - self._pace.first_step, seconds, state)
+
+    def _warn_of_no_turn(self, steps: int, seconds: float, state: Any) -> None:
+        """Once, where there was none in `steps` of `seconds` each."""
+        if self._warned or self._last > self._pace.first_step or not state.is_world_process_zero:
+            return
+        self._warned = True
+        warnings.warn(
+            f"CollapseMonitor: no turn in {steps} steps: one takes {self._cost:.2g} s and a "
+            f"training step {seconds:.2g} s; lower every ({self.config.every}), samples or "
+            f"max_new_tokens, or raise budget ({self.config.budget})",
+            stacklevel=2,
+        )
 
     def _shares(self) -> dict[str, float]:
         steps = self._pace.last_step - self._pace.first_step
@@ -190,19 +201,22 @@ class CollapseMonitor(TrainerCallback):
             )
 
     def _baseline(self, path: Path, model: Any, state: Any) -> Look:
-        """Taken now; or read where the run is resumed and has one."""
+        """Taken now; or read, with what it took, where the run is resumed and has one."""
         stamp = {
             "prompts": self._probe.prompts,
             "samples": self.config.samples,
             "max_new_tokens": self.config.max_new_tokens,
             "readers": self._reader.name,
         }
-        if state.global_step and path.is_file():
-            return _read(path, stamp)
+        kept = _kept_by_main(path) if state.global_step else None
+        if kept is not None:
+            self._cost = kept["seconds"]
+            return _same_settings(path, kept, stamp)
         with self._paid():
             look = self._look(model, state.global_step)
         if state.is_world_process_zero:
-            write_json(path, {"step": state.global_step, **stamp, **look.as_json()})
+            taken = {"step": state.global_step, "seconds": self._cost}
+            write_json(path, {**taken, **stamp, **look.as_json()})
             if not look.semantic_entropy:
                 warnings.warn(
                     "CollapseMonitor: each prompt's answers all say the same at the start, so "
@@ -232,8 +246,15 @@ def monitor_of(config: MonitorConfig, tokenizer: Any, manifest: dict[str, Any]) 
     )
 
 
-def _read(path: Path, stamp: dict[str, Any]) -> Look:
-    data = json.loads(path.read_text(encoding="utf-8"))
+def _kept_by_main(path: Path) -> dict[str, Any] | None:
+    """What the main process has in the file, for all: the others may have other disks."""
+    kept: list[dict[str, Any] | None] = [None]
+    if PartialState().is_main_process and path.is_file():
+        kept = [json.loads(path.read_text(encoding="utf-8"))]
+    return broadcast_object_list(kept)[0]
+
+
+def _same_settings(path: Path, data: dict[str, Any], stamp: dict[str, Any]) -> Look:
     for field, value in stamp.items():
         if data[field] != value:
             raise ConfigError(
