@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 
 def control_ids(tokenizer: Any) -> dict[str, int]:

@@ -402,7 +402,7 @@ def load_error(what: str, source: str | Path, error: Exception) -> ConfigError:
         reason = "needs code of its own (auto_map), which is never run; use one without"
     elif not isinstance(error, (OSError, ValueError, ImportError)):
         reason = f"transformers cannot load it ({type(error).__name__}: {reason}); use another"
-    if not path.exists():
+    elif not path.exists():
         deep = name.count("/") > 1 or ("/" in name and path.parent.is_dir())
         reason = "no such folder" + ("" if deep else f", and not found on the hub: {reason}")
     return ConfigError(f"{what} {name!r}: {reason}")
