@@ -8,19 +8,26 @@ The model writes an annotation, closes it and answers; two lines cut the annotat
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file
 
-OPEN, CLOSE = "<|annotation|>", "<|/annotation|>"  # a model's card names its own
+
+def control_ids(tokenizer: Any) -> dict[str, int]:
+    """Ids by name, `open` and `close` among them: which tokens serve differs between models."""
+    path = cached_file(tokenizer.name_or_path, "anchored_tokenizer.json")
+    return json.loads(Path(path or "").read_text(encoding="utf-8"))["control"]
 
 
 def chat(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 400) -> tuple[str, str]:
     """The annotation and the answer, both sampled at temperature 1."""
     messages = [{"role": "user", "content": prompt}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    opening = tokenizer.convert_tokens_to_ids(OPEN)
+    opening = control_ids(tokenizer)["open"]
     if ids[-1] != opening:
         ids.append(opening)
     batch = torch.tensor([ids], device=model.device)
@@ -30,6 +37,8 @@ def chat(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 400) -> 
         do_sample=True,
         temperature=1.0,
         top_k=0,  # transformers would keep the 50 likeliest tokens alone
+        top_p=1.0,
+        repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
     )
     return cut(out[0, len(ids) :].tolist(), tokenizer)
@@ -37,7 +46,7 @@ def chat(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 400) -> 
 
 def cut(written: list[int], tokenizer: Any) -> tuple[str, str]:
     """What stands before the closing token and what stands behind it."""
-    closing = tokenizer.convert_tokens_to_ids(CLOSE)
+    closing = control_ids(tokenizer)["close"]
     end = written.index(closing) if closing in written else len(written)
     answer = tokenizer.decode(written[end + 1 :], skip_special_tokens=True)
     return tokenizer.decode(written[:end]), answer

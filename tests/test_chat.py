@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from anchored.annotation import Annotation
 from anchored.errors import ConfigError, DataError
@@ -23,7 +26,7 @@ from anchored.segments import (
     conversation_segments,
 )
 from anchored.tokenizer import AnchoredTokenizer
-from families import FAMILIES, byte_level
+from families import FAMILIES, LLAMA_TEMPLATE, byte_level
 
 CHATTING = ("llama3", "qwen3", "gemma3", "olmo2")
 TURNS = (
@@ -216,6 +219,47 @@ def test_another_template_has_another_fingerprint():
     assert len(fingerprints) == 2
 
 
+DATED = "{{ 'Today: ' ~ strftime_now('%d %b %Y') ~ '\n' }}" + LLAMA_TEMPLATE
+
+
+def test_a_template_that_writes_the_day_has_the_same_fingerprint_the_next_day(
+    tmp_path: Path, monkeypatch
+):
+    hf = FAMILIES["llama3"].tokenizer()
+    hf.chat_template = DATED
+    tokenizer = AnchoredTokenizer.adopt(hf)
+    tokenizer.save(tmp_path)
+    before = tokenizer.fingerprint
+    for day in (24, 25):
+        on = datetime.datetime(2026, 11, day)
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda on=on: on))
+        loaded = AnchoredTokenizer.load(tmp_path)
+        assert loaded.fingerprint == before
+        prompt = prompt_ids(loaded, TURNS)
+        assert prompt == stock_ids(loaded.hf, TURNS)
+        assert loaded.decode(prompt).startswith(f"Today: {day} Nov 2026\n")
+    hf.chat_template = DATED.replace("Today", "Now")
+    assert AnchoredTokenizer.adopt(hf).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("behind", "opened"),
+    [
+        ("<think>\n", "<think>"),
+        ("<think>\n\n</think>\n\n<think>", "<think>"),
+        ("[THINK]", "[THINK]"),
+        ("<think>\n\n</think>\n\n", None),
+        ("</think>", None),
+        ("<thoughtless>", None),
+    ],
+)
+def test_a_thought_that_the_prompt_opens_and_does_not_close_is_noticed(behind, opened):
+    hf = FAMILIES["qwen3"].tokenizer()
+    hf.chat_template += f"{{{{ {behind!r} if add_generation_prompt else '' }}}}"
+    chat = AnchoredTokenizer.adopt(hf).chat
+    assert chat and chat.opened_thought() == opened
+
+
 def metaspace(scheme: str) -> PreTrainedTokenizerFast:
     """As Llama 2 has it: a space is put before a text, or before its first part alone."""
     scores = [("<unk>", 0.0), ("<s>", -1.0), ("</s>", -1.0), ("[/INST]", -1.0), ("▁", -3.0)]
@@ -279,6 +323,7 @@ def test_a_conversation_that_the_template_refuses_is_an_error_that_says_why():
         ("{{ raise_exception('only tools') }}", "only tools; change its turns; this package"),
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves an answer out"),
         ("{% for m in messages %", "refuses a conversation"),
+        ("{{ 1 // 0 }}", "refuses a conversation of user, assistant: integer division"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused(template, reason):

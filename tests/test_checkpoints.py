@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from anchored import cli
 from anchored.errors import ConfigError
+from anchored.sample.run import load
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.checkpoints import check_checkpoint
-from anchored.train.models import load_model
+from anchored.train.models import ModelConfig, build_model, load_model, model_configuration
 from families import FAMILIES, gpt_neox
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,35 @@ def nothing_but_zeros(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(bytes(100))
 
 
-def shard_missing(folder: Path) -> None:
-    index = {"weight_map": {"a": "model-1.safetensors", "b": WEIGHTS}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def with_index(weight_map: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder / "model-2.safetensors")
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+    return spoil
+
+
+def with_config(**fields: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, **fields)
+
+
+def bad_file_beside_a_good_index(folder: Path) -> None:
+    """Of the two, `transformers` loads the file."""
+    shutil.copy(folder / WEIGHTS, folder / "model-2.safetensors")
+    index = dict.fromkeys(load_file(folder / WEIGHTS), "model-2.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": index}))
+    with_value(float("nan"))(folder)
+
+
+def with_bias(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["model.layers.0.self_attn.q_proj.bias"] = torch.ones(32)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+
+
+def opened_thought(folder: Path) -> None:
+    with (folder / "chat_template.jinja").open("a") as file:
+        file.write("{{ '<think>\n' if add_generation_prompt else '' }}")
 
 
 def with_value(value: float) -> Callable[[Path], None]:
@@ -129,7 +157,32 @@ HOSTILE = [
     (not_json, "config.json: not readable as JSON"),
     (cut_short, "model.safetensors is damaged or cut short"),
     (nothing_but_zeros, "model.safetensors is damaged or cut short"),
-    (shard_missing, "model-1.safetensors is missing; fetch the checkpoint again"),
+    (
+        with_index({"a": "model-1.safetensors", "b": "model-2.safetensors"}),
+        "model-1.safetensors is missing; fetch the checkpoint again",
+    ),
+    (with_index([]), f"{INDEX}: weight_map names no files by weight; fetch it again"),
+    (with_index({"a": 3}), f"{INDEX}: weight_map names no files by weight; fetch it again"),
+    (bad_file_beside_a_good_index, "model.norm.weight in model.safetensors holds NaN"),
+    (with_config(quantization_config={"quant_method": "fp8"}), "its weights are quantized"),
+    (with_config(model_type=["llama"]), "has model_type ['llama'], which transformers does not"),
+    (with_config(hidden_size="32"), "Field 'hidden_size' expected int, got str (value: '32')"),
+    (with_config(num_attention_heads=0), "cannot load it (ZeroDivisionError: integer modulo"),
+    (
+        with_config(rope_parameters={"rope_type": "z"}),
+        "transformers cannot load it (KeyError: 'z')",
+    ),
+    (
+        with_config(intermediate_size=96),
+        "another shape to model.layers.0.mlp.down_proj.weight and 5",
+    ),
+    (
+        with_config(num_hidden_layers=3),
+        "no weights for model.layers.2.input_layernorm.weight and 8",
+    ),
+    (with_config(num_hidden_layers=1), "leaves out model.layers.1.input_layernorm.weight and 8 mo"),
+    (with_bias, "its config.json leaves out model.layers.0.self_attn.q_proj.bias; it is another"),
+    (opened_thought, "opens a thought (<think>) before the answer and leaves it open; where the"),
     (with_value(float("nan")), "model.norm.weight in model.safetensors holds NaN or infinite"),
     (with_value(float("-inf")), "model.norm.weight in model.safetensors holds NaN or infinite"),
     (foreign_tokenizer, "its tokenizer has 389 entries and its embedding 100 rows"),
@@ -193,15 +246,50 @@ def test_pickled_weights_are_not_loaded_by_any_command(folder):
         load_model(folder, tokenizer)
 
 
-def test_a_tokenizer_that_needs_code_of_its_own_is_refused(folder):
-    (folder / "tokenizer.json").unlink()
-    edit(
-        folder, "tokenizer_config.json", tokenizer_class="MineTokenizer",
-        auto_map={"AutoTokenizer": ["tokenization_mine.Mine", None]},
-    )  # fmt: skip
-    (folder / "tokenization_mine.py").write_text("raise SystemExit('this code was run')")
-    with pytest.raises(ConfigError, match="tokenizer"):
-        check_checkpoint(str(folder), quiet=True)
+def plan_it(source: str) -> None:
+    model_configuration(ModelConfig(init=source), 10)
+
+
+@pytest.mark.parametrize("use", [check_checkpoint, load, plan_it])
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_code_of_a_checkpoints_own_is_not_run_even_for_one_who_says_yes(
+    part, use, folder, monkeypatch
+):
+    """`transformers` asks on the terminal where it is not told."""
+    if part == "model":
+        remote_code(folder)
+        edit(folder, auto_map=dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "mine.Mine"))
+    else:
+        auto_map = {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}
+        edit(folder, "tokenizer_config.json", tokenizer_class="Mine", auto_map=auto_map)
+    (folder / "mine.py").write_text("raise SystemExit('this code was run')")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    if part == "tokenizer" and use is plan_it:
+        return plan_it(str(folder))
+    with pytest.raises(ConfigError, match=r"code of its own \(auto_map\), which is never run"):
+        use(str(folder))
+
+
+def test_a_head_of_others_beside_the_model_is_no_fault(folder):
+    """As the value head of a reward model that was trained from it."""
+    weights = load_file(folder / WEIGHTS)
+    weights["v_head.summary.weight"] = torch.ones(32)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    check_checkpoint(str(folder), quiet=True)
+
+
+@pytest.mark.parametrize("sampler", [{"do_sample": True}, {}])
+def test_no_setting_of_a_checkpoints_sampler_is_left_in_what_is_trained_from_it(
+    sampler, folder, tmp_path
+):
+    narrow = {"temperature": 0.6, "top_p": 0.1, "top_k": 20, "repetition_penalty": 1.05}
+    edit(folder, "generation_config.json", eos_token_id=[1, 2], **narrow, **sampler)
+    tokenizer = AnchoredTokenizer.load(folder)
+    model = build_model(ModelConfig(init=str(folder)), tokenizer, 0)
+    model.save_pretrained(tmp_path)  # it may be refused for settings that do not go together
+    saved = json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))
+    assert saved.keys().isdisjoint({*narrow, "do_sample"})
+    assert saved["eos_token_id"] == [1, 2, tokenizer.control.end]
 
 
 def test_an_added_token_without_a_row_gets_one(tmp_path):

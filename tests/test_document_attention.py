@@ -7,20 +7,26 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
+    TrainingArguments,
     modeling_flash_attention_utils,
 )
 
 from anchored.data.collate import Collator
+from anchored.errors import ConfigError
+from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.attention import (
     DOCUMENT_ATTENTION,
     attend_within_documents,
+    keeps_documents_apart,
     takes_flat_rows,
 )
+from anchored.train.compose import compose
 
 VOCABULARY = 50
 ROWS = [[5, 1, 7], [13], [6, 7]]  # lengths of the documents in each row
@@ -118,6 +124,63 @@ def test_a_model_that_attends_otherwise_is_left_as_it_is(fields: dict[str, Any])
     attend_within_documents(net)
     assert not takes_flat_rows(net)
     assert net.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("kind", ["gpt_bigcode", "persimmon"])
+def test_a_model_that_does_not_tell_its_attention_where_documents_start_keeps_the_mask(kind: str):
+    net: Any = model(model_type=kind, n_embd=32, n_layer=1, n_head=2).eval()
+    rows = batch()
+    before = net(**rows, use_cache=False).logits
+    attend_within_documents(net)
+    assert not takes_flat_rows(net)
+    assert_close(net(**rows, use_cache=False).logits, before, atol=0, rtol=0)
+
+
+LAYERS = {"layer_types": ["conv", "full_attention"]}
+LEAKS = {
+    "bloom": {"n_layer": 1, "n_head": 2}, "falcon": {"new_decoder_architecture": False},
+    "mamba": {"state_size": 4}, "lfm2": LAYERS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_a_model_that_reads_documents_of_a_row_as_one_is_noticed_and_left_as_it_was(kind: str):
+    net = model(model_type=kind, **LEAKS[kind])
+    assert not keeps_documents_apart(net)
+    assert net.training
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2},
+        {"model_type": "mistral", "sliding_window": 4},
+        {"model_type": "mixtral", "num_local_experts": 4},
+    ],
+    ids=["olmo2", "learnt-positions", "sliding-window", "experts"],
+)
+def test_one_that_keeps_them_apart_is_not(fields: dict[str, Any]):
+    net = model(**fields)
+    assert keeps_documents_apart(net)
+    attend_within_documents(net)
+    assert keeps_documents_apart(net)
+
+
+def composed(kind: str, documents: list[int], out: Path) -> Any:
+    net = model(model_type=kind, **LEAKS.get(kind, {}))
+    ids = list(range(3, 3 + sum(documents)))
+    row = {"input_ids": ids, "labels": ids, "kinds": [0] * len(ids), "seq_lengths": documents}
+    arguments = TrainingArguments(output_dir=str(out), use_cpu=True, report_to=[])
+    tokenizer = AnchoredTokenizer.train(["Mara sailed."], 270)
+    return compose(net, Dataset.from_list([row]), tokenizer, arguments)
+
+
+def test_it_is_refused_where_rows_hold_several_documents_and_only_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"bloom does not .* set data\.packing to false$"):
+        composed("bloom", [4, 3], tmp_path)
+    assert composed("bloom", [7], tmp_path)
+    assert composed("olmo2", [4, 3], tmp_path)
 
 
 def test_a_saved_model_does_not_know_of_it(tmp_path: Path):

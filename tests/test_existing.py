@@ -120,6 +120,24 @@ def test_stock_transformers_chats_with_what_sft_leaves_and_gets_our_ids(name, tr
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_the_example_without_anything_of_ours_takes_any_family(name, trained, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = __import__("load_and_chat")
+    model, hf = stock(trained(name))
+    asked: dict[str, Any] = {}
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda batch, **given: asked.update(given) or generate(batch, **given)
+    )
+    assert len(example.chat(model, hf, "Tell me", max_new_tokens=4)) == 2
+    everything = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    assert everything.items() <= asked.items()
+    control = load(str(trained(name))).tokenizer.control
+    written = [*hf.encode("glad", add_special_tokens=False), control.close]
+    assert example.cut([*written, *written[:-1], control.end], hf) == ("glad", "glad")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_our_sampler_writes_what_generate_writes(name, folders):
     source = load(str(folders(name)))
     (ours,) = sample(source.model, source.tokenizer, [Request(TURNS)], GREEDY)

@@ -14,7 +14,7 @@ from anchored.annotation import Annotation
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.sample import engine
 from anchored.segments import OBJECTIVES, Message, assemble, conversation_segments
-from anchored.tokenizer import CONTROL_TOKENS, END_OF_TEXT, PROBE, AnchoredTokenizer
+from anchored.tokenizer import CONTROL_TOKENS, END_OF_TEXT, PROBE, AnchoredTokenizer, load_error
 
 TEXTS = ["Tell me a story. Mara slept at the mill.\n\nThe end. hero: Mara"] * 3
 
@@ -159,6 +159,16 @@ def test_a_folder_with_nothing_to_load_is_one_clear_line(tmp_path: Path, monkeyp
             AnchoredTokenizer.load(name)
     with pytest.raises(ConfigError, match=r"tokenizer 'runs': (?!no such)\w"):
         AnchoredTokenizer.load("runs")
+
+
+def test_what_a_repository_on_the_hub_holds_is_not_taken_for_its_absence():
+    for error, said in (
+        (KeyError("z"), "transformers cannot load it (KeyError: 'z'); use another"),
+        (ValueError("pass trust_remote_code=True"), "needs code of its own (auto"),
+    ):
+        assert str(load_error("model", "owner/name", error)).startswith(
+            f"model 'owner/name': {said}"
+        )
 
 
 def test_a_folder_whose_pre_tokenizer_changed_is_refused(tokenizer, tmp_path: Path):

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -32,6 +31,9 @@ _RESERVED = re.compile(
     r"[<\[]\|?(reserved|unused|extra|special|dummy|placeholder)[a-z_]*\d+\|?[>\]]", re.IGNORECASE
 )
 _MARKS = range(0xF0000, 0xFFFFE)  # private use: no text has all of them
+# Before a template: the day of rendering is then no part of what it renders.
+_ONE_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
+_THOUGHT = re.compile(r"[<\[](/?)(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
 
 
 class Stretch(NamedTuple):
@@ -72,22 +74,40 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation.
         """
+        return self._stretches(turns, answer_next)
+
+    def _stretches(
+        self, turns: Turns, answer_next: bool, template: str | None = None
+    ) -> list[Stretch]:
         mark = _unused_mark("".join(turn["content"] for turn in turns))
         guarded = [
             {"role": turn["role"], "content": self._guarded(turn["content"], mark)}
             for turn in turns
         ]
-        found = self._split(self._render(guarded, answer_next))
+        found = self._split(self._render(guarded, answer_next, template))
         return [Stretch(text.replace(mark, ""), special) for text, special in found]
 
     def probe(self) -> list[Stretch]:
-        """A fixed conversation: two templates that render it alike are taken for the same."""
-        return self.stretches(_PROBE, answer_next=True)
+        """A fixed conversation, on a fixed day: templates that render it alike are the same."""
+        return self._stretches(_PROBE, True, self._undated)
 
     def probe_ids(self) -> list[int]:
         """The same as `apply_chat_template` encodes it."""
-        encoded: Any = self._hf.apply_chat_template(list(_PROBE), add_generation_prompt=True)
+        encoded: Any = self._hf.apply_chat_template(
+            list(_PROBE), chat_template=self._undated, add_generation_prompt=True
+        )
         return encoded["input_ids"]
+
+    @property
+    def _undated(self) -> str:
+        template = self._hf.get_chat_template()
+        return _ONE_DAY + template if "strftime_now" in template else template
+
+    def opened_thought(self) -> str | None:
+        """The tag (`<think>`) by which a prompt begins a thought and leaves it to the answer."""
+        behind = self._render(_PROBE, True).rpartition(_PROBE[-1]["content"])[2]
+        tags = list(_THOUGHT.finditer(behind))
+        return tags[-1][0] if tags and not tags[-1][1] else None
 
     def _guarded(self, content: str, mark: str) -> str:
         """`content` with `mark` inside each special token that it spells, or ends with a part of.
@@ -104,14 +124,17 @@ class ChatTemplate:
                 return content[:at] + mark + content[at:]
         return content
 
-    def _render(self, turns: Turns, answer_next: bool) -> str:
+    def _render(self, turns: Turns, answer_next: bool, template: str | None = None) -> str:
         if not turns:
             raise DataError(f"{self._name}: nothing stands before the answer; give it a prompt")
         try:
             text: Any = self._hf.apply_chat_template(
-                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=answer_next
+                [dict(turn) for turn in turns],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=answer_next,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             reason = " ".join(str(error).split())[:200]
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(

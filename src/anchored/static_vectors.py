@@ -62,9 +62,10 @@ def _distil() -> StaticModel:
     from transformers import AutoModel, AutoTokenizer
 
     teacher = str(get_model_path())
+    local = {"local_files_only": True, "trust_remote_code": False}
     model = distill_from_model(
-        model=AutoModel.from_pretrained(teacher, local_files_only=True),
-        tokenizer=AutoTokenizer.from_pretrained(teacher, local_files_only=True),
+        model=AutoModel.from_pretrained(teacher, **local),
+        tokenizer=AutoTokenizer.from_pretrained(teacher, **local),
         device="cpu",
         pca_dims=DIMENSIONS,
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -324,12 +325,10 @@ class AnchoredTokenizer:
             TokenizerMismatch: a saved probe is encoded differently now.
         """
         record = tokenizer_record(source)
-        try:
+        with loading("tokenizer", source):
             hf: Any = (PreTrainedTokenizerFast if record else AutoTokenizer).from_pretrained(
-                str(source)
+                str(source), trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            raise load_error("tokenizer", source, error) from None
         tokenizer = cls.adopt(hf, record)
         if record:
             tokenizer.check(record["fingerprint"], f"{source}/{RECORD}")
@@ -382,11 +381,28 @@ def _control_tokens(hf: PreTrainedTokenizerFast, is_ours: bool) -> dict[str, str
     return {name: instead.get(name, CONTROL_TOKENS[name]) for name in names}
 
 
+@contextmanager
+def loading(what: str, source: str | Path) -> Iterator[None]:
+    """Makes one line of whatever `transformers` raises at files that others made.
+
+    Raises:
+        ConfigError: it raised.
+    """
+    try:
+        yield
+    except Exception as error:  # a wrong field of a configuration may fail anywhere
+        raise load_error(what, source, error) from error
+
+
 def load_error(what: str, source: str | Path, error: Exception) -> ConfigError:
     """One line for what `from_pretrained` says in many; of a path, whether it is there at all."""
     name, path = str(source), Path(source)
     reason = " ".join(str(error).split())[:200]
-    if not path.exists():
+    if "trust_remote_code" in str(error):
+        reason = "needs code of its own (auto_map), which is never run; use one without"
+    elif not isinstance(error, (OSError, ValueError, ImportError)):
+        reason = f"transformers cannot load it ({type(error).__name__}: {reason}); use another"
+    elif not path.exists():
         deep = name.count("/") > 1 or ("/" in name and path.parent.is_dir())
         reason = "no such folder" + ("" if deep else f", and not found on the hub: {reason}")
     return ConfigError(f"{what} {name!r}: {reason}")

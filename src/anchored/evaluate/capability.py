@@ -140,7 +140,9 @@ def _named(models: Sequence[str]) -> dict[str, str]:
 def _width(model: str) -> int:
     """Entries of its vocabulary before this package adds control tokens to it."""
     try:
-        return AutoConfig.from_pretrained(model).get_text_config().vocab_size
+        return (
+            AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().vocab_size
+        )
     except (OSError, ValueError) as error:
         raise load_error("model", model, error) from None
 

@@ -217,10 +217,10 @@ def _load(source: str) -> tuple[Any, Any]:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
-                V1_TOKENIZER if source == V1_CLASSIFIER else source
+                V1_TOKENIZER if source == V1_CLASSIFIER else source, trust_remote_code=False
             )
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=torch.float32
+                source, dtype=torch.float32, trust_remote_code=False
             )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

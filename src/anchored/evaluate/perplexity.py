@@ -43,7 +43,9 @@ class ReferenceModel:
     def load(cls, source: str, device: str = "cpu") -> ReferenceModel:
         """From a model folder or a hub id, in single precision."""
         with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False
+            )
         return cls(source, model.to(device), AnchoredTokenizer.load(source))
 
     def losses(

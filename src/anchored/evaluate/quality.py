@@ -136,9 +136,11 @@ class RewardModel:
         self.batch_size = batch_size
         try:
             with quiet_transformers():
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                    source, trust_remote_code=False
+                )
                 model: Any = AutoModelForSequenceClassification.from_pretrained(
-                    source, use_safetensors=True
+                    source, use_safetensors=True, trust_remote_code=False
                 )
         except (OSError, ValueError) as error:
             raise _not_loaded("reward", source, error) from None

@@ -7,6 +7,7 @@ step (`train.footprint`); hours follow from a stated utilisation.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from anchored.plan.hardware import GIB, Hardware
 from anchored.plan.workload import Data, Layout, data_of
+from anchored.tokenizer import loading
 from anchored.train.config import (
     SFTConfig,
     TrainConfig,
@@ -82,8 +84,9 @@ def plan(
     check_trainer_fields(config)
     data, layout = data_of(config, supervised), Layout(config, hardware.devices)
     shape = model_configuration(config.model, data.vocab_size, eos_token_id=0)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
+    init = config.model.init
+    with torch.device("meta"), loading("model", init) if init else nullcontext():
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
     steps, trained = layout.steps(data), layout.trained_tokens(data)
     flops = _flops(config, model, data, trained, layout)
     memory = _memory(config, model, data, layout)

@@ -64,6 +64,8 @@ def with_transformers(asked: Asked) -> str:
             "    do_sample=True,",
             "    temperature=1.0,",
             "    top_k=0,  # transformers would keep the 50 likeliest tokens alone",
+            "    top_p=1.0,",
+            "    repetition_penalty=1.0,",
             f"    max_new_tokens={_TOKENS},",
             *([f"    eos_token_id={_stops(asked)},"] if _stops(asked) else []),
             ")",

@@ -19,7 +19,7 @@ from anchored.errors import ConfigError
 from anchored.files import write_jsonl
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.segments import Message
-from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, load_error
+from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, loading
 from anchored.tokenizer import RECORD as TOKENIZER_RECORD
 from anchored.train import RECORD
 from anchored.train.models import load_model
@@ -118,10 +118,8 @@ def load(name: str) -> Source:
 
 
 def _foreign_tokenizer(name: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise load_error("model", name, error) from None
+    with loading("model", name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def _chat(hf: Any) -> str:

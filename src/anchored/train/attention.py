@@ -19,19 +19,56 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 DOCUMENT_ATTENTION = "anchored_documents"
+_COARSE = 0.3  # of the logits' spread: more than rounding in half precision, less than a leak
 
 
 def attend_within_documents(model: PreTrainedModel) -> None:
     """Sets `model` to attend document by document, where that is possible.
 
-    Left as they are: models told to attend otherwise than by SDPA, and those with a layer that is
-    no full causal attention.
+    Left as they are: models told to attend otherwise than by SDPA, those with a layer that is no
+    full causal attention, and those that do not tell their attention of `position_ids`.
     """
     config: Any = model.config
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     full = layers == {"full_attention"} and not getattr(config, "sliding_window", None)
     if full and config._attn_implementation == "sdpa":
         model.set_attn_implementation(DOCUMENT_ATTENTION)
+        if not keeps_documents_apart(model):
+            model.set_attn_implementation("sdpa")
+
+
+@torch.no_grad()
+def keeps_documents_apart(model: PreTrainedModel) -> bool:
+    """Does a document have the same logits behind any other, and in front of one.
+
+    No configuration says it, so the model is asked for a few tokens. In one place it has to be the
+    same but for rounding: experts share their products with other tokens, the rest is exact. True
+    where it cannot be asked: no weights yet, or kernels of a device that it does not lie on.
+    """
+    flash, device = is_flash_attention_requested(model.config), model.device.type
+    if any(weight.is_meta for weight in model.parameters()) or (flash and device == "cpu"):
+        return True
+    exact = device == "cpu" and model.dtype is torch.float32
+    entries: int = model.config.vocab_size
+    first, other, last = torch.arange(12, device=model.device).view(3, 4) % entries
+    training = model.training
+    model.eval()
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=flash):
+            behind, behind_other = (_logits(model, x, last)[4:] for x in (first, other))
+            in_front = _logits(model, last, first)[:4]
+    finally:
+        model.train(training)
+    spread = behind.std()
+    same = (behind - behind_other).abs().max() <= spread * (1e-5 if exact else _COARSE)
+    return bool(same and (behind - in_front).abs().max() <= spread * _COARSE)
+
+
+def _logits(model: Any, *documents: torch.Tensor) -> torch.Tensor:
+    """Of each position (T, V) of a row of `documents`."""
+    positions = torch.cat([torch.arange(len(ids), device=ids.device) for ids in documents])
+    row = torch.cat(documents)[None]
+    return model(input_ids=row, position_ids=positions[None], use_cache=False).logits[0].float()
 
 
 def takes_flat_rows(model: PreTrainedModel) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,31 @@ from huggingface_hub import snapshot_download
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from anchored.errors import ConfigError
-from anchored.tokenizer import AnchoredTokenizer, ControlIds, load_error
+from anchored.tokenizer import AnchoredTokenizer, ControlIds, load_error, loading
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_INDEX = "model.safetensors.index.json"
 _NOISE = 0.1
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no notices of `transformers` for a while: a run shows its own progress."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_checkpoint(source: str, quiet: bool = False) -> None:
@@ -31,16 +47,21 @@ def check_checkpoint(source: str, quiet: bool = False) -> None:
     A hub id is fetched first; the weights are read once.
 
     Raises:
-        ConfigError: it holds an adapter alone, weights that are pickled, missing, cut short or not
-            finite, needs code of its own, is no causal language model, or its tokenizer is of
-            another model.
+        ConfigError: it holds an adapter alone, weights that are pickled, quantized, missing, cut
+            short, not finite or of another shape than its configuration says, needs code of its
+            own, is no causal language model, its tokenizer is of another model, or its chat
+            template opens a thought.
     """
     folder = _fetched(source)
     name = f"model {source!r}"
     _check_kind(name, folder)
     weights = _weight_files(name, folder)
-    _check_tokenizer(name, AnchoredTokenizer.load(source), folder)
+    tokenizer = AnchoredTokenizer.load(source)
+    _check_tokenizer(name, tokenizer, folder)
+    _check_template(name, tokenizer)
     _check_weights(name, weights, quiet)
+    with quiet_transformers():
+        load_whole(source, device_map="meta")  # the names and shapes of all weights, none read
 
 
 def _fetched(source: str) -> Path:
@@ -72,7 +93,7 @@ def _check_kind(name: str, folder: Path) -> None:
         )
     config = _read(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise ConfigError(
                 f"{name}: config.json names code of its own (auto_map), which is never run; use a "
@@ -90,6 +111,12 @@ def _check_kind(name: str, folder: Path) -> None:
             f"{name}: is a {', '.join(architectures) or kind}, not a causal language model; use one"
             + (f" ({', '.join(sorted(known))})" if known else "")
         )
+    if "quantization_config" in config:
+        raise ConfigError(
+            f"{name}: its weights are quantized (quantization_config), and cannot be trained; use "
+            "the checkpoint that they were made of, with model.quantize and model.lora to hold it "
+            "in four bits"
+        )
     if "text_config" in config:
         raise ConfigError(
             f"{name}: {kind} reads more than text; save its language model alone as a causal "
@@ -98,20 +125,27 @@ def _check_kind(name: str, folder: Path) -> None:
 
 
 def _weight_files(name: str, folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        shards = _read(folder / _INDEX).get("weight_map", {})
-        files = [folder / shard for shard in sorted(set(shards.values()))]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise ConfigError(f"{name}: {missing[0]} is missing; fetch the checkpoint again")
-    if not files:
+    """Those that `transformers` loads: of one file and an index it takes the file."""
+    named = _read(folder / "config.json").get("transformers_weights")
+    known = [folder / str(file) for file in (named, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
+    first = next((file for file in known if file.is_file()), None)
+    if first is None:
         pickled = [file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))]
         found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "none"
         raise ConfigError(
             f"{name}: needs weights as safetensors and holds {found}; convert them where you trust "
             "their source, with save_pretrained"
         )
+    return _shards(name, first) if first.suffix == ".json" else [first]
+
+
+def _shards(name: str, index: Path) -> list[Path]:
+    shards = _read(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+        raise ConfigError(f"{index}: weight_map names no files by weight; fetch it again")
+    files = [index.parent / shard for shard in sorted(set(shards.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ConfigError(f"{name}: {missing[0]} is missing; fetch the checkpoint again")
     return files
 
 
@@ -153,29 +187,77 @@ def _check_tokenizer(name: str, tokenizer: AnchoredTokenizer, folder: Path) -> N
         )
 
 
-def check_loaded(name: str, missing: Collection[str]) -> None:
-    """Sees that no weight of a model was made up on loading.
+def _check_template(name: str, tokenizer: AnchoredTokenizer) -> None:
+    """An annotation would stand inside the thought, which nothing ever closes."""
+    opened = tokenizer.chat and tokenizer.chat.opened_thought()
+    if opened:
+        raise ConfigError(
+            f"{name}: its chat template opens a thought ({opened}) before the answer and leaves it "
+            "open; where the template reads enable_thinking, put "
+            "{%- set enable_thinking = false %} at its top, else cut the tag from its end"
+        )
+
+
+def load_whole(source: str | Path, **options: Any) -> PreTrainedModel:
+    """A causal LM with every weight that its configuration calls for, none made up or left out.
+
+    Args:
+        source: folder or hub id; weights are read from safetensors alone, and no code is.
+        options: go to `from_pretrained`.
 
     Raises:
-        ConfigError: the checkpoint lacks some of them.
+        ConfigError: it cannot be loaded, or weights and configuration are not of one model.
     """
-    if missing:
-        first, more = sorted(missing)[0], len(missing) - 1
+    with loading("model", source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told of below
+            **options,
+        )
+    model, found = loaded
+    others = [key for key, *_ in found["mismatched_keys"]]
+    _refuse(source, "holds no weights for", found["missing_keys"])
+    _refuse(source, "its config.json gives another shape to", others)
+    _refuse(source, "its config.json leaves out", _left_out(model, found["unexpected_keys"]))
+    return model
+
+
+def _refuse(source: str | Path, fault: str, keys: Collection[str]) -> None:
+    if keys:
+        first, more = sorted(keys)[0], len(keys) - 1
         raise ConfigError(
-            f"model {name!r}: holds no weights for {first}{f' and {more} more' if more else ''}; "
+            f"model {str(source)!r}: {fault} {first}{f' and {more} more' if more else ''}; "
             "it is another architecture, or not whole"
         )
 
 
-def set_end_tokens(model: PreTrainedModel, control: ControlIds) -> None:
-    """`generate` and servers end where training did; the ids that ended it before still do."""
-    settings: Any = model.generation_config
-    before = settings.eos_token_id
-    known = [before] if isinstance(before, int) else before or []
-    ends = sorted({*known, *control.ends})
-    settings.eos_token_id = ends[0] if len(ends) == 1 else ends
-    if settings.pad_token_id is None:
-        settings.pad_token_id = control.pad
+def _left_out(model: PreTrainedModel, unexpected: Collection[str]) -> list[str]:
+    """Those of a further layer, or of a part that the model has: a head of others' is no loss."""
+    parts = {_any_layer(key.rpartition(".")[0]) for key in model.state_dict()}
+    return [key for key in unexpected if _any_layer(key.rpartition(".")[0]) in parts]
+
+
+def _any_layer(key: str) -> str:
+    return re.sub(r"\d+", "N", key)
+
+
+def renew_generation(model: PreTrainedModel, control: ControlIds) -> None:
+    """`generate` and servers end where training did; the ids that ended it before still do.
+
+    No setting of the sampler is kept: it was chosen for answers without annotations, and a server
+    that takes it for its default would cut off the breadth that annotations are to bring.
+    """
+    before: Any = model.generation_config
+    known = before.eos_token_id
+    ends = sorted({*([known] if isinstance(known, int) else known or []), *control.ends})
+    model.generation_config = GenerationConfig(
+        bos_token_id=before.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends,
+        pad_token_id=control.pad if before.pad_token_id is None else before.pad_token_id,
+    )
 
 
 @torch.no_grad()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from anchored.data.collate import Collator
+from anchored.errors import ConfigError
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.allocator import keep_freed_memory
-from anchored.train.attention import attend_within_documents, takes_flat_rows
+from anchored.train.attention import (
+    attend_within_documents,
+    keeps_documents_apart,
+    takes_flat_rows,
+)
 from anchored.train.layout import is_sharded, reduce_in_float32, shard_on_cpu
 from anchored.train.lora import without_adapter
 from anchored.train.monitor import LossByKind, Monitor, measure_matmul_peak
@@ -27,7 +33,11 @@ def compose(
     arguments: TrainingArguments,
     muon_lr: float | None = None,
 ) -> Trainer:
-    """The stock Trainer with our collator, loss record and monitor."""
+    """The stock Trainer with our collator, loss record and monitor.
+
+    Raises:
+        ConfigError: a row holds several documents, and the model would read them as one.
+    """
     shard_on_cpu(arguments)
     inner = without_adapter(model)
     if arguments.device.type == "cpu":
@@ -51,11 +61,32 @@ def compose(
     )
     trainer.remove_callback(PrinterCallback)
     reduce_in_float32(trainer.accelerator)
+    if not _by_deepspeed(arguments) and (collate.flat or _is_packed(dataset)):
+        _check_apart(inner, collate.flat)  # where it lies now, with the kernels of that device
     return trainer
+
+
+def _is_packed(dataset: Dataset) -> bool:
+    """Is there a row of more than one document."""
+    most = pc.max(pc.list_value_length(dataset.data.column("seq_lengths"))).as_py()  # pyright: ignore
+    return (most or 0) > 1
+
+
+def _check_apart(model: PreTrainedModel, flat: bool) -> None:
+    if not keeps_documents_apart(model):
+        raise ConfigError(
+            f"model: {model.config.model_type} does not keep the documents of a row apart: each "
+            "would be learnt as what follows the one before it; set data.packing to false"
+            + (" and leave model.attention out" if flat else "")
+        )
 
 
 def _plain(arguments: TrainingArguments) -> bool:
     """Weights whole on each device, the model run as written, no gradients that fp16 would lose."""
-    deepspeed = getattr(arguments, "deepspeed_plugin", None) is not None
-    sharded = is_sharded(arguments) or deepspeed
+    sharded = is_sharded(arguments) or _by_deepspeed(arguments)
     return not (sharded or arguments.torch_compile or arguments.fp16)
+
+
+def _by_deepspeed(arguments: TrainingArguments) -> bool:
+    """By `trainer.deepspeed` or by `accelerate launch`."""
+    return getattr(arguments, "deepspeed_plugin", None) is not None

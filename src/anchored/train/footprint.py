@@ -69,7 +69,7 @@ class Footprint:
 def footprint(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Footprint:
     """Of the second of two steps (the first makes the optimizer's states), weights in `dtype`."""
     with FakeTensorMode(), _Counted() as memory:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         if step.checkpointing:
             model.activation_checkpointing_enable()  # pyright: ignore[reportAttributeAccessIssue]
         memory.keep(model.parameters())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import model_validator
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,12 +15,16 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
-from transformers.utils import logging
 
 from anchored.config import Config
 from anchored.errors import ConfigError
-from anchored.tokenizer import AnchoredTokenizer, load_error
-from anchored.train.checkpoints import check_loaded, initialise_rows, set_end_tokens
+from anchored.tokenizer import AnchoredTokenizer, loading
+from anchored.train.checkpoints import (
+    initialise_rows,
+    load_whole,
+    quiet_transformers,
+    renew_generation,
+)
 from anchored.train.lora import LoraSettings, attach, check_lora, four_bits, save_merged
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -96,20 +97,6 @@ class ModelConfig(Config):
         return getattr(torch, self.dtype)
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no notices of `transformers` for a while: a run shows its own progress."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
     """The OLMo-2 configuration of a preset, every size set.
 
@@ -142,11 +129,9 @@ def model_configuration(
         ConfigError: the checkpoint cannot be read or the architecture is unknown.
     """
     if config.init is not None:
-        try:
-            found = AutoConfig.from_pretrained(config.init)
-        except (OSError, ValueError) as error:
-            raise load_error("model", config.init, error) from None
-        found.vocab_size = max(found.vocab_size, vocab_size)
+        with loading("model", config.init):
+            found = AutoConfig.from_pretrained(config.init, trust_remote_code=False)
+            found.vocab_size = max(found.vocab_size, vocab_size)
         return found
     if config.preset is not None:
         fields = {"max_position_embeddings": config.max_position_embeddings, **special}
@@ -154,7 +139,7 @@ def model_configuration(
     settings = {"vocab_size": vocab_size, **special, **(config.config or {})}
     try:
         return AutoConfig.for_model(**settings)
-    except (TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # as in `loading`
         raise _wrong_configuration(error) from None
 
 
@@ -184,8 +169,8 @@ def build_model(
     settings = model_configuration(config, len(tokenizer), **special)
     options = {"dtype": config.torch_dtype, "attn_implementation": config.attention}
     try:
-        return AutoModelForCausalLM.from_config(settings, **options)
-    except (TypeError, ValueError, KeyError, ImportError) as error:
+        return AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **options)
+    except Exception as error:  # as in `loading`
         raise _wrong_configuration(error) from None
 
 
@@ -237,7 +222,7 @@ def full_model(
         entries = torch.arange(len(tokenizer))
         trained = entries[~torch.isin(entries, special)]
         initialise_rows(model, fresh, trained, seed)
-    set_end_tokens(model, tokenizer.control)
+    renew_generation(model, tokenizer.control)
     return model
 
 
@@ -253,14 +238,7 @@ def load_model(source: str | Path, tokenizer: AnchoredTokenizer, **options: Any)
         ConfigError: nothing there that can be loaded, or not a whole model.
     """
     with quiet_transformers():
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(source), use_safetensors=True, output_loading_info=True, **options
-            )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise load_error("model", source, error) from None
-        model, found = loaded
-        check_loaded(str(source), found["missing_keys"])
+        model: Any = load_whole(source, **options)
         if model.get_input_embeddings().num_embeddings < len(tokenizer):
             model.resize_token_embeddings(len(tokenizer))
     return model
