@@ -49,6 +49,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(PrepareConfig.model_validate(config), Console(quiet=True))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_step_once() -> Iterator[None]:
+    """Many plans here take the same step: it is simulated once."""
+    known: dict[str, Footprint] = {}
+
+    def remembered(shape: Any, step: Step, dtype: torch.dtype) -> Footprint:
+        key = f"{shape.to_json_string()} {step} {dtype}"
+        if key not in known:
+            known[key] = footprint(shape, step, dtype)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anchored.plan.bill.footprint", remembered)
+        yield
+
+
 def config(data: Any, out: Path = Path("not/made"), preset: str = "0.5m", **trainer: Any) -> Any:
     common = {"per_device_train_batch_size": 4, "max_steps": 10}
     fields = {"out": out, "data": data, "model": {"preset": preset}}
@@ -206,7 +222,8 @@ def test_sharded_gradients_are_whole_between_the_forward_passes_of_a_step():
 )
 def test_what_does_not_fit_is_told_the_checkpointing_of_its_layout(sharded: bool, says: str):
     small = Hardware("mine", 1.0, 0.001, devices=2)
-    lines = list(rows(plan(config(DESCRIBED, fsdp=sharded), small)))
+    run = config(DESCRIBED, **{"fsdp": sharded})
+    lines = list(rows(plan(run, small)))
     assert any(says in on for _, _, on in lines)
 
 
@@ -354,22 +371,6 @@ def line_of(name: str, devices: int) -> tuple[list[str], str, str]:
     return ([] if "—" in add else add.strip(" `").split()), memory.strip(), hours.strip()
 
 
-@pytest.fixture(scope="module")
-def each_step_once() -> Iterator[None]:
-    """Several numbers of devices take the same step on each: it is simulated once."""
-    known: dict[str, Footprint] = {}
-
-    def remembered(shape: Any, step: Step, dtype: torch.dtype) -> Footprint:
-        key = f"{shape.to_json_string()} {step} {dtype}"
-        if key not in known:
-            known[key] = footprint(shape, step, dtype)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anchored.plan.bill.footprint", remembered)
-        yield
-
-
 @pytest.mark.parametrize("devices", [1, 8, 64])
 @pytest.mark.parametrize("name", SIZES)
 def test_shipped_configurations_keep_their_rows_a_step_on_any_number_of_devices(
@@ -381,7 +382,6 @@ def test_shipped_configurations_keep_their_rows_a_step_on_any_number_of_devices(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("each_step_once")
 @pytest.mark.parametrize("devices", [1, 8, 64])
 @pytest.mark.parametrize("name", SIZES)
 def test_shipped_configurations_fit_and_the_page_says_what_the_plan_says(name: str, devices: int):

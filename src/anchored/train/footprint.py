@@ -162,7 +162,7 @@ def _is_trained(parameter: torch.nn.Parameter) -> bool:
 
 def _saved_by_four_bits(model: Any) -> int:
     """Bytes that NF4 with nested scales saves: of all linear layers but the projection."""
-    inner = without_adapter(model)
+    inner: Any = without_adapter(model)
     head = set(inner.get_output_embeddings().modules())
     linear = [m for m in inner.modules() if type(m) is torch.nn.Linear and m not in head]
     frozen = [m.weight for m in linear if not m.weight.requires_grad]
