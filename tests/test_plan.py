@@ -174,7 +174,8 @@ def test_a_loss_that_projects_a_few_rows_at_a_time_holds_a_few_rows_of_logits():
 @pytest.mark.parametrize("setting", ["torch_compile", "fp16"])
 def test_logits_lie_there_whole_where_the_trainer_does_not_defer_them(setting: str):
     assert Layout(config(DESCRIBED), 1).deferred
-    assert not Layout(config(DESCRIBED, **{setting: True}), 1).deferred
+    asked: dict[str, Any] = {setting: True}
+    assert not Layout(config(DESCRIBED, **asked), 1).deferred
 
 
 def test_checkpointing_holds_less_and_computes_the_layers_again():
@@ -222,7 +223,7 @@ def test_sharded_gradients_are_whole_between_the_forward_passes_of_a_step():
 )
 def test_what_does_not_fit_is_told_the_checkpointing_of_its_layout(sharded: bool, says: str):
     small = Hardware("mine", 1.0, 0.001, devices=2)
-    run = config(DESCRIBED, **{"fsdp": sharded})
+    run = config(DESCRIBED, fsdp=sharded)
     lines = list(rows(plan(run, small)))
     assert any(says in on for _, _, on in lines)
 
