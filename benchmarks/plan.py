@@ -29,7 +29,7 @@ from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.plan.bill import plan
 from anchored.plan.hardware import Hardware
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import run
+from anchored.train import compose as composing
 from anchored.train.compose import compose
 from anchored.train.config import PretrainConfig, training_arguments
 from anchored.train.models import build_model
@@ -113,7 +113,7 @@ def _beside(name: str, data: Path, root: Path, rows: int) -> dict[str, Any]:
 
 def measured(name: str, root: Path, rows: int) -> dict[str, float]:
     """The figures of a real run, twice: once for its memory, once for its FLOPs."""
-    run.keep_freed_memory = lambda: False  # what is kept for later would hide what is held
+    composing.keep_freed_memory = lambda: False  # what is kept for later would hide what is held
     config = config_of(name, root, rows)
     smallest = config.model_copy(
         update={"trainer": {**config.trainer, "per_device_train_batch_size": 1}}

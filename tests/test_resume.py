@@ -31,7 +31,7 @@ MODEL = {
     "num_key_value_heads": 2,
     "attention_dropout": 0.2,
 }
-TIMED = ("tokens_per_second", "supervised_tokens_per_second", "mfu")
+TIMED = ("tokens_per_second", "supervised_tokens_per_second", "mfu", "peak_tflops")
 
 # Ends itself where a real kill -9 would hurt most.
 CHILD = """

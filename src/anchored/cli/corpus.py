@@ -244,7 +244,10 @@ def add_prepare(commands: Any) -> None:
     summary = "encode, mask and pack a corpus into a dataset that trains anywhere"
     parser = command(commands, "prepare", summary, _run_prepare)
     parser.add_argument(
-        "config", type=existing_file, metavar="CONFIG", help="YAML file of a PrepareConfig"
+        "config",
+        type=existing_file,
+        metavar="CONFIG",
+        help="YAML file of a PrepareConfig, or of `pretrain` or `sft`, whose `data` it prepares",
     )
     add_overrides(parser)
 
@@ -252,13 +255,27 @@ def add_prepare(commands: Any) -> None:
 def _run_prepare(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from anchored.config import load_config
+    from anchored.config import load_config, read_yaml
     from anchored.data.prepare import MANIFEST, PrepareConfig, prepare
 
-    config = load_config(PrepareConfig, options.config, options.overrides)
-    out = prepare(config, Console(stderr=options.json))
+    console = Console(stderr=options.json)
+    if "data" in (read_yaml(options.config) or {}):
+        out = _prepare_ahead(options, console)
+    else:
+        config = load_config(PrepareConfig, options.config, options.overrides)
+        out = prepare(config, console)
     if options.json:
         print_json(json.loads((out / MANIFEST).read_text(encoding="utf-8")))
+
+
+def _prepare_ahead(options: argparse.Namespace, console: Any) -> Path:
+    from anchored.config import load_config
+    from anchored.plan.workload import stage_of
+    from anchored.train.ahead import prepare_ahead
+    from anchored.train.config import PretrainConfig, SFTConfig
+
+    stage = SFTConfig if stage_of(options.config) == "sft" else PretrainConfig
+    return prepare_ahead(load_config(stage, options.config, options.overrides), console)
 
 
 def add_export(commands: Any) -> None:

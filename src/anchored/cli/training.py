@@ -93,7 +93,9 @@ def add_plan(commands: Any) -> None:
     ):
         parser.add_argument(name, type=above_zero, metavar=unit, help=what)
     parser.add_argument(
-        "--mfu", type=share, default=0.4, help="share of the peak reached; default: %(default)s"
+        "--mfu",
+        type=share,
+        help="as in metrics.jsonl; default: what it is where all FLOPs make 40%% of the peak",
     )
     parser.add_argument(
         "--supervised", type=share, metavar="S", help="share of tokens with loss, if not prepared"

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from anchored.plan.hardware import GIB, Hardware
+from anchored.plan.hardware import GIB, REACHED, Hardware
 from anchored.plan.workload import Data, Layout, data_of
+from anchored.segments import OBJECTIVES
 from anchored.tokenizer import loading
 from anchored.train.config import (
     SFTConfig,
@@ -24,12 +25,14 @@ from anchored.train.config import (
     check_trainer_fields,
     learns_base_distribution,
 )
-from anchored.train.footprint import Step, footprint
+from anchored.train.footprint import Step, adapted, footprint
+from anchored.train.lora import check_lora, without_adapter
 from anchored.train.models import model_configuration
-from anchored.train.monitor import attention_flops, training_flops
+from anchored.train.monitor import attention_flops, head_size, training_flops
 
 # "About three days on 8 x H100", once for all sizes: read as the 50B tokens of the largest.
 PAPER_ANNOTATION_HOURS_A_TOKEN = 3 * 24 * 8 / 50e9
+_KNOWN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,27 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def mfu(self) -> float:
+        """What `metrics.jsonl` will show at this speed, against this peak."""
+        return self.flops["model"] / self._peak_flops
+
+    @property
+    def reached(self) -> float:
+        """Share of the peak that all FLOPs make, with attention and what is computed twice."""
+        return self.flops["total"] / self._peak_flops
+
+    @property
+    def _peak_flops(self) -> float:
+        return self.hours["device"] * 3600 * self.hardware.tflops * 1e12
+
+    @property
     def fits(self) -> bool:
         """Does a device hold what it has to."""
         return self.memory["total"] <= self.hardware.memory_gib * GIB
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for other programs."""
-        return {**asdict(self), "fits": self.fits}
+        return {**asdict(self), "fits": self.fits, "mfu": self.mfu, "reached": self.reached}
 
 
 def plan(
@@ -83,14 +100,11 @@ def plan(
     """
     check_trainer_fields(config)
     data, layout = data_of(config, supervised), Layout(config, hardware.devices)
-    shape = model_configuration(config.model, data.vocab_size, eos_token_id=0)
-    init = config.model.init
-    with torch.device("meta"), loading("model", init) if init else nullcontext():
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+    model = _model(config, data)
     steps, trained = layout.steps(data), layout.trained_tokens(data)
     flops = _flops(config, model, data, trained, layout)
-    memory = _memory(config, model, data, layout)
-    hours = flops["total"] / (hardware.tflops * 1e12 * hardware.mfu) / 3600
+    memory = _memory(config, model, data, layout, hardware)
+    hours = _device_hours(flops, hardware)
     annotation = None if data.prepared or not data.annotated else _annotation(data, projection)
     return Plan(
         run=_run(config, data, layout, steps),
@@ -108,8 +122,27 @@ def plan(
         disk=_disk(data, model, layout, steps),
         cost=_cost(hours, annotation, hardware.price_per_hour),
         hardware=hardware,
-        notes=_notes(config, data, layout),
+        notes=_notes(config, model, data, layout),
     )
+
+
+def _model(config: TrainConfig, data: Data) -> Any:
+    """Without contents, in its adapter if there is one."""
+    shape = model_configuration(config.model, data.vocab_size, eos_token_id=0)
+    if config.model.lora is not None:
+        check_lora(quantize=False)  # nothing is quantized for a plan
+    init = config.model.init
+    with torch.device("meta"), loading("model", init) if init else nullcontext():
+        model = AutoModelForCausalLM.from_config(
+            shape, dtype=config.model.torch_dtype, trust_remote_code=False
+        )
+        return adapted(model, config.model.lora) if config.model.lora else model
+
+
+def _device_hours(flops: Mapping[str, float], hardware: Hardware) -> float:
+    """`mfu` is of `model` alone, as `metrics.jsonl` has it; `REACHED` of all."""
+    counted = flops["total"] / REACHED if hardware.mfu is None else flops["model"] / hardware.mfu
+    return counted / (hardware.tflops * 1e12) / 3600
 
 
 def _run(config: TrainConfig, data: Data, layout: Layout, steps: int) -> dict[str, Any]:
@@ -129,21 +162,30 @@ def _parameters(model: PreTrainedModel) -> dict[str, int]:
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     found = {id(end.weight): end.weight.numel() for end in ends}
     total = sum(p.numel() for p in model.parameters())
-    return {"total": total, "embeddings": sum(found.values())}
+    return {"total": total, "embeddings": sum(found.values()), "trained": _trained(model)}
+
+
+def _trained(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _flops(
     config: TrainConfig, model: PreTrainedModel, data: Data, trained: float, layout: Layout
 ) -> dict[str, float]:
-    """By what they are for; a forward pass is a third of `model` and `attention`."""
+    """By what they are for.
+
+    A forward pass is a third of `attention`, and two FLOPs of the six in `model` (of four with an
+    adapter).
+    """
+    share = 1 / 2 if config.model.lora else 1 / 3
     once = training_flops(model, trained, trained * data.supervised)
     attention = attention_flops(model.config, trained, data.tokens / data.rows)
-    layers = training_flops(model, trained, 0) + attention
+    layers = training_flops(model, trained, 0) * share + attention / 3
     parts = {
         "model": once,
         "attention": attention,
-        "recomputed": layers / 3 if layout.checkpointing else 0.0,
-        "base": _replayed(config) * (once + attention) / 3,
+        "recomputed": layers if layout.checkpointing else 0.0,
+        "base": _replayed(config) * (once * share + attention / 3),
     }
     return {**parts, "total": sum(parts.values())}
 
@@ -156,22 +198,14 @@ def _replayed(config: TrainConfig) -> float:
 
 
 def _memory(
-    config: TrainConfig, model: PreTrainedModel, data: Data, layout: Layout
+    config: TrainConfig, model: PreTrainedModel, data: Data, layout: Layout, hardware: Hardware
 ) -> dict[str, float]:
-    step = Step(
-        rows=layout.rows,
-        length=data.longest,
-        supervised=data.supervised,
-        autocast=layout.autocast and not layout.sharded,
-        checkpointing=layout.checkpointing,
-        deferred=layout.deferred and not _replayed(config),
-        optimizer=layout.optimizer,
-    )
-    # Sharded weights are kept in float32 and put together in bfloat16; a checkpoint's are trained
-    # in the precision that it has.
-    kept = torch.float32 if layout.autocast and layout.sharded else _precision(config, model)
-    used = torch.bfloat16 if layout.autocast and layout.sharded else kept
-    found = footprint(model.config, step, used)
+    step = _step(config, data, layout, hardware)
+    # Sharded weights are kept in float32 and put together in bfloat16.
+    mixed = layout.autocast and layout.sharded
+    kept = torch.float32 if mixed else config.model.torch_dtype
+    used = torch.bfloat16 if mixed else kept
+    found = footprint(without_adapter(model).config, step, used)
     share = kept.itemsize / used.itemsize / (layout.devices if layout.sharded else 1)
     parts = {
         "weights": found.weights * share,
@@ -179,6 +213,7 @@ def _memory(
         "optimizer": found.optimizer * share,
         "activations": float(found.activations),
         "gathered": _gathered(model, used) if layout.sharded else 0.0,
+        "accumulated": _accumulated(model, kept, layout),
         "buckets": 0.0 if layout.sharded or layout.devices == 1 else float(found.gradients),
         "base": float(found.weights) if learns_base_distribution(config) else 0.0,
     }
@@ -187,9 +222,29 @@ def _memory(
     return {**parts, "total": total}
 
 
-def _precision(config: TrainConfig, model: PreTrainedModel) -> torch.dtype:
-    saved: Any = model.config.dtype if config.model.init is not None else None
-    return saved or torch.float32
+def _step(config: TrainConfig, data: Data, layout: Layout, hardware: Hardware) -> Step:
+    return Step(
+        rows=layout.rows,
+        length=data.longest,
+        supervised=data.supervised,
+        autocast=layout.autocast and not layout.sharded,
+        checkpointing=layout.checkpointing,
+        deferred=layout.deferred and not _replayed(config),
+        optimizer=layout.optimizer,
+        device="cpu" if hardware.device == "cpu" else "cuda",
+        attention=layout.attention,
+        lora=config.model.lora,
+        four_bits=config.model.quantize is not None,
+    )
+
+
+def _accumulated(model: PreTrainedModel, kept: torch.dtype, layout: Layout) -> float:
+    """Gradients that FSDP2 holds whole between the forward passes of a step.
+
+    They are divided only when they are summed over devices, in the precision of that sum.
+    """
+    whole = layout.sharded and layout.accumulation > 1
+    return float(_trained(model) * kept.itemsize) if whole else 0.0
 
 
 def _gathered(model: PreTrainedModel, used: torch.dtype) -> float:
@@ -219,9 +274,12 @@ def _annotation(data: Data, projection: Mapping[str, Any] | None) -> dict[str, A
 
 
 def _disk(data: Data, model: PreTrainedModel, layout: Layout, steps: int) -> dict[str, float]:
-    weights = sum(p.numel() for p in model.parameters()) * torch.float32.itemsize
+    size, trained = layout.config.model.torch_dtype.itemsize, _trained(model)
+    added = trained if layout.config.model.lora else 0  # it is merged in the end
+    weights = (_parameters(model)["total"] - added) * size
     states = {"adamw": 2.0, "muon": 1.0, "sgd": 0.0}[layout.optimizer]
-    checkpoint = weights * (1 + states + layout.sharded)  # sharded: Trainer keeps two copies
+    # Sharded, Trainer keeps two copies of the weights; with an adapter it saves that alone.
+    checkpoint = trained * size * (1 + states + layout.sharded)
     count = layout.checkpoints(steps)
     parts = {"data": float(data.bytes), "checkpoints": checkpoint * count, "model": float(weights)}
     return {**parts, "checkpoint": checkpoint, "total": sum(parts.values())}
@@ -240,11 +298,21 @@ def _cost(
     return {**found, "total": sum(found.values())}
 
 
-def _notes(config: TrainConfig, data: Data, layout: Layout) -> list[str]:
+def _notes(config: TrainConfig, model: PreTrainedModel, data: Data, layout: Layout) -> list[str]:
     optim = str(layout.setting("optim"))
-    known = optim.startswith(("adamw_torch", "sgd")) or layout.optimizer == "muon"
+    known = optim in _KNOWN_OPTIMIZERS or layout.optimizer == "muon"
+    head = head_size(model.config)
     found = {
         "data are not prepared: rows are taken to be full": not data.prepared,
+        f"run `anchored prepare` on this file first: one process prepares {data.tokens:,} tokens, "
+        "which is not in the hours": (
+            not data.prepared and layout.devices > 1 and not OBJECTIVES[data.objective].replay
+        ),
+        f"heads of {head}, no multiple of 8: attention under a mask would keep all its scores, "
+        "which are not counted": layout.attention == "sdpa" and head % 8 != 0,
+        "weights in four bits are put together layer by layer, which is not counted": (
+            config.model.quantize is not None
+        ),
         "weights are trained in float32, where a device is slower than its bf16 peak": (
             not layout.autocast
         ),

@@ -12,6 +12,7 @@ from anchored.errors import ConfigError
 from anchored.train.monitor import measure_matmul_peak
 
 GIB = 2**30
+REACHED = 0.4  # share of the peak, where none is given: an assumption
 # Dense bf16 TFLOP/s of NVIDIA's data sheets; GiB, less what the driver keeps for itself.
 DEVICES = {
     "h100": (989.0, 79.0),
@@ -32,7 +33,8 @@ class Hardware:
         tflops: peak of one device, in 10^12 FLOP/s.
         memory_gib: of one device.
         devices: how many.
-        mfu: share of the peak that the run's FLOPs are expected to reach.
+        mfu: as `metrics.jsonl` has it: share of the peak that the parameters' FLOPs reach, without
+            attention and what is computed twice. None: all FLOPs together reach `REACHED`.
         price_per_hour: of one device, in any currency.
     """
 
@@ -40,7 +42,7 @@ class Hardware:
     tflops: float
     memory_gib: float
     devices: int = 1
-    mfu: float = 0.4
+    mfu: float | None = None
     price_per_hour: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import ceil
@@ -126,6 +127,14 @@ def _vocab_size(config: TrainConfig, data: PrepareConfig) -> int:
     return len(AnchoredTokenizer.load(source))
 
 
+def _json(given: str) -> dict[str, Any]:
+    """What `trainer.fsdp_config` says as text or in the file that it names."""
+    try:
+        return json.loads(given if given.startswith("{") else Path(given).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"trainer.fsdp_config: {given}: {error}; give a JSON file") from None
+
+
 @dataclass(frozen=True)
 class Layout:
     """How `config` makes steps on so many devices."""
@@ -165,13 +174,27 @@ class Layout:
     @property
     def checkpointing(self) -> bool:
         """Are activations computed again in the backward pass."""
-        inside_fsdp = (self.setting("fsdp_config") or {}).get("activation_checkpointing")
-        return bool(self.setting("activation_checkpointing") or inside_fsdp)
+        asked = self.setting("activation_checkpointing")
+        if asked is None:
+            asked = self.setting("gradient_checkpointing")  # its alias
+        return bool(asked) or self._checkpointing_inside_fsdp
+
+    @property
+    def _checkpointing_inside_fsdp(self) -> bool:
+        settings = self.setting("fsdp_config") or {}
+        if isinstance(settings, str):  # as `TrainingArguments` reads it
+            settings = _json(settings)
+        return self.sharded and bool(settings.get("activation_checkpointing"))
 
     @property
     def deferred(self) -> bool:
         """Does the loss project, a few rows at a time."""
         return not (self.sharded or any(map(self.setting, ("deepspeed", "torch_compile", "fp16"))))
+
+    @property
+    def attention(self) -> str:
+        """How it is computed, by `transformers`' name."""
+        return self.config.model.attention or "sdpa"
 
     @property
     def optimizer(self) -> Optimizer:

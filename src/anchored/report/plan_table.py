@@ -16,6 +16,7 @@ _PARTS = {
     "optimizer": "optimizer states",
     "activations": "activations, at most",
     "gathered": "layers put together",
+    "accumulated": "whole gradients",
     "buckets": "buckets of gradients",
     "base": "frozen copy of the base",
 }
@@ -53,7 +54,9 @@ def rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def _embeddings(plan: Plan) -> str:
-    return f"{plan.parameters['embeddings']:,} of them in the embeddings"
+    found = f"{plan.parameters['embeddings']:,} of them in the embeddings"
+    trained = plan.parameters["trained"]
+    return found if trained == plan.parameters["total"] else f"{found}, {trained:,} trained"
 
 
 def _step(plan: Plan) -> str:
@@ -67,7 +70,10 @@ def _shares(flops: Mapping[str, float]) -> str:
 
 def _memory(plan: Plan) -> Iterator[tuple[str, str, str]]:
     has = f"of {plan.hardware.memory_gib:,.0f} GiB"
-    way_out = "trainer.fsdp, activation_checkpointing or a smaller per_device_train_batch_size"
+    # Under FSDP the trainer's own would put the weights together once more.
+    inside = "fsdp_config.activation_checkpointing=true"
+    ways = inside if plan.run["sharded"] else "fsdp, activation_checkpointing=true"
+    way_out = f"trainer.{ways} or a smaller per_device_train_batch_size"
     verdict = f"{has}: fits" if plan.fits else f"{has}: does not fit; try {way_out}"
     yield "memory a device", _gib(plan.memory["total"]), verdict
     for name, label in _PARTS.items():
@@ -76,7 +82,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def _speed(plan: Plan) -> str:
-    return f"at {plan.hardware.mfu:.0%} of {plan.hardware.tflops:,.3g} TFLOP/s"
+    at = f"at {plan.reached:.0%} of {plan.hardware.tflops:,.3g} TFLOP/s"
+    return f"{at}; the parameters alone, as `mfu` has it, {plan.mfu:.0%}"
 
 
 def _annotation(plan: Plan) -> Iterator[tuple[str, str, str]]:

@@ -99,6 +99,18 @@ def document_attention(
     lengths = None if attention_mask is not None else _lengths(position_ids)
     if lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return attention_by_lengths(module, query, key, value, lengths, **settings)
+
+
+def attention_by_lengths(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same where the `lengths` of all documents, row after row, are known."""
     # Split, not sliced: the gradient of a slice is as long as all documents together.
     parts = (_flat(x).split(lengths, dim=2) for x in (query, key, value))
     outputs = [

@@ -16,13 +16,28 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from anchored.tokenizer import CONTROL_TOKENS
+from anchored.train.attention import attention_by_lengths
+from anchored.train.lora import LoraSettings, attach, without_adapter
 from anchored.train.monitor import LossByKind
 from anchored.train.muon import muon_for
 from anchored.train.projection import projected_loss
 
 Optimizer = Literal["adamw", "sgd", "muon"]
+_BY_ROW, _NO_MASK = "anchored_by_row", "anchored_no_mask"
+# Four bits a weight, eight a scale of 64 weights, 32 a scale of 256 of these (Dettmers et al.,
+# QLoRA, 2023, section 3).
+_NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,11 @@ class Step:
         deferred: are logits made and dropped a few rows at a time, see `projection`; else they lie
             there whole, with their copies.
         optimizer: what its states are.
+        device: its type; an accelerator takes more rows of logits at a time.
+        attention: how it is computed, by `transformers`' name. Under `sdpa` each layer keeps a
+            mask of the rows on an accelerator; a CPU attends within documents.
+        lora: the adapter that is trained in place of the weights.
+        four_bits: are the weights below it held so.
     """
 
     rows: int
@@ -47,6 +67,17 @@ class Step:
     checkpointing: bool = False
     deferred: bool = False
     optimizer: Optimizer = "adamw"
+    device: str = "cpu"
+    attention: str = "sdpa"
+    lora: LoraSettings | None = None
+    four_bits: bool = False
+
+    @property
+    def simulated_attention(self) -> str:
+        """What takes as much: kernels without a mask are all the same in this."""
+        if self.attention == "eager" or (self.attention == "sdpa" and self.device != "cpu"):
+            return self.attention
+        return _BY_ROW if self.device == "cpu" else _NO_MASK
 
 
 @dataclass(frozen=True)
@@ -68,13 +99,12 @@ class Footprint:
 
 def footprint(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Footprint:
     """Of the second of two steps (the first makes the optimizer's states), weights in `dtype`."""
+    model = _model(config, step, dtype)
     with FakeTensorMode(), _Counted() as memory:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        if step.checkpointing:
-            model.activation_checkpointing_enable()  # pyright: ignore[reportAttributeAccessIssue]
+        _move_to_cpu(model)
         memory.keep(model.parameters())
         weights = memory.kept
-        for p in model.parameters():
+        for p in filter(_is_trained, model.parameters()):
             p.register_post_accumulate_grad_hook(lambda p: memory.keep([p.grad]))
         optimizer = _optimizer(model, step.optimizer)
         _forward_and_backward(model.train(), step)
@@ -86,7 +116,60 @@ def footprint(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Footp
         memory.peak = memory.most_passing = 0
         _forward_and_backward(model, step)
         optimizer.step()
-        return Footprint(weights, gradients, states, memory.most_passing, memory.peak)
+        saved = _saved_by_four_bits(model) if step.four_bits else 0
+        return Footprint(
+            weights - saved, gradients, states, memory.most_passing, memory.peak - saved
+        )
+
+
+def adapted(model: PreTrainedModel, settings: LoraSettings, four_bits: bool = False) -> Any:
+    """`model` with the adapter that training would give it, before a tokenizer is there."""
+    return attach(model, settings, range(len(CONTROL_TOKENS)), quantized=four_bits)
+
+
+def _model(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Any:
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=step.simulated_attention,
+            trust_remote_code=False,
+        )
+        if step.checkpointing:
+            model.activation_checkpointing_enable()
+        return adapted(model, step.lora, step.four_bits) if step.lora else model
+
+
+def _move_to_cpu(model: torch.nn.Module) -> None:
+    """Not `to_empty`, which parts what is tied."""
+    moved: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in moved:
+                        moved[id(tensor)] = _on_cpu(tensor)
+                    tensors[name] = moved[id(tensor)]  # pyright: ignore
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    if not isinstance(tensor, torch.nn.Parameter):
+        return empty
+    return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
+
+
+def _is_trained(parameter: torch.nn.Parameter) -> bool:
+    return parameter.requires_grad
+
+
+def _saved_by_four_bits(model: Any) -> int:
+    """Bytes that NF4 with nested scales saves: of all linear layers but the projection."""
+    inner: Any = without_adapter(model)
+    head = set(inner.get_output_embeddings().modules())
+    linear = [m for m in inner.modules() if type(m) is torch.nn.Linear and m not in head]
+    frozen = [m.weight for m in linear if not m.weight.requires_grad]
+    return int(sum(w.numel() * (w.itemsize - _NF4_BYTES) for w in frozen))
 
 
 def _states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -94,8 +177,9 @@ def _states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-def _forward_and_backward(model: PreTrainedModel, step: Step) -> None:
+def _forward_and_backward(model: Any, step: Step) -> None:
     """As the trainer does it, but the kept positions are given by number: a mask has contents."""
+    model = without_adapter(model)
     tokens = step.rows * step.length
     ids = torch.zeros(step.rows, step.length, dtype=torch.long)
     kept = torch.zeros(max(1, round(tokens * step.supervised)), dtype=torch.long)
@@ -105,8 +189,9 @@ def _forward_and_backward(model: PreTrainedModel, step: Step) -> None:
         hidden = body(input_ids=ids, position_ids=ids, use_cache=False).last_hidden_state
         learnt = hidden.flatten(0, 1)[kept]
         del hidden
-        if step.deferred:
-            value, outputs = projected_loss(learnt, head.weight, kept)[0], learnt.float()
+        if step.deferred and type(head) is torch.nn.Linear:  # an adapter may have wrapped it
+            value = projected_loss(learnt, head.weight, kept, step.device)[0]
+            outputs = learnt.float()
         else:
             value, outputs = _whole_loss(head(learnt), kept)
     del learnt, outputs
@@ -122,9 +207,32 @@ def _whole_loss(logits: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor,
 def _optimizer(model: PreTrainedModel, kind: Optimizer) -> torch.optim.Optimizer:
     if kind == "muon":
         return muon_for(model, TrainingArguments(output_dir="unused", use_cpu=True), 0.02)
+    trained = filter(_is_trained, model.parameters())
     if kind == "sgd":
-        return torch.optim.SGD(model.parameters())
-    return torch.optim.AdamW(model.parameters(), fused=True)
+        return torch.optim.SGD(trained)
+    return torch.optim.AdamW(trained, fused=True)
+
+
+def _attention_by_row(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """`document_attention`, as if each row were a document."""
+    rows, _, length, _ = query.shape
+    return attention_by_lengths(module, query, key, value, [length] * rows, **settings)
+
+
+def _no_mask(*arguments: Any, **settings: Any) -> None:
+    return None
+
+
+for _name, _function in ((_BY_ROW, _attention_by_row), (_NO_MASK, sdpa_attention_forward)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, _no_mask)
 
 
 class _Counted(TorchDispatchMode):

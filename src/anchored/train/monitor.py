@@ -117,24 +117,36 @@ def _cross_entropy(
     return losses.masked_scatter(in_annotation, soft)
 
 
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of the best of six square matrix products: the peak utilisation is stated against."""
+def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of square matrix products, the best of six times: what utilisation is stated against.
+
+    On an accelerator the products are large and many are timed at once, or it is their start that
+    is timed.
+    """
+    size, products = {"cpu": (1024, 1), "mps": (2048, 10)}.get(device.type, (8192, 10))
     a = torch.randn(size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
+    best = min(_seconds(a, products) for _ in range(6))
+    return 2 * size**3 * products / best
+
+
+def _seconds(a: torch.Tensor, products: int) -> float:
+    on_cpu = a.device.type == "cpu"
+    if not on_cpu:
+        torch.accelerator.synchronize(a.device)
+    start = time.perf_counter()
+    for _ in range(products):
         torch.mm(a, a)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    if not on_cpu:
+        torch.accelerator.synchronize(a.device)
+    return time.perf_counter() - start
 
 
 def training_flops(model: PreTrainedModel, tokens: float, supervised: float) -> float:
     """6 FLOPs a token and parameter outside the embedding; the projection's at positions with loss.
 
     4 where only an adapter is trained: the gradients of the weights below it are not computed.
-    Attention scores are left out (`attention_flops`), so utilisation is stated a little low.
+    Attention scores are left out (`attention_flops`): how long the rows are that they are taken
+    over depends on the kernel.
     """
     projection: Any = model.get_output_embeddings()
     head = projection.weight.numel()
@@ -150,17 +162,23 @@ def attention_flops(config: PreTrainedConfig, tokens: float, length: float) -> f
     12 times layers, width of all heads and length, a token (Chowdhery et al., PaLM, 2022, appendix
     B). Places that causality or packing hide are counted: kernels with a mask compute them.
     """
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 12.0 * config.num_hidden_layers * config.num_attention_heads * width * length * tokens
+    width = config.num_attention_heads * head_size(config)
+    return 12.0 * config.num_hidden_layers * width * length * tokens
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    """Width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 class Monitor(TrainerCallback):
     """Writes `metrics.jsonl` at every logging step of the stock Trainer.
 
     A line: step, epoch, loss, loss_by_kind (nats a token), supervised_share, tokens,
-    tokens_per_second, supervised_tokens_per_second, mfu (against the measured matmul peak),
-    learning_rate, grad_norm, and what the collapse monitor logs with it. On a resumed run the lines
-    after the checkpoint are cut first, so a step is never there twice.
+    tokens_per_second, supervised_tokens_per_second, mfu (`training_flops`, so without attention
+    and what is computed twice, against peak_tflops), peak_tflops (measured matrix products of one
+    device), learning_rate, grad_norm, and what the collapse monitor logs with it. On a resumed run
+    the lines after the checkpoint are cut first, so a step is never there twice.
     """
 
     def __init__(
@@ -227,6 +245,7 @@ class Monitor(TrainerCallback):
             "tokens_per_second": tokens / seconds,
             "supervised_tokens_per_second": supervised / seconds,
             "mfu": flops / seconds / self.peak,
+            "peak_tflops": self.peak / args.world_size / 1e12,
             "learning_rate": logs["learning_rate"],
             "grad_norm": grad_norm,
             **{name: value for name, value in logs.items() if name.startswith(COLLAPSE)},

@@ -82,27 +82,34 @@ def _projects_last(model: Any, projection: torch.nn.Linear) -> bool:
 
 
 def projected_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, device: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden` (N, H) through `weight` (V, H) against `targets` (N,).
+
+    Args:
+        hidden: where there is loss.
+        weight: of the projection.
+        targets: token ids.
+        device: type of the device that is simulated; by default where `hidden` lies.
 
     Returns:
         Their sum (), to be differentiated once, and each one (N,) in float32, without gradient.
     """
-    return _ProjectedLoss.apply(hidden, weight, targets)  # pyright: ignore[reportReturnType]
+    logits = _CHUNK.get(device or hidden.device.type, _CHUNK_ELSEWHERE)
+    rows = max(1, logits // len(weight))
+    return _ProjectedLoss.apply(hidden, weight, targets, rows)  # pyright: ignore[reportReturnType]
 
 
 class _ProjectedLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses = torch.empty(len(targets), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
         learnt = ctx.needs_input_grad[1]  # not with adapters
         # In float32, because it is a sum over the chunks.
         weight_gradient = torch.zeros(weight.shape if learnt else (0,), device=weight.device)
-        rows = max(1, _CHUNK.get(hidden.device.type, _CHUNK_ELSEWHERE) // len(weight))
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             scores = functional.linear(hidden[chunk], weight)
@@ -117,13 +124,13 @@ class _ProjectedLoss(torch.autograd.Function):
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, scale: torch.Tensor, _: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients  # scaled in place, so good for one backward pass
         hidden_gradient.mul_(scale)
         if not ctx.needs_input_grad[1]:
-            return hidden_gradient, None, None
-        return hidden_gradient, weight_gradient.mul_(scale).to(ctx.weight_dtype), None
+            return hidden_gradient, None, None, None
+        return hidden_gradient, weight_gradient.mul_(scale).to(ctx.weight_dtype), None, None
 
 
 def _loss_and_gradient(
