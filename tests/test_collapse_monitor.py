@@ -410,7 +410,7 @@ def test_turns_are_paid_by_the_budget_with_the_baseline_and_are_densest_at_the_s
     while (step := pace.next_turn(last + 1, last, cost=1.0, step_seconds=0.1)) is not None:
         turns, last = [*turns, step], step
         pace.spent += 1.0
-    assert turns == [63, 168, 376, 1000]
+    assert turns == [32, 95, 255, 1000]
     assert pace.spent == 5.0
 
 

@@ -304,8 +304,8 @@ def _notes(config: TrainConfig, model: PreTrainedModel, data: Data, layout: Layo
     head = head_size(model.config)
     found = {
         "data are not prepared: rows are taken to be full": not data.prepared,
-        f"run `anchored prepare` on this file first: one process prepares {data.tokens:,} tokens, "
-        "which is not in the hours": (
+        f"run `anchored prepare` on this file first: to prepare {data.tokens:,} tokens takes no "
+        "device, and is not in the hours": (
             not data.prepared and layout.devices > 1 and not OBJECTIVES[data.objective].replay
         ),
         f"heads of {head}, no multiple of 8: attention under a mask would keep all its scores, "

@@ -1,7 +1,6 @@
-"""The data of a training run, prepared before it by one process.
+"""The data of a training run, prepared before it.
 
-`pretrain` and `sft` prepare what they lack while the other processes wait, and these give up after
-half an hour (`trainer.ddp_timeout`).
+`pretrain` and `sft` prepare what they lack, but while they do their devices are idle.
 """
 
 from __future__ import annotations
@@ -43,6 +42,6 @@ def _as_trained(config: TrainConfig) -> PrepareConfig:
     if OBJECTIVES[config.objective].replay:
         raise ConfigError(
             f"objective: {config.objective} samples from model.init first, which `anchored sft` "
-            "alone does; raise trainer.ddp_timeout there"
+            "alone does: it prepares these data itself"
         )
     return data.model_copy(update={"tokenizer": tokenizer, "objective": config.objective})
