@@ -38,7 +38,7 @@ class BaseTargets:
         self,
         model: PreTrainedModel,
         control: ControlIds,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Callable[..., AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._base: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self._ends, self._autocast = (control.open, control.close), autocast
