@@ -242,6 +242,15 @@ def test_a_template_that_writes_the_day_has_the_same_fingerprint_the_next_day(
     assert AnchoredTokenizer.adopt(hf).fingerprint != before
 
 
+def test_a_template_may_take_the_day_apart():
+    hf = FAMILIES["llama3"].tokenizer()
+    month = (
+        "{% set names = {'07': 'July', '11': 'November'} %}{{ names[strftime_now('%m')] ~ '\n' }}"
+    )
+    hf.chat_template = month + LLAMA_TEMPLATE
+    AnchoredTokenizer.adopt(hf)
+
+
 @pytest.mark.parametrize(
     ("behind", "opened"),
     [

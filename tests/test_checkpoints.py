@@ -199,7 +199,7 @@ def test_a_checkpoint_that_cannot_be_trained_is_refused_with_the_reason(spoil, r
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("command", ["pretrain", "sft"])
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "sft"])
 def test_a_run_ends_with_status_2_before_it_reads_its_data(command, folder, tmp_path, capsys):
     with_value(float("nan"))(folder)
     config = {

@@ -183,6 +183,13 @@ def test_it_is_refused_where_rows_hold_several_documents_and_only_there(tmp_path
     assert composed("olmo2", [4, 3], tmp_path)
 
 
+def test_weights_that_are_no_numbers_are_not_taken_for_documents_that_run_together():
+    net = model()
+    with torch.no_grad():
+        next(net.parameters())[:] = float("nan")
+    assert keeps_documents_apart(net)
+
+
 def test_a_saved_model_does_not_know_of_it(tmp_path: Path):
     net = model()
     attend_within_documents(net)

@@ -793,6 +793,15 @@ def test_tuning_by_virtual_tokens_is_refused_and_lora_is_not(tokenizer, kind):
         sample(model, tokenizer, [Request(USER)], SampleConfig(max_response_tokens=2))
 
 
+def test_a_model_in_which_context_changes_nothing_yet_is_not_refused(tokenizer):
+    model = drawn(tokenizer, "llama", SIZES)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                weight.zero_()
+    sample(model, tokenizer, [Request(USER)], SampleConfig(max_response_tokens=2))
+
+
 def test_half_precision_is_no_reason_to_refuse_a_model(tokenizer):
     model = drawn(tokenizer, "llama", {**SIZES, "num_hidden_layers": 8}).bfloat16()
     sample(model, tokenizer, [Request(USER)], SampleConfig(max_response_tokens=2))

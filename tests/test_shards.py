@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,19 +102,48 @@ def test_killed_and_started_again_it_prepares_what_is_left(straight: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize(
-    ("rows", "fields", "message"),
-    [
-        (60, {"token_budget": 10**6}, "token_budget: 1000000 tokens asked for, but the sources"),
-        (2, {}, "no row; see the file and its where, skip and limit, or lower shards: 3"),
-    ],
-)
-def test_input_at_fault_is_named_and_nothing_stays_that_was_not_done(
-    straight: Path, tmp_path: Path, rows: int, fields: dict[str, Any], message: str
+def test_more_shards_than_rows_leave_some_empty(straight: Path, tmp_path: Path):
+    fields = {"tokenizer": str(straight / "tokenizer"), "shards": 3, "packing": False}
+    sources = [{"path": "storyworld://small?seed=0", "limit": 2}]
+    out = prepare(config(tmp_path / "data", sources=sources, **fields), QUIET)
+    rows, manifest = load_prepared(out)
+    assert len(rows) == manifest["splits"]["train"]["rows"] >= 2
+    assert len(manifest["splits"]["train"]["files"]) == 2
+
+
+def test_a_budget_beyond_the_corpus_is_refused_and_what_is_done_can_be_used(
+    straight: Path, tmp_path: Path
 ):
-    sources = [{"path": "storyworld://small?seed=0", "limit": rows}]
-    tokenizer = str(straight / "tokenizer")
-    with pytest.raises(DataError, match=message):
-        prepare(config(tmp_path / "data", sources=sources, tokenizer=tokenizer, **fields), QUIET)
+    fields = {"tokenizer": str(straight / "tokenizer"), "token_budget": 10**6}
+    refused = "1000000 tokens asked for, but the sources end .* or lower shards"
+    with pytest.raises(DataError, match=refused):
+        prepare(config(tmp_path / "data", **fields), QUIET)
     assert not (tmp_path / "data").exists()
-    assert not list(tmp_path.glob(".data.shards/.*"))
+    kept = tmp_path / ".data.shards"
+    with pytest.raises(ConfigError, match=f"token_budget = 1000000.*; or remove {kept} to begin"):
+        prepare(config(tmp_path / "data", **{**fields, "token_budget": 1000}), QUIET)
+    assert len(list(kept.glob("shard-*"))) == 3
+    shutil.rmtree(kept)
+    prepare(config(tmp_path / "data", **{**fields, "token_budget": 1000}), QUIET)
+
+
+def test_shards_of_a_corpus_that_changed_are_not_mixed(straight: Path, tmp_path: Path):
+    rows = [{"id": str(n), "text": f"Once there was a {n}."} for n in range(6)]
+    corpus = tmp_path / "rows.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"tokenizer": str(straight / "tokenizer"), "objective": "plain"}
+    fields |= {"sources": [{"path": str(corpus)}], "token_budget": 10**6}
+    with pytest.raises(DataError, match="token_budget"):  # with all shards done
+        prepare(config(tmp_path / "data", **fields), QUIET)
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(ConfigError, match=f"^{corpus}: changed since shards were made of it"):
+        prepare(config(tmp_path / "data", **fields), QUIET)
+
+
+def test_what_a_kill_left_beside_finished_data_is_taken_away(straight: Path, tmp_path: Path):
+    out = tmp_path / "data"
+    prepare(config(out, tokenizer=str(straight / "tokenizer")), QUIET)
+    (tmp_path / ".data.shards" / "shard-00000").mkdir(parents=True)
+    with pytest.raises(DataError, match="already exists"):
+        prepare(config(out, tokenizer=str(straight / "tokenizer")), QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

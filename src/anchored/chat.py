@@ -32,7 +32,14 @@ _RESERVED = re.compile(
 )
 _MARKS = range(0xF0000, 0xFFFFE)  # private use: no text has all of them
 # Before a template: the day of rendering is then no part of what it renders.
-_ONE_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
+_DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
+_DAY |= {"%a": "Fri", "%w": "5", "%u": "5", "%j": "208", "%H": "12", "%I": "12", "%M": "00"}
+_DAY |= {"%S": "00", "%p": "PM", "%F": "2024-07-26", "%T": "12:00:00", "%-d": "26", "%-m": "7"}
+_ONE_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{code}', '{value}')" for code, value in _DAY.items())
+    + " }}{% endmacro %}\n"
+)
 _THOUGHT = re.compile(r"[<\[](/?)(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
 
 

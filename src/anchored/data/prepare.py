@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -46,7 +47,7 @@ __all__ = [
     "read_manifest",
 ]
 
-_ACCOUNT = "account.json"
+_ACCOUNT, _SOURCES = "account.json", "sources.json"
 
 
 class NewTokenizer(Config):
@@ -168,12 +169,15 @@ def _in_shards(
     """By way of a folder beside `out` that is there until all shards are done."""
     staging = out.with_name(f".{out.name}.shards")
     names = [f"shard-{number:05d}" for number in range(config.shards)]
-    with building(out) as folder, _kept_if_begun(staging, names):
-        claim(staging, config)
-        if not (staging / "tokenizer").exists():
-            with building(staging / "tokenizer") as saved:
-                _tokenizer(config, schema).save(saved)
-        _write_missing(config, staging, names, console)
+    if (out / MANIFEST).is_file():
+        shutil.rmtree(staging, ignore_errors=True)  # killed while it took this away
+    with building(out) as folder:
+        _claim_staging(staging, config)
+        with _kept_if_begun(staging, names):
+            if not (staging / "tokenizer").exists():
+                with building(staging / "tokenizer") as saved:
+                    _tokenizer(config, schema).save(saved)
+            _write_missing(config, staging, names, console)
         tokenizer = AnchoredTokenizer.load(staging / "tokenizer")
         tokenizer.save(folder / "tokenizer")
         account = Account.total([Account.load(staging / name / _ACCOUNT) for name in names])
@@ -185,6 +189,34 @@ def _in_shards(
         manifest = _finish(config, schema, tokenizer, account, folder)
     shutil.rmtree(staging)
     return manifest
+
+
+def _claim_staging(staging: Path, config: PrepareConfig) -> None:
+    """Makes `staging` that of this very configuration and of sources as they are now.
+
+    Raises:
+        ConfigError: its shards were made of others.
+    """
+    try:
+        claim(staging, config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or remove {staging} to begin anew") from None
+    found, path = _source_files(config), staging / _SOURCES
+    before = json.loads(path.read_bytes()) if path.is_file() else found
+    for name in {**before, **found}:
+        if before.get(name) != found.get(name):
+            raise ConfigError(
+                f"{name}: changed since shards were made of it; bring it back, or remove {staging} "
+                "to begin anew"
+            )
+    write_json(path, found)
+
+
+def _source_files(config: PrepareConfig) -> dict[str, list[int]]:
+    """Size and time of every local file that rows come from."""
+    given = (Path(p) for s in config.sources for p in (s.path, s.annotations) if p is not None)
+    files = (file for path in given for file in (path, *sorted(path.rglob("*"))) if file.is_file())
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 @contextmanager
@@ -284,6 +316,7 @@ def _check(config: PrepareConfig, account: Account) -> None:
         raise DataError(
             f"token_budget: {budget} tokens asked for, but the sources end after "
             f"{budget - account.left}; lower the budget or add sources"
+            + (", or lower shards, whose parts are uneven" if config.shards > 1 else "")
         )
 
 

@@ -140,11 +140,8 @@ def _stream(
             dropped.add("bad row", 0)
         else:
             yield item, objective
-    if place is None:
-        raise DataError(
-            f"{source.path}: no row; see the file and its where, skip and limit"
-            + (f", or lower shards: {config.shards}" if config.shards > 1 else "")
-        )
+    if place is None and not number:  # the first shard has the first row
+        raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
 
 
 def _objective(name: str, format_share: float | None) -> Objective:

@@ -1,4 +1,4 @@
-"""The data of a training run, prepared before it.
+"""What is seen to before a training run: its checkpoint, its tokenizers, and if asked its data.
 
 `pretrain` and `sft` prepare what they lack, but while they do their devices are idle.
 """
@@ -9,25 +9,30 @@ from pathlib import Path
 
 from rich.console import Console
 
-from anchored.data.prepare import PrepareConfig, prepare
+from anchored.data.prepare import NewTokenizer, PrepareConfig, prepare
 from anchored.errors import ConfigError
 from anchored.files import claim, released_if_unused
 from anchored.segments import OBJECTIVES
+from anchored.tokenizer import AnchoredTokenizer
+from anchored.train.checkpoints import check_checkpoint
 from anchored.train.config import SFTConfig, TrainConfig
 from anchored.train.layout import MAY_CHANGE
+from anchored.train.lora import check_lora
 
 
 def prepare_ahead(config: TrainConfig, console: Console) -> Path:
     """Prepares `config.data` where the run will look for it; returns that folder.
 
     Raises:
-        ConfigError: there is nothing to prepare, `config.out` holds another run, or annotations
-            are to be sampled first.
+        ConfigError: there is nothing to prepare, `config.out` holds another run, annotations are
+            to be sampled first, or `model.init` cannot be trained on these data.
     """
     data, folder = _as_trained(config), config.out / "data"
     with released_if_unused(config.out):
         claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
         if not folder.exists():
+            check_init(config, console.quiet)
+            check_encoding(config, data)
             prepare(data.model_copy(update={"out": folder}), console)
     return folder
 
@@ -45,3 +50,43 @@ def _as_trained(config: TrainConfig) -> PrepareConfig:
             "alone does: it prepares these data itself"
         )
     return data.model_copy(update={"tokenizer": tokenizer, "objective": config.objective})
+
+
+def check_init(config: TrainConfig, quiet: bool) -> None:
+    """Sees that what a run starts from can be trained.
+
+    Raises:
+        ConfigError: it cannot, or the packages for its adapter are missing.
+    """
+    if config.model.init is None:
+        return
+    if config.model.lora:
+        check_lora(config.model.quantize is not None)
+    check_checkpoint(config.model.init, quiet)
+
+
+def check_encoding(config: TrainConfig, data: PrepareConfig) -> None:
+    """Sees that `data` are encoded by the tokenizer of what the run starts from.
+
+    Raises:
+        ConfigError: by a new one.
+        TokenizerMismatch: by another.
+    """
+    if config.model.init is None:
+        return
+    if isinstance(data.tokenizer, NewTokenizer):
+        raise ConfigError(
+            f"data.tokenizer: a new one cannot be that of {config.model.init}; leave it out"
+        )
+    if data.tokenizer is not None:
+        check_tokenizer(config.model.init, AnchoredTokenizer.load(data.tokenizer))
+
+
+def check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
+    """Sees that `tokenizer` is that of `init`.
+
+    Raises:
+        TokenizerMismatch: it is another.
+    """
+    if init is not None:
+        tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)

@@ -16,7 +16,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from anchored.config import versions
 from anchored.data.prepare import (
-    NewTokenizer,
     PrepareConfig,
     SourceConfig,
     load_prepared,
@@ -29,8 +28,8 @@ from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import MODEL_FOLDER
+from anchored.train.ahead import check_encoding, check_init, check_tokenizer
 from anchored.train.base_targets import BaseTargets
-from anchored.train.checkpoints import check_checkpoint
 from anchored.train.compose import compose
 from anchored.train.config import (
     PretrainConfig,
@@ -41,7 +40,7 @@ from anchored.train.config import (
 )
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.layout import MAY_CHANGE, check_layout, check_same_rows, record
-from anchored.train.lora import check_lora, has_adapter
+from anchored.train.lora import has_adapter
 from anchored.train.models import build_model, quiet_transformers, save_adapted
 from anchored.train.record import origins, save_beside
 from anchored.train.replay import write_replay
@@ -92,7 +91,8 @@ def _run(config: TrainConfig, make_data: Callable[[], None], quiet: bool) -> Pat
     with released_if_unused(config.out):
         if arguments.process_index == 0:
             claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
-            _check_init(config, quiet)
+            if not (config.out / DATASET).exists():
+                check_init(config, quiet)
             make_data()
         elif data is not config.data:
             wait_for(data)
@@ -113,14 +113,14 @@ def _prepare_documents(config: PretrainConfig, quiet: bool) -> None:
     if isinstance(data, PrepareConfig):
         if data.tokenizer is None:
             data = data.model_copy(update={"tokenizer": config.model.init})
-        _check_before_preparing(config, data)
+        check_encoding(config, data)
         _prepare(config, data, quiet)
 
 
 def _prepare_conversations(config: SFTConfig, init: str, quiet: bool) -> None:
     tokenizer = config.data.tokenizer or init
     data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
-    _check_before_preparing(config, data)
+    check_encoding(config, data)
     if OBJECTIVES[config.objective].replay:
         data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
     _prepare(config, data, quiet)
@@ -136,28 +136,6 @@ def _with_replay(
     if settings.share:
         sources = (*sources, write_replay(settings, *arguments))
     return sources
-
-
-def _check_init(config: TrainConfig, quiet: bool) -> None:
-    """Sees, before the first work of a run, that what it starts from can be trained."""
-    begun = (config.out / DATA_FOLDER).exists() or (config.out / DATASET).exists()
-    if config.model.init is None or begun:
-        return
-    if config.model.lora:
-        check_lora(config.model.quantize is not None)
-    check_checkpoint(config.model.init, quiet)
-
-
-def _check_before_preparing(config: TrainConfig, data: PrepareConfig) -> None:
-    """Sees that `model.init` is there and has the tokenizer that the data is to be encoded with."""
-    if config.model.init is None or (config.out / DATA_FOLDER).exists():
-        return
-    if isinstance(data.tokenizer, NewTokenizer):
-        raise ConfigError(
-            f"data.tokenizer: a new one cannot be that of {config.model.init}; leave it out"
-        )
-    if data.tokenizer is not None:
-        _check_tokenizer(config.model.init, AnchoredTokenizer.load(data.tokenizer))
 
 
 def _prepare(config: TrainConfig, data: PrepareConfig, quiet: bool) -> None:
@@ -186,7 +164,7 @@ def train(
         return final
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     dataset, manifest = load_prepared(data, tokenizer)
-    _check_tokenizer(config.model.init, tokenizer)
+    check_tokenizer(config.model.init, tokenizer)
     checkpoint = newest_checkpoint(config.out)
     done = checkpoint is not None and at_its_end(checkpoint)
     start = checkpoint if done else None
@@ -216,11 +194,6 @@ def train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         _save(trainer, final, config, tokenizer, manifest)
     return final
-
-
-def _check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
-    if init is not None:
-        tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)
 
 
 def _check_goes_on(
