@@ -244,11 +244,9 @@ def test_a_template_that_writes_the_day_has_the_same_fingerprint_the_next_day(
 
 def test_a_template_may_take_the_day_apart():
     hf = FAMILIES["llama3"].tokenizer()
-    month = (
-        "{% set names = {'07': 'July', '11': 'November'} %}{{ names[strftime_now('%m')] ~ '\n' }}"
-    )
+    month = "{% set names = {'07': 'July', '11': 'Nov'} %}{{ names[strftime_now('%m')][:3] }}"
     hf.chat_template = month + LLAMA_TEMPLATE
-    AnchoredTokenizer.adopt(hf)
+    assert AnchoredTokenizer.adopt(hf).fingerprint
 
 
 @pytest.mark.parametrize(
