@@ -19,6 +19,8 @@ from anchored.train.config import SFTConfig, TrainConfig
 from anchored.train.layout import MAY_CHANGE
 from anchored.train.lora import check_lora
 
+DATA_FOLDER = "data"
+
 
 def prepare_ahead(config: TrainConfig, console: Console) -> Path:
     """Prepares `config.data` where the run will look for it; returns that folder.
@@ -27,7 +29,7 @@ def prepare_ahead(config: TrainConfig, console: Console) -> Path:
         ConfigError: there is nothing to prepare, `config.out` holds another run, annotations are
             to be sampled first, or `model.init` cannot be trained on these data.
     """
-    data, folder = _as_trained(config), config.out / "data"
+    data, folder = _as_trained(config), config.out / DATA_FOLDER
     with released_if_unused(config.out):
         claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
         if not folder.exists():

@@ -140,7 +140,7 @@ def model_configuration(
     try:
         return AutoConfig.for_model(**settings)
     except Exception as error:  # as in `loading`
-        raise _wrong_configuration(error) from None
+        raise _wrong_configuration(error) from error
 
 
 def build_model(
@@ -171,7 +171,7 @@ def build_model(
     try:
         return AutoModelForCausalLM.from_config(settings, trust_remote_code=False, **options)
     except Exception as error:  # as in `loading`
-        raise _wrong_configuration(error) from None
+        raise _wrong_configuration(error) from error
 
 
 def _wrong_configuration(error: Exception) -> ConfigError:

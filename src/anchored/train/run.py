@@ -28,7 +28,7 @@ from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import MODEL_FOLDER
-from anchored.train.ahead import check_encoding, check_init, check_tokenizer
+from anchored.train.ahead import DATA_FOLDER, check_encoding, check_init, check_tokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.compose import compose
 from anchored.train.config import (
@@ -52,7 +52,7 @@ from anchored.train.run_checkpoints import (
 )
 from anchored.train.shown import FirstBatchShown, ProgressBar, announce_cost, progress
 
-DATA_FOLDER, DATASET = "data", "dataset.json"
+DATASET = "dataset.json"
 
 
 def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
