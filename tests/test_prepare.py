@@ -362,6 +362,23 @@ def test_validation_rows_are_chosen_by_id_alone_and_are_in_no_other_split(run):
     assert half["input_ids"][:] == held["input_ids"][: len(half)]
 
 
+def test_a_corpus_without_ids_that_is_moved_is_prepared_to_the_same_bytes(tmp_path, tokenizer, run):
+    rows = "".join(
+        json.dumps({name: value for name, value in row.items() if name != "id"}) + "\n"
+        for row in stories(60)
+    )
+    options = {"format_share": 0.5, "validation_share": 0.2, "objective": "anchored"}
+    found = []
+    for folder in ("here", "there"):
+        path = tmp_path / folder / "rows.jsonl"
+        path.parent.mkdir()
+        path.write_text(rows, encoding="utf-8")
+        sources = [SourceConfig(path=str(path))]
+        found.append(run([], name=f"of {folder}", sources=sources, **options)[0])
+    for name in ("input_ids", "labels"):
+        assert found[0][name][:] == found[1][name][:]
+
+
 def test_the_folder_is_a_plain_dataset_with_these_columns_and_its_account_adds_up(run, tmp_path):
     _, manifest = run(stories(200), packing=True, max_length=96)
     dataset = load_from_disk(str(tmp_path / "out"))

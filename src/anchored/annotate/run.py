@@ -224,9 +224,14 @@ class _Shards:
 
     def __init__(self, config: AnnotateConfig, count: int) -> None:
         self.size, self.count = config.rows_per_shard, count
-        for stale in config.out.glob(".shard-*.partial"):
-            stale.unlink()
+        _sweep(config.out)
         self.missing = [n for n in range(count) if not _shard_path(config.out, n).is_file()]
+
+
+def _sweep(out: Path) -> None:
+    """Removes what killed processes left half-written."""
+    for stale in out.glob(".shard-*.partial"):
+        stale.unlink(missing_ok=True)
 
 
 def _shard_path(out: Path, number: int) -> Path:
@@ -323,6 +328,7 @@ def _finished_on_cluster(
     with joined(config.workers, len(todo.missing)) as cluster:
         make = partial(ClusterWorker, config.out.absolute(), annotator.again(), annotator.name)
         yield from cluster.spread(partial(_missing, config, frozenset(todo.missing)), make)
+    _sweep(config.out)  # of workers that died on the way
 
 
 def _missing(config: AnnotateConfig, numbers: Set[int]) -> Iterator[tuple[int, _Shard]]:

@@ -332,7 +332,8 @@ def parse_row(row: Row, place: str, split: Split) -> Item:
             optionally with an `annotation` for the response; for replay `{prompt, annotation}` or
             `messages` without an answer and an `annotation`;
             always an optional `id`.
-        place: file and line, for the error, and the id where the row has none.
+        place: file and line, for the error. A row without an `id` is known by it, without the
+            folders: a corpus that is moved stays the same.
         split: cuts a document's text into chunks.
 
     Raises:
@@ -340,7 +341,7 @@ def parse_row(row: Row, place: str, split: Split) -> Item:
     """
     row = {name: value for name, value in row.items() if value is not None}
     try:
-        name = str(row.get("id", place))
+        name = str(row.get("id", Path(place).name))
         answered = any(fields <= row.keys() for fields in _ANSWERED)
         if not answered and ("chunks" in row or "text" in row):
             return Document(name, _chunks(row, split), _prompt(row), _annotation(row))
