@@ -1,12 +1,14 @@
 """The stock Trainer as `anchored pretrain` composes it, beside `examples/minimal_loop.py`.
 
-    python benchmarks/pretrain.py [--presets 0.5m 6m] [--steps 30] [--rounds 3] [--json FILE]
+    python benchmarks/pretrain.py [--presets 0.5m 6m] [--steps 30] [--rounds 3] [--precision
+        float32 | bfloat16] [--compile] [--json FILE]
 
 Same prepared storyworld data, same model, same order; whole runs in turn, each in a process of its
-own and counted from the end of its first step on, all of our logging included. `ratio` is Trainer's
+own and counted from the end of its second step on, all of our logging included. `ratio` is Trainer's
 rate over the plain loop's, by the clock and by processor time, of which the second does not depend
 on what else runs; figures are medians over the rounds. `mfu` counts 6 FLOPs a parameter and token
-(`monitor.training_flops`) against the matrix products that the same processor time would buy.
+(`monitor.training_flops`) against the matrix products in the same precision that the same processor
+time would buy. `--compile` is Trainer's alone (`trainer.torch_compile`); its time is not counted.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minimal_loop  # pyright: ignore[reportMissingImports]
 
 SIDES, RATE = ("trainer", "minimal_loop"), 1e-3
+UNTIMED = 2  # steps: with --compile each compiles, first for its length of row and then for any
 
 
 def main() -> None:
@@ -75,6 +78,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="of a row")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--preset", help=argparse.SUPPRESS)
@@ -118,8 +123,9 @@ def summary(rounds: Sequence[Mapping[str, Any]], rate: float) -> dict[str, Any]:
 
 def child(options: argparse.Namespace, preset: str, side: str) -> dict[str, Any]:
     """One side in a process of its own."""
-    names = ("folder", "rows", "steps")
+    names = ("folder", "rows", "steps", "precision")
     settings = [f for name in names for f in (f"--{name}", str(getattr(options, name)))]
+    settings += ["--compile"] * options.compile
     command = [sys.executable, __file__, "--side", side, "--preset", preset, *settings]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -133,21 +139,21 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
     model = build_model(ModelConfig(preset=options.preset), tokenizer, seed=0)
     run = _trainer if options.side == "trainer" else _minimal_loop
     losses, clock = run(model, dataset, tokenizer, options)
-    share = (options.steps - 1) / options.steps
+    share = (options.steps - UNTIMED) / options.steps
     tokens = int(sum(map(len, dataset["input_ids"])) * share)
     found = clock.result()
     return {
         "tokens": tokens,
         "flops": training_flops(model, tokens, tokens),
-        "matmul_rate": matmul_rate(),
+        "matmul_rate": matmul_rate(getattr(torch, options.precision)),
         "last_loss": losses[-1],
         **found,
     }
 
 
-def matmul_rate(size: int = 1024, times: int = 10) -> float:
-    """FLOPs a second of processor time, in the best of some square products in float32."""
-    a = torch.randn(size, size)
+def matmul_rate(dtype: torch.dtype, size: int = 1024, times: int = 10) -> float:
+    """FLOPs a second of processor time, in the best of some square products."""
+    a = torch.randn(size, size, dtype=dtype)
     seconds = []
     for _ in range(times):
         start = time.process_time()
@@ -165,13 +171,15 @@ def _trainer(
         "learning_rate": RATE,
         "save_strategy": "no",
         "use_cpu": True,
+        "bf16": options.precision == "bfloat16",
+        "torch_compile": options.compile,
     }
     with tempfile.TemporaryDirectory() as out:
         config = PretrainConfig(
             out=Path(out), data=options.folder, model=ModelConfig(preset="0.5m"), trainer=settings
         )
         trainer = compose(model, dataset, tokenizer, training_arguments(config))
-        clock = Clock(torch.device("cpu"))
+        clock = Clock(torch.device("cpu"), UNTIMED)
         trainer.add_callback(clock)
         trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row], clock
@@ -183,12 +191,14 @@ def _minimal_loop(
     settings = minimal_loop.Settings(
         steps=options.steps, batch_size=options.rows, learning_rate=RATE
     )
-    clock, losses = Clock(torch.device("cpu")), []
+    half = options.precision == "bfloat16"
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
+    minimal_loop.summed_loss = autocast(minimal_loop.summed_loss)
+    clock, losses = Clock(torch.device("cpu"), UNTIMED), []
     clock.start()
     for loss in minimal_loop.train(model, dataset, tokenizer.control.pad, settings):
         losses.append(loss)
-        if len(losses) == 1:
-            clock.first_step_done()
+        clock.step_done(len(losses))
     clock.stop()
     last = losses[-10:] if options.steps % 10 == 0 else losses[-(options.steps % 10) :]
     return [sum(last) / len(last)], clock  # a mean over ten steps, as Trainer logs it

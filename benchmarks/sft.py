@@ -244,10 +244,10 @@ def _unpacked(collate: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class Clock(TrainerCallback):
-    """Time of the steps after the first, and memory above what was held before it."""
+    """Time of the steps after the first ones, and memory above what was held before them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, untimed: int = 1) -> None:
+        self._device, self._untimed = device, untimed
         self._held = self._seconds = self._cpu_seconds = 0.0
 
     def on_train_begin(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
@@ -255,9 +255,8 @@ class Clock(TrainerCallback):
         self.start()
 
     def on_step_end(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
-        """See `first_step_done`."""
-        if state.global_step == 1:
-            self.first_step_done()
+        """See `step_done`."""
+        self.step_done(state.global_step)
 
     def on_train_end(self, args: Arguments, state: Any, control: Any, **_: Any) -> None:
         """See `stop`."""
@@ -267,8 +266,10 @@ class Clock(TrainerCallback):
         """Takes what is held as the floor."""
         self._held = self._peak()
 
-    def first_step_done(self) -> None:
-        """Starts the clock."""
+    def step_done(self, number: int) -> None:
+        """Starts the clock after the last of the untimed steps."""
+        if number != self._untimed:
+            return
         self._wait()
         self._seconds, self._cpu_seconds = -time.perf_counter(), -time.process_time()
 

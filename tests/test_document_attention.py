@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
@@ -98,6 +99,44 @@ def test_no_mask_of_whole_rows_is_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
     net(**batch(), use_cache=False)
     assert masks == [None] * net.config.num_hidden_layers * sum(map(len, ROWS))
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "weights in half"])
+def test_short_documents_are_attended_to_in_float32_on_a_cpu_and_long_ones_in_half(
+    monkeypatch: pytest.MonkeyPatch, autocast: bool
+):
+    net = model() if autocast else model().bfloat16()
+    attend_within_documents(net)
+    assert takes_flat_rows(net)
+    attend, taken = torch.nn.functional.scaled_dot_product_attention, []
+
+    def seen(query: torch.Tensor, *tensors: torch.Tensor, **settings: Any):
+        output = attend(query, *tensors, **settings)
+        taken.append((query.shape[2], output.dtype))
+        return output
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    for lengths, dtype in (([100, 300], torch.float32), ([250, 270], torch.bfloat16)):
+        taken.clear()
+        positions = torch.cat([torch.arange(n) for n in lengths])[None]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            net(input_ids=positions % VOCABULARY, position_ids=positions, use_cache=False)
+        assert taken == [(n, dtype) for n in lengths] * net.config.num_hidden_layers
+
+
+def test_a_compiled_model_is_compiled_once_whatever_documents_the_batches_hold():
+    net = model()
+    attend_within_documents(net)
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(net, backend=counter)
+    frames = []
+    for n in range(2, 10):
+        positions = torch.cat([torch.arange(n + k) for k in range(n)])[None]
+        compiled(input_ids=positions, position_ids=positions, use_cache=False)
+        frames.append(counter.frame_count)
+    assert frames[1] > 0
+    assert frames[-1] == frames[1]  # the second length is what makes the length free
 
 
 def test_a_batch_with_a_mask_of_its_own_is_attended_to_as_before():

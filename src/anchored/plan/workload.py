@@ -189,7 +189,7 @@ class Layout:
     @property
     def deferred(self) -> bool:
         """Does the loss project, a few rows at a time."""
-        return not (self.sharded or any(map(self.setting, ("deepspeed", "torch_compile", "fp16"))))
+        return not (self.sharded or self.setting("deepspeed") or self.setting("fp16"))
 
     @property
     def attention(self) -> str:

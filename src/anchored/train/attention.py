@@ -20,6 +20,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 DOCUMENT_ATTENTION = "anchored_documents"
 _COARSE = 0.3  # of the logits' spread: more than rounding in half precision, less than a leak
+_SHORT = 256  # tokens of a document
 
 
 def attend_within_documents(model: PreTrainedModel) -> None:
@@ -85,6 +86,7 @@ def takes_flat_rows(model: PreTrainedModel) -> bool:
     return by_document or is_flash_attention_requested(config)
 
 
+@torch.compiler.disable
 def document_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -97,7 +99,7 @@ def document_attention(
     """Causal attention (B, T, H, D) of `query`, `key`, `value` (B, H, T, D), within documents.
 
     A document starts wherever `position_ids` (B, T) is 0. With a mask, or rows of one document
-    each, this is the stock function.
+    each, this is the stock function. Not compiled: it would be anew for each list of lengths.
     """
     lengths = None if attention_mask is not None else _lengths(position_ids)
     if lengths is None:
@@ -114,6 +116,11 @@ def attention_by_lengths(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """The same where the `lengths` of all documents, row after row, are known."""
+    if _is_faster_in_float32(query, len(lengths)):
+        with torch.autocast("cpu", enabled=False):
+            wide = (x.float() for x in (query, key, value))
+            output, _ = attention_by_lengths(module, *wide, lengths, **settings)
+        return output.to(query.dtype), None
     # Split, not sliced: the gradient of a slice is as long as all documents together.
     parts = (_flat(x).split(lengths, dim=2) for x in (query, key, value))
     outputs = [
@@ -122,6 +129,14 @@ def attention_by_lengths(
     ]
     rows, width = query.shape[0], query.shape[2]
     return torch.cat(outputs, dim=1).view(rows, width, *outputs[0].shape[2:]), None
+
+
+def _is_faster_in_float32(query: torch.Tensor, documents: int) -> bool:
+    """The backward pass of a CPU's kernel is slow in bfloat16 where documents are short."""
+    if query.device.type != "cpu":
+        return False
+    in_half = torch.is_autocast_enabled("cpu") or query.dtype is torch.bfloat16
+    return in_half and query.shape[0] * query.shape[2] < _SHORT * documents
 
 
 def _lengths(position_ids: torch.Tensor | None) -> list[int] | None:

@@ -82,9 +82,8 @@ def _check_apart(model: PreTrainedModel, flat: bool) -> None:
 
 
 def _plain(arguments: TrainingArguments) -> bool:
-    """Weights whole on each device, the model run as written, no gradients that fp16 would lose."""
-    sharded = is_sharded(arguments) or _by_deepspeed(arguments)
-    return not (sharded or arguments.torch_compile or arguments.fp16)
+    """Weights whole on each device, and no gradients that fp16 would lose."""
+    return not (is_sharded(arguments) or _by_deepspeed(arguments) or arguments.fp16)
 
 
 def _by_deepspeed(arguments: TrainingArguments) -> bool:
