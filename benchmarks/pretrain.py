@@ -4,11 +4,12 @@
         float32 | bfloat16] [--compile] [--json FILE]
 
 Same prepared storyworld data, same model, same order; whole runs in turn, each in a process of its
-own and counted from the end of its second step on, all of our logging included. `ratio` is Trainer's
-rate over the plain loop's, by the clock and by processor time, of which the second does not depend
-on what else runs; figures are medians over the rounds. `mfu` counts 6 FLOPs a parameter and token
-(`monitor.training_flops`) against the matrix products in the same precision that the same processor
-time would buy. `--compile` is Trainer's alone (`trainer.torch_compile`); its time is not counted.
+own and counted from the end of its second step on, all of our logging included. `ratio` is the rate
+of Trainer over the plain loop's, by the clock and by processor time, of which the second does not
+depend on what else runs; figures are medians over the rounds. `mfu` counts 6 FLOPs a parameter and
+token (`monitor.training_flops`) against the matrix products in the same precision that the same
+processor time would buy. `--compile` is for Trainer alone (`trainer.torch_compile`); the time that
+compiling takes is not counted.
 """
 
 from __future__ import annotations

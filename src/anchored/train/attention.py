@@ -118,8 +118,9 @@ def attention_by_lengths(
     """The same where the `lengths` of all documents, row after row, are known."""
     if _is_faster_in_float32(query, len(lengths)):
         with torch.autocast("cpu", enabled=False):
-            wide = (x.float() for x in (query, key, value))
-            output, _ = attention_by_lengths(module, *wide, lengths, **settings)
+            output, _ = attention_by_lengths(
+                module, query.float(), key.float(), value.float(), lengths, **settings
+            )
         return output.to(query.dtype), None
     # Split, not sliced: the gradient of a slice is as long as all documents together.
     parts = (_flat(x).split(lengths, dim=2) for x in (query, key, value))

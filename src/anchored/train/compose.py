@@ -44,7 +44,7 @@ def compose(
         keep_freed_memory()
         attend_within_documents(inner)
     losses = LossByKind(defer_projection(inner) if _plain(arguments) else None)
-    inner.loss_function = losses
+    inner.loss_function = torch.compiler.disable(losses)  # counts, and projects by chunks
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
     callbacks: list[TrainerCallback] = [

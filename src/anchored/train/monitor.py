@@ -42,7 +42,6 @@ class LossByKind:
         # Sums by kind, counts by kind, all tokens: one tensor, so one wait for the device.
         self._totals = torch.zeros(2 * len(Kind) + 1)
 
-    @torch.compiler.disable  # it counts and, in training, projects by chunks
     def __call__(
         self,
         logits: torch.Tensor,
