@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def main() -> None:
     for step, loss in enumerate(train(model, dataset, tokenizer.control.pad, settings), 1):
         print(f"step {step}: loss {loss:.4f}")
     model.save_pretrained(options.out)
-    save_beside(options.out, tokenizer, of_other_trainer(manifest, options.init))
+    save_beside(options.out, tokenizer, of_other_trainer(manifest, options.init, asdict(settings)))
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrai
         out: folder of the run.
         arguments: more fields of `trl.DPOConfig`.
     """
-    tokenizer = ConversationTokenizer.load(model, read_preferences(pairs, "dpo"))
+    settings = DPOConfig(output_dir=str(out), **arguments)
+    tokenizer = ConversationTokenizer.load(model, read_preferences(pairs, "dpo"), settings)
     dataset: Any = load_from_disk(str(pairs))
     return DPOTrainer(
         model=load_model(model, tokenizer.stock),
-        args=DPOConfig(output_dir=str(out), **arguments),
+        args=settings,
         train_dataset=dataset,
         processing_class=tokenizer,
     )

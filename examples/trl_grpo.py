@@ -38,13 +38,14 @@ def grpo_trainer(
         arguments: more fields of `trl.GRPOConfig`.
     """
     learnt = {**read_preferences(prompts, "grpo"), "reward": reward}
-    tokenizer = ConversationTokenizer.load(model, learnt)
+    settings = GRPOConfig(output_dir=str(out), **arguments)
+    tokenizer = ConversationTokenizer.load(model, learnt, settings)
     dataset: Any = load_from_disk(str(prompts))
     rewards: Any = [load_function(reward, "--reward")]
     return GRPOTrainer(
         model=load_model(model, tokenizer.stock),
         reward_funcs=rewards,
-        args=GRPOConfig(output_dir=str(out), **arguments),
+        args=settings,
         train_dataset=dataset,
         processing_class=tokenizer,
     )

@@ -66,7 +66,8 @@ def main() -> None:
     final = options.out / "model"
     trainer.save_model(str(final))
     (final / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
-    record = of_other_trainer(read_manifest(options.data), options.model)
+    settings = trainer.args.to_dict()
+    record = of_other_trainer(read_manifest(options.data), options.model, settings)
     save_beside(final, tokenizer, record)  # by which `anchored` takes it for one of its own
 
 

@@ -212,6 +212,60 @@ def test_without_annotations_the_template_is_saved_as_it_was(tmp_path: Path):
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == before
 
 
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}"
+    "{% if m.role == 'assistant' %}THOUGHT<|channel|>final{% endif %}<|message|>{{ m.content }}"
+    "{% if loop.last and m.role == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}\n"
+)
+
+
+def harmony(thought: str) -> Any:
+    """A tokenizer whose answers stand in a channel, behind `thought`."""
+    hf = FAMILIES["qwen3"].tokenizer()
+    names = ["start", "channel", "message", "end", "return"]
+    hf.add_special_tokens({"extra_special_tokens": [f"<|{name}|>" for name in names]})
+    hf.chat_template = HARMONY.replace("THOUGHT", thought)
+    return hf
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_the_channel_of_an_answer_is_prompt_in_training_and_in_the_saved_template(
+    tmp_path: Path, annotated: bool
+):
+    hf = harmony("")
+    turns = (*TURNS, Message("assistant", "Yes.", PLAN if annotated else None))
+    whole = hf.apply_chat_template(rows(turns))["input_ids"]  # by the model's own template
+    tokenizer = AnchoredTokenizer.adopt(hf)
+    objective = OBJECTIVES["anchored" if annotated else "standard"]
+    example = assemble(conversation_segments(turns, tokenizer, objective))
+    learnt = [*tokenizer.encode("Yes."), hf.convert_tokens_to_ids("<|return|>")]
+    assert [i for i in example.labels if i >= 0] == learnt
+    prompt = prompt_ids(tokenizer, TURNS)
+    assert [*prompt, *learnt] == whole
+    assert example.input_ids[: len(prompt)] == prompt
+    tokenizer.save(tmp_path, annotated)
+    opened = [tokenizer.control.open] if annotated else []
+    assert stock_ids(AutoTokenizer.from_pretrained(tmp_path), TURNS) == [*prompt, *opened]
+    loaded = AnchoredTokenizer.load(tmp_path)
+    assert (loaded.fingerprint, prompt_ids(loaded, TURNS)) == (tokenizer.fingerprint, prompt)
+
+
+def test_a_thought_before_the_channel_of_an_answer_is_left_out():
+    hf = harmony("<think>\n\n</think>\n")
+    AnchoredTokenizer.adopt(hf)
+    prompt = hf.apply_chat_template(rows(TURNS), tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("<|start|>assistant<|channel|>final<|message|>")
+
+
+@pytest.mark.parametrize("name", CHATTING)
+def test_a_template_without_a_channel_is_left_as_it_is(name: str):
+    hf = FAMILIES[name].tokenizer()
+    before = hf.chat_template
+    AnchoredTokenizer.adopt(hf)
+    assert hf.chat_template == before
+
+
 def test_another_template_has_another_fingerprint():
     first, second = FAMILIES["qwen3"].tokenizer(), FAMILIES["qwen3"].tokenizer()
     second.chat_template = second.chat_template.replace("turn.role ~ '", "turn.role ~ ':")

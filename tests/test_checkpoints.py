@@ -242,7 +242,7 @@ def test_weights_that_would_be_made_up_on_loading_are_missed(folder):
 def test_pickled_weights_are_not_loaded_by_any_command(folder):
     tokenizer = AnchoredTokenizer.load(folder)
     pickled(folder)
-    with pytest.raises(ConfigError, match="safetensors"):
+    with pytest.raises(ConfigError, match="holds only pickled weights"):
         load_model(folder, tokenizer)
 
 

@@ -282,16 +282,6 @@ def test_layouts_that_would_fail_later_are_refused(
         check_layout(arguments(**fields), adapter, None)
 
 
-def test_what_changes_nothing_learnt_may_change_on_the_way(
-    finished: Callable[[str], Path], data: Path, tmp_path: Path
-):
-    out = tmp_path / "run"
-    shutil.copytree(finished("one"), out)
-    alone(config(data, out, **ONE, save_steps=1, dataloader_num_workers=1, ddp_timeout=9))
-    with pytest.raises(ConfigError, match=r"trainer\.learning_rate"):
-        alone(config(data, out, **ONE, learning_rate=1e-4))
-
-
 def test_the_other_processes_wait_for_the_data_at_no_barrier(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from anchored.errors import ConfigError
 from anchored.evaluate.equivalence import (
@@ -176,6 +178,18 @@ def test_classifier_partition_is_v1s_loop_over_its_probabilities(folder: Path) -
 def test_classifier_name_states_model_threshold_and_window(folder: Path) -> None:
     expected = "tiny p > 0.102, first 128 tokens, word overlap up to 5 words"
     assert Classifier(str(folder)).name == expected
+
+
+def test_a_classifier_of_pickled_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "pytorch_model.bin")
+    Classifier(str(tmp_path))
+    weights.unlink()
+    with pytest.raises(
+        ConfigError, match=r"holds only pickled weights \(pytorch_model\.bin\), which"
+    ):
+        Classifier(str(tmp_path))
 
 
 def test_a_missing_classifier_and_one_of_other_labels_are_refused(

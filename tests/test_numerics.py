@@ -28,6 +28,7 @@ from anchored.train.config import PretrainConfig, training_arguments
 from anchored.train.models import ModelConfig, build_model, load_model
 from anchored.train.monitor import LossByKind, read_metrics
 from anchored.train.projection import DeferredProjection
+from anchored.train.record import read_record
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {
@@ -344,6 +345,8 @@ def test_both_examples_run_as_their_docstrings_say(
     tokenizer = AnchoredTokenizer.load(out / "model")
     model: Any = load_model(out / "model", tokenizer)
     assert model.config.vocab_size == len(tokenizer)
+    assert read_record(base)["config"]["trainer"]["steps"] == 2
+    assert read_record(out / "model")["config"]["trainer"]["num_train_epochs"] == 1
     for folder in (base, out / "model"):  # each is a model of ours, with a plan in its answers
         assert load(str(folder)).annotated
         hf: Any = AutoTokenizer.from_pretrained(folder)

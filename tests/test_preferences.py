@@ -6,6 +6,7 @@ import importlib.util
 import json
 import random
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +21,12 @@ from transformers import AutoTokenizer
 
 from anchored import cli
 from anchored.annotation import Annotation
-from anchored.config import load_config, to_yaml
+from anchored.config import load_config, to_yaml, versions
 from anchored.data import preferences
 from anchored.data.preferences import PreferencesConfig, build, read_asked
 from anchored.errors import ConfigError, DataError
 from anchored.experiments.demo_config import TREATMENTS, DemoConfig
-from anchored.experiments.dpo import DPOConfig, load_study, rate
+from anchored.experiments.dpo import DPOConfig, load_study, optimise, rate
 from anchored.files import write_json
 from anchored.publish import push
 from anchored.publish.run import write
@@ -202,6 +203,8 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
         pairs_on_disk(tmp_path / "pairs"),
         tmp_path / "run",
         per_device_train_batch_size=2,
+        beta=0.2,
+        hub_token="of nobody's concern",
         **QUICK,
     )
     tokenizer = ConversationTokenizer.load(model).stock
@@ -217,7 +220,13 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert load(str(saved)).annotated
     learnt = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
-    assert read_record(saved) == {**read_record(model), "preferences": [learnt]}
+    found = read_record(saved)
+    training = found["preferences"][0].pop("training")
+    assert found == {**read_record(model), "preferences": [learnt]}
+    assert training["model"] == str(model)
+    assert training["versions"] == versions()
+    assert training["arguments"] == json.loads(trainer.args.to_json_string())
+    assert training["arguments"]["beta"] == 0.2
     sent = push.plan(push.PushConfig(model=write(saved).parent, repo="owner/name")).files
     text, record = (one.text or "" for one in sent if one.name in ("README.md", RECORD))
     assert yaml.safe_load(text.split("---\n")[1])["tags"] == [
@@ -230,7 +239,24 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
         "- Then DPO on 4 rows of `anchored preferences`, the annotation in the prompt, reward "
         "`mine:taste`.\n"
     ) in text
-    assert json.loads(record)["preferences"][0]["config"]["out"] == "pairs"
+    made = json.loads(record)["preferences"][0]
+    assert made["config"]["out"] == "pairs"
+    assert made["training"]["arguments"]["output_dir"] == "run"
+    assert "nobody" not in record
+
+
+def test_the_study_of_preferences_records_how_it_optimised(model: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "study" / "seed-3" / "anchored" / "model")
+    folder = tmp_path / "out" / "seed-3" / "mine"
+    pairs_on_disk(folder / "pairs")
+    given = {"study": tmp_path / "study", "treatments": {"mine": {"init": "anchored"}}}
+    settings = DPOConfig.model_validate({**given, "steps": 1, "batch_size": 2, "beta": 0.3})
+    optimise(settings, DemoConfig(seeds=(3,)), "mine", folder, 3)
+    training = read_record(folder / "model")["preferences"][0]["training"]
+    arguments = {"beta": 0.3, "loss_weights": [1.0, 4.0], "max_steps": 1, "seed": 3}
+    assert {name: training["arguments"][name] for name in arguments} == arguments
+    assert training["versions"] == versions()
+    assert "training_args.bin" not in {file.name for file in (folder / "model").iterdir()}
 
 
 def test_a_model_that_is_optimised_twice_keeps_both_in_its_record(model: Path, tmp_path: Path):
@@ -297,6 +323,8 @@ def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
     saved = tmp_path / "model"
     grpo.save(trainer, saved)
     assert "training_args.bin" not in {path.name for path in saved.iterdir()}
+    made = read_record(saved)["preferences"][0]["training"]
+    assert made["arguments"] == json.loads(trainer.args.to_json_string())
     said = "- Then GRPO on 4 rows .*, reward `test_preferences:reward`.\n"
     assert re.search(said, write(saved).read_text(encoding="utf-8"))
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForSequenceClassification
 
 from anchored.errors import ConfigError
@@ -22,6 +24,7 @@ SIZES: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 2, "max_position_embeddings": 256,
 }  # fmt: skip
+QUOTE = {"perplexity": "'", "reward": ""}
 TEXTS = ["red", "a long blue answer", "red", " "]
 
 
@@ -114,6 +117,25 @@ def test_perplexity_is_a_figure_of_its_own_and_leaves_empty_texts_out(
     assert found["perplexity"] == pytest.approx(sum(expected) / 2)
     assert "utility_k" not in found and "quality" not in found
     assert found["empty_rate"] == 0.25
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "reward"])
+def test_pickled_weights_are_refused(
+    kind: str, reference: str, reward: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(reward if kind == "reward" else reference, folder)
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    load_quality(f"{kind}:{folder}")
+    weights.unlink()
+    with pytest.raises(ConfigError) as refused:
+        load_quality(f"{kind}:{folder}")
+    assert str(refused.value).endswith(
+        f"{folder}{QUOTE[kind]}: needs weights as safetensors and holds only pickled weights "
+        "(pytorch_model.bin), which can run code; convert them where you trust their source, with "
+        "save_pretrained"
+    )
 
 
 def test_models_of_the_wrong_kind_are_refused(reference: str, tmp_path: Path) -> None:

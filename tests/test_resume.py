@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from transformers import Trainer
 
 from anchored.config import load_config, to_yaml
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.errors import ConfigError
 from anchored.files import read_jsonl
 from anchored.train.config import PretrainConfig
+from anchored.train.layout import MAY_CHANGE
 from anchored.train.run import pretrain
 from anchored.train.run_checkpoints import newest_checkpoint
 
@@ -32,6 +35,19 @@ MODEL = {
     "attention_dropout": 0.2,
 }
 TIMED = ("tokens_per_second", "supervised_tokens_per_second", "mfu", "peak_tflops")
+
+# Which one process may set otherwise when it goes on, each unlike it was.
+CHANGED = {
+    "activation_checkpointing": True,
+    "gradient_checkpointing": True,
+    "ddp_timeout": 9,
+    "dataloader_num_workers": 1,
+    "dataloader_persistent_workers": True,
+    "dataloader_pin_memory": True,
+    "dataloader_prefetch_factor": 3,
+    "save_steps": 3,
+    "save_total_limit": 1,
+}
 
 # Ends itself where a real kill -9 would hurt most.
 CHILD = """
@@ -73,14 +89,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def steps(data: Path) -> tuple[int, int]:
-    """The step of the checkpoint that is killed, well inside epoch 2, and of the end."""
+    """The step of the checkpoint that is killed, well inside epoch 2, and the last, in epoch 3."""
     epoch = -(-len(load_prepared(data)[0]) // 2)
     killed = 2 * (epoch // 2) + 4
     assert epoch < killed - 2 < killed < 2 * epoch, f"epochs of {epoch} steps are too short"
-    return killed, killed + 1
+    return killed, 2 * epoch + 2
 
 
-def config(data: Path, out: Path) -> PretrainConfig:
+def config(data: Path, out: Path, **changed: Any) -> PretrainConfig:
     trainer = {
         "max_steps": steps(data)[1],
         "per_device_train_batch_size": 1,
@@ -88,6 +104,7 @@ def config(data: Path, out: Path) -> PretrainConfig:
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_steps": 2,
+        "save_total_limit": 99,
         "use_cpu": True,
     }
     return PretrainConfig.model_validate(
@@ -96,7 +113,7 @@ def config(data: Path, out: Path) -> PretrainConfig:
             "data": data,
             "model": {"config": MODEL},
             "muon_learning_rate": 0.02,
-            "trainer": trainer,
+            "trainer": {**trainer, **changed},
         }
     )
 
@@ -144,16 +161,16 @@ def test_killed_inside_epoch_2_within_a_checkpoint_and_resumed_equals_the_straig
     assert metrics(run.out)[-1]["step"] == step
     with (run.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 1')  # a line cut short
-    batches: list[Any] = []
+    begun: list[int] = []
     training_step = Trainer.training_step
 
-    def counted(*arguments: Any) -> Any:
-        batches.append(arguments)
-        return training_step(*arguments)
+    def counted(trainer: Trainer, *arguments: Any) -> Any:
+        begun.append(trainer.state.global_step)
+        return training_step(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "training_step", counted)
     pretrain(run, quiet=True)
-    assert len(batches) == 2 * (end - (step - 2)), "not resumed but run from the start"
+    assert begun[0] == step - 2, "not resumed but run from the start"
     assert_same_run(run.out, straight)
     assert [row["step"] for row in metrics(run.out)] == list(range(1, end + 1))
 
@@ -173,6 +190,23 @@ def test_a_finished_run_is_not_run_again(data: Path, straight: Path):
     before = (straight / "model" / "model.safetensors").stat().st_mtime_ns
     assert pretrain(config(data, straight), quiet=True) == straight / "model"
     assert (straight / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_changes_nothing_learnt_may_change_half_way(
+    data: Path, straight: Path, tmp_path: Path
+):
+    """From inside epoch 1 into epoch 3, with dropout, bit by bit as if unchanged."""
+    layouts = {"per_device_train_batch_size", "gradient_accumulation_steps", "fsdp", "fsdp_config"}
+    assert {f"trainer.{name}" for name in {*CHANGED, *layouts}} == set(MAY_CHANGE)
+    half, out = steps(data)[0] // 4 * 2, tmp_path / "run"
+    later = [f"checkpoint-{step}" for step in range(half + 1, steps(data)[1] + 1)]
+    shutil.copytree(straight, out, ignore=shutil.ignore_patterns("model", *later))
+    assert newest_checkpoint(out) == str(out / f"checkpoint-{half}")
+    assert half < -(-len(load_prepared(data)[0]) // 2)
+    pretrain(config(data, out, **CHANGED), quiet=True)
+    assert_same_run(out, straight)
+    with pytest.raises(ConfigError, match=r"trainer\.learning_rate"):
+        pretrain(config(data, out, **CHANGED, learning_rate=1e-4), quiet=True)
 
 
 @pytest.mark.parametrize("contents", [None, "", '{"global_step": 8, "best', "not json"])

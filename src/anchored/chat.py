@@ -41,6 +41,9 @@ _ONE_DAY = (
     + " }}{% endmacro %}\n"
 )
 _THOUGHT = re.compile(r"[<\[](/?)(?:think|thinking|thought|reasoning)[>\]]", re.IGNORECASE)
+_WHOLE_THOUGHT = re.compile(
+    rf"{_THOUGHT.pattern}.*{_THOUGHT.pattern}\s*", re.IGNORECASE | re.DOTALL
+)
 
 
 class Stretch(NamedTuple):
@@ -115,6 +118,19 @@ class ChatTemplate:
         behind = self._render(_PROBE, True).rpartition(_PROBE[-1]["content"])[2]
         tags = list(_THOUGHT.finditer(behind))
         return tags[-1][0] if tags and not tags[-1][1] else None
+
+    def answer_header(self) -> str:
+        """What a template puts before an answer, and leaves to the model where it asks for one.
+
+        That is a channel (`<|channel|>final<|message|>`), known by its special tokens. A thought
+        is left out: an answer without one has none.
+        """
+        turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER})
+        prompt, whole = self._render(turns[:1], True), self._render(turns, answer_next=False)
+        before, found, _ = whole.removeprefix(prompt).rpartition(_ANSWER)
+        header = _WHOLE_THOUGHT.sub("", before)
+        is_one = found and whole.startswith(prompt) and self._special.search(header)
+        return header if is_one else ""
 
     def _guarded(self, content: str, mark: str) -> str:
         """`content` with `mark` inside each special token that it spells, or ends with a part of.
@@ -218,7 +234,7 @@ def annotating(template: str, opening: str, closing: str) -> str:
 
     Earlier answers lose theirs, which a client may have sent back with them; else it is unchanged.
     """
-    opening, closing = json.dumps(opening), json.dumps(closing)
+    closing = json.dumps(closing)
     cut = (
         "{%- set history = namespace(messages=[]) -%}{%- for message in messages -%}"
         f"{{%- if message['role'] == 'assistant' and not loop.last and {closing} in "
@@ -228,7 +244,11 @@ def annotating(template: str, opening: str, closing: str) -> str:
         "{%- else -%}{%- set history.messages = history.messages + [message] -%}{%- endif -%}"
         "{%- endfor -%}{%- set messages = history.messages -%}{{ '' }}"
     )
+    return cut + beginning(template, opening)
+
+
+def beginning(template: str, text: str) -> str:
+    """`template` with `text` behind a prompt, where the answer starts."""
     # Jinja drops one line break at the end of a template; behind ours it would be text.
-    return (
-        f"{cut}{template.removesuffix(chr(10))}{{{{ {opening} if add_generation_prompt else '' }}}}"
-    )
+    template = template.removesuffix("\n")
+    return f"{template}{{{{ {json.dumps(text)} if add_generation_prompt else '' }}}}"

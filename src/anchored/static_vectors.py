@@ -64,7 +64,7 @@ def _distil() -> StaticModel:
     teacher = str(get_model_path())
     local = {"local_files_only": True, "trust_remote_code": False}
     model = distill_from_model(
-        model=AutoModel.from_pretrained(teacher, **local),
+        model=AutoModel.from_pretrained(teacher, use_safetensors=True, **local),
         tokenizer=AutoTokenizer.from_pretrained(teacher, **local),
         device="cpu",
         pca_dims=DIMENSIONS,

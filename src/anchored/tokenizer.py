@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
-from anchored.chat import ChatTemplate, annotating, own_template, reserved_tokens
+from anchored.chat import ChatTemplate, annotating, beginning, own_template, reserved_tokens
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
 from anchored.files import as_os_error
 
@@ -182,7 +182,10 @@ class AnchoredTokenizer:
         )
         if is_ours and (record or hf.chat_template is None):
             hf.chat_template = own_template(tokens)
-        tokenizer = cls(hf, tokens, None if is_ours else ChatTemplate(hf))
+        chat = None if is_ours else ChatTemplate(hf)
+        if chat and not record and (header := chat.answer_header()):
+            hf.chat_template = beginning(hf.get_chat_template(), header)
+        tokenizer = cls(hf, tokens, chat)
         tokenizer.fresh = [tokenizer.control_ids[token] for token in fresh]
         if tokenizer.chat is not None:
             tokenizer._check_chat(tokenizer.chat)

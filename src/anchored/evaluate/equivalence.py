@@ -212,15 +212,16 @@ def _load(source: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from anchored.train.models import quiet_transformers
+    from anchored.train.checkpoints import check_safe, quiet_transformers
 
+    check_safe(f"equivalence classifier {source!r}", source)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(
                 V1_TOKENIZER if source == V1_CLASSIFIER else source, trust_remote_code=False
             )
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=torch.float32, trust_remote_code=False
+                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

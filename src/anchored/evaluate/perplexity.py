@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from anchored.errors import DataError
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import quiet_transformers
+from anchored.train.checkpoints import load_whole, quiet_transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,14 @@ class ReferenceModel:
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> ReferenceModel:
-        """From a model folder or a hub id, in single precision."""
+        """From a model folder or a hub id, in single precision.
+
+        Raises:
+            ConfigError: nothing there that can be loaded, weights that are pickled, or not a whole
+                model.
+        """
         with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, trust_remote_code=False
-            )
+            model: Any = load_whole(source, dtype=torch.float32)
         return cls(source, model.to(device), AnchoredTokenizer.load(source))
 
     def losses(

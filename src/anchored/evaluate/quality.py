@@ -99,10 +99,7 @@ class PerplexityUnder:
         from anchored.evaluate.perplexity import ReferenceModel
 
         self.source = source
-        try:
-            self._model = ReferenceModel.load(source, _device())
-        except (OSError, ValueError) as error:
-            raise _not_loaded("perplexity", source, error) from None
+        self._model = ReferenceModel.load(source, _device())
 
     def as_json(self, sets: Sequence[Generations]) -> dict[str, Any]:
         """See `Quality`."""
@@ -131,8 +128,9 @@ class RewardModel:
     def __init__(self, source: str, batch_size: int = 8) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from anchored.train.models import quiet_transformers
+        from anchored.train.checkpoints import check_safe, quiet_transformers
 
+        check_safe(f"quality reward:{source}", source)
         self.batch_size = batch_size
         try:
             with quiet_transformers():
@@ -143,7 +141,8 @@ class RewardModel:
                     source, use_safetensors=True, trust_remote_code=False
                 )
         except (OSError, ValueError) as error:
-            raise _not_loaded("reward", source, error) from None
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"quality reward:{source}: {reason}") from None
         if model.config.num_labels != 1 or not self._tokenizer.chat_template:
             raise ConfigError(
                 f"quality reward:{source}: has {model.config.num_labels} labels and "
@@ -205,10 +204,6 @@ def load_quality(name: str) -> Quality | None:
         f"quality {name!r}: unknown; use given, judge, perplexity:<folder or hub id>, "
         "reward:<folder or hub id> or none"
     )
-
-
-def _not_loaded(kind: str, source: str, error: Exception) -> ConfigError:
-    return ConfigError(f"quality {kind}:{source}: {' '.join(str(error).split())[:200]}")
 
 
 def _label(source: str, model: Any) -> str:

@@ -229,6 +229,7 @@ def _initial(config: DPOConfig, treatment: Treatment, seed: int) -> Path:
 
 def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed: int) -> None:
     """TRL's DPOTrainer on the pairs, as any user would run it."""
+    from transformers.trainer import TRAINING_ARGS_NAME
     from trl.trainer import dpo_config, dpo_trainer
 
     final = folder / "model"
@@ -256,7 +257,7 @@ def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed
         seed=seed,
     )
     data = folder / "pairs" / "data"
-    tokenizer = ConversationTokenizer.load(model, read_preferences(data, "dpo"))
+    tokenizer = ConversationTokenizer.load(model, read_preferences(data, "dpo"), arguments)
     pairs: Any = load_from_disk(str(data))
     with quiet_transformers():
         trainer = dpo_trainer.DPOTrainer(
@@ -269,6 +270,7 @@ def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed
         write_json(folder / "log.json", trainer.state.log_history)
         with building(final) as partial:
             trainer.save_model(str(partial))
+            (partial / TRAINING_ARGS_NAME).unlink()  # a pickle; the record says the same
 
 
 def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:

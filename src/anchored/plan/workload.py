@@ -17,7 +17,8 @@ from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.config import DEFAULTS, SFTConfig, TrainConfig
+from anchored.train import DATA_FOLDER
+from anchored.train.config import DEFAULTS, TrainConfig, to_prepare
 from anchored.train.footprint import Optimizer
 
 _PREPARED_BYTES_A_TOKEN = 4 + 4 + 1  # input_ids, labels, kinds
@@ -72,15 +73,16 @@ def data_of(config: TrainConfig, supervised: float | None = None) -> Data:
             will be nor which tokenizer.
         DataError: the folder of the data is no prepared dataset.
     """
-    folder = config.out / "data" if isinstance(config.data, PrepareConfig) else config.data
+    described = to_prepare(config)
+    folder = config.data if isinstance(config.data, Path) else config.out / DATA_FOLDER
     if (folder / MANIFEST).is_file():
         return _prepared(folder)
-    if isinstance(config.data, Path):
+    if described is None:
         raise DataError(
             f"{folder}: no {MANIFEST}; run `anchored prepare` first, or describe under `data` what "
             "is to be prepared"
         )
-    return _described(config, config.data, 1.0 if supervised is None else supervised)
+    return _described(config, described, 1.0 if supervised is None else supervised)
 
 
 def _prepared(folder: Path) -> Data:
@@ -107,24 +109,23 @@ def _described(config: TrainConfig, data: PrepareConfig, supervised: float) -> D
             "tokens there will be, or prepare the data first"
         )
     return Data(
-        objective=config.objective if isinstance(config, SFTConfig) else data.objective,
+        objective=data.objective,
         tokens=data.token_budget,
         rows=data.token_budget / data.max_length,
         longest=data.max_length,
         supervised=supervised,
-        vocab_size=_vocab_size(config, data),
+        vocab_size=_vocab_size(data),
         bytes=data.token_budget * _PREPARED_BYTES_A_TOKEN,
         prepared=False,
     )
 
 
-def _vocab_size(config: TrainConfig, data: PrepareConfig) -> int:
+def _vocab_size(data: PrepareConfig) -> int:
     if isinstance(data.tokenizer, NewTokenizer):
         return data.tokenizer.vocab_size
-    source = data.tokenizer or config.model.init
-    if source is None:
+    if data.tokenizer is None:
         raise ConfigError("data.tokenizer: missing; give a folder, a hub id or {vocab_size: ...}")
-    return len(AnchoredTokenizer.load(source))
+    return len(AnchoredTokenizer.load(data.tokenizer))
 
 
 def _json(given: str) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anchored.train.collapse_monitor import CollapseMonitor
 
-__all__ = ["MODEL_FOLDER", "RECORD", "CollapseMonitor"]
+__all__ = ["DATA_FOLDER", "MODEL_FOLDER", "RECORD", "CollapseMonitor"]
 
 RECORD = "anchored.json"
+DATA_FOLDER = "data"
 MODEL_FOLDER = "model"
 
 

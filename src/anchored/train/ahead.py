@@ -14,12 +14,11 @@ from anchored.errors import ConfigError
 from anchored.files import claim, released_if_unused
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
+from anchored.train import DATA_FOLDER
 from anchored.train.checkpoints import check_checkpoint
-from anchored.train.config import SFTConfig, TrainConfig
+from anchored.train.config import SFTConfig, TrainConfig, to_prepare
 from anchored.train.layout import MAY_CHANGE
 from anchored.train.lora import check_lora
-
-DATA_FOLDER = "data"
 
 
 def prepare_ahead(config: TrainConfig, console: Console) -> Path:
@@ -29,38 +28,37 @@ def prepare_ahead(config: TrainConfig, console: Console) -> Path:
         ConfigError: there is nothing to prepare, `config.out` holds another run, annotations are
             to be sampled first, or `model.init` cannot be trained on these data.
     """
-    data, folder = _as_trained(config), config.out / DATA_FOLDER
+    data, folder = to_prepare(config), config.out / DATA_FOLDER
+    if data is None:
+        raise ConfigError(
+            f"data: {config.data}: a folder already; give the file that it is prepared from"
+        )
+    if isinstance(config, SFTConfig) and OBJECTIVES[config.objective].replay:
+        raise ConfigError(
+            f"objective: {config.objective} samples from model.init first, which `anchored sft` "
+            "alone does: it prepares these data itself"
+        )
     with released_if_unused(config.out):
         claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
         if not folder.exists():
             check_init(config, console.quiet)
             check_encoding(config, data)
-            prepare(data.model_copy(update={"out": folder}), console)
+            prepare(data, console)
     return folder
-
-
-def _as_trained(config: TrainConfig) -> PrepareConfig:
-    data = config.data
-    if isinstance(data, Path):
-        raise ConfigError(f"data: {data}: a folder already; give the file that it is prepared from")
-    tokenizer = data.tokenizer or config.model.init
-    if not isinstance(config, SFTConfig):
-        return data.model_copy(update={"tokenizer": tokenizer})
-    if OBJECTIVES[config.objective].replay:
-        raise ConfigError(
-            f"objective: {config.objective} samples from model.init first, which `anchored sft` "
-            "alone does: it prepares these data itself"
-        )
-    return data.model_copy(update={"tokenizer": tokenizer, "objective": config.objective})
 
 
 def check_init(config: TrainConfig, quiet: bool) -> None:
     """Sees that what a run starts from can be trained.
 
     Raises:
-        ConfigError: it cannot, or the packages for its adapter are missing.
+        ConfigError: it cannot, SFT has nothing to start from, or the packages for its adapter are
+            missing.
     """
     if config.model.init is None:
+        if isinstance(config, SFTConfig):
+            raise ConfigError(
+                "model.init: missing; SFT starts from a pretrained model folder or hub id"
+            )
         return
     if config.model.lora:
         check_lora(config.model.quantize is not None)

@@ -130,13 +130,34 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
     known = [folder / str(file) for file in (named, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
     first = next((file for file in known if file.is_file()), None)
     if first is None:
-        pickled = [file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))]
-        found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "none"
-        raise ConfigError(
-            f"{name}: needs weights as safetensors and holds {found}; convert them where you trust "
-            "their source, with save_pretrained"
-        )
+        raise _not_safe(name, folder)
     return _shards(name, first) if first.suffix == ".json" else [first]
+
+
+def _not_safe(name: str, folder: Path) -> ConfigError:
+    pickled = [file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))]
+    found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "none"
+    return ConfigError(
+        f"{name}: needs weights as safetensors and holds {found}; convert them where you trust "
+        "their source, with save_pretrained"
+    )
+
+
+def check_safe(name: str, source: str | Path) -> None:
+    """Sees that a model's folder has weights as safetensors.
+
+    A hub id passes: with `use_safetensors=True` nothing else of it is fetched.
+
+    Args:
+        name: how an error calls it.
+        source: folder or hub id.
+
+    Raises:
+        ConfigError: it has pickled ones alone, or none.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise _not_safe(name, folder)
 
 
 def _shards(name: str, index: Path) -> list[Path]:
@@ -208,6 +229,7 @@ def load_whole(source: str | Path, **options: Any) -> PreTrainedModel:
     Raises:
         ConfigError: it cannot be loaded, or weights and configuration are not of one model.
     """
+    check_safe(f"model {str(source)!r}", source)
     with loading("model", source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source),

@@ -19,7 +19,12 @@ from anchored.train.attention import (
     keeps_documents_apart,
     takes_flat_rows,
 )
-from anchored.train.layout import is_sharded, reduce_in_float32, shard_on_cpu
+from anchored.train.layout import (
+    WorkersSeededApart,
+    is_sharded,
+    reduce_in_float32,
+    shard_on_cpu,
+)
 from anchored.train.lora import without_adapter
 from anchored.train.monitor import LossByKind, Monitor, measure_matmul_peak
 from anchored.train.muon import muon_for
@@ -48,7 +53,8 @@ def compose(
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
     callbacks: list[TrainerCallback] = [
-        Monitor(Path(str(arguments.output_dir)), model, losses, peak)
+        Monitor(Path(str(arguments.output_dir)), model, losses, peak),
+        WorkersSeededApart(),
     ]
     collate = Collator(tokenizer.control.pad, takes_flat_rows(inner))
     trainer = Trainer(

@@ -14,8 +14,10 @@ from transformers.trainer_utils import SaveStrategy
 
 from anchored.config import Config
 from anchored.data.prepare import PrepareConfig
+from anchored.data.readers import ObjectiveName
 from anchored.errors import ConfigError
 from anchored.segments import OBJECTIVES
+from anchored.train import DATA_FOLDER
 from anchored.train.collapse_config import MonitorConfig
 from anchored.train.models import ModelConfig
 from anchored.train.replay import ReplayConfig
@@ -76,8 +78,24 @@ class SFTConfig(TrainConfig):
     """
 
     data: PrepareConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    objective: str = "anchored"
+    objective: ObjectiveName = "anchored"
     replay: ReplayConfig = ReplayConfig()
+
+
+def to_prepare(config: TrainConfig) -> PrepareConfig | None:
+    """What is prepared for a run, ahead of it or by it; None where `config.data` is a folder.
+
+    Its tokenizer is that of `model.init` unless it names one, its objective that of SFT.
+    """
+    if isinstance(config.data, Path):
+        return None
+    settings = {
+        "out": config.out / DATA_FOLDER,
+        "tokenizer": config.data.tokenizer or config.model.init,
+    }
+    if isinstance(config, SFTConfig):
+        settings["objective"] = config.objective
+    return config.data.model_copy(update=settings)
 
 
 def learns_base_distribution(config: TrainConfig) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast, TrainingArguments
 
 from anchored.annotation import Annotation
+from anchored.config import versions
 from anchored.segments import OBJECTIVES, Message, conversation_pieces, encode_pieces
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import RECORD
@@ -39,13 +40,17 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def load(
-        cls, model: str | Path, preferences: Mapping[str, Any] | None = None
+        cls,
+        model: str | Path,
+        preferences: Mapping[str, Any] | None = None,
+        arguments: TrainingArguments | None = None,
     ) -> ConversationTokenizer:
         """That of a model folder or hub id; `pad_token` is eos where it has none.
 
         Args:
             model: what is trained.
             preferences: on what, of `record.read_preferences`, for the record that is saved.
+            arguments: how, a `DPOConfig` or `GRPOConfig`, for the record too.
 
         Raises:
             ConfigError: nothing there that can be loaded.
@@ -61,7 +66,8 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         found._record = read_record(Path(model)) if record.is_file() else None
         if found._record and preferences:
             before = found._record.get("preferences", [])
-            found._record["preferences"] = [*before, preferences]
+            learnt = {**preferences, **_training(model, arguments)}
+            found._record["preferences"] = [*before, learnt]
         return found
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -113,6 +119,15 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         else:
             self.stock.save(folder)
         return tuple(str(path) for path in sorted(folder.glob("*token*")))
+
+
+def _training(model: str | Path, arguments: TrainingArguments | None) -> dict[str, Any]:
+    if arguments is None:
+        return {}
+    settings = arguments.to_dict()  # tokens of services are left out
+    return {
+        "training": {"model": str(model), "arguments": settings, "versions": versions()},
+    }
 
 
 def _messages(turns: Sequence[Turn], add_generation_prompt: bool) -> list[Message]:

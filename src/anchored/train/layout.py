@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from anchored.errors import ConfigError
 
@@ -138,6 +138,21 @@ def shard_on_cpu(arguments: TrainingArguments) -> None:
     state: Any = arguments.distributed_state
     if is_sharded(arguments) and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
+
+
+class WorkersSeededApart(TrainerCallback):
+    """Seeds the workers that read data from a generator of their own.
+
+    They are seeded once each epoch, or once in all if they persist: by the common generator, how
+    they live would settle what dropout draws after it.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, **given: Any
+    ) -> None:
+        """Before the first row is read."""
+        loader = given["train_dataloader"]
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
 
 
 def check_same_rows(before: dict[str, Any], out: Path, arguments: TrainingArguments) -> None:

@@ -52,11 +52,22 @@ def _base_model(init: str | None) -> str | None:
     return known.get("base_model")
 
 
-def of_other_trainer(manifest: Mapping[str, Any], init: str | None = None) -> dict[str, Any]:
-    """Record of a model that another trainer makes of prepared data; see `origins`."""
+def of_other_trainer(
+    manifest: Mapping[str, Any],
+    init: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Record of a model that another trainer makes of prepared data.
+
+    Args:
+        manifest: of the data.
+        init: what the model started from, see `origins`.
+        settings: of that trainer, for the record's `config.trainer`; None where not known.
+    """
+    trainer = {} if settings is None else {"trainer": settings}
     return {
         **origins(manifest, init),
-        "config": {"data": manifest["config"]},
+        "config": {"data": manifest["config"], **trainer},
         "versions": versions(),
     }
 
@@ -87,7 +98,8 @@ def read_record(model: Path) -> dict[str, Any]:
     """What `anchored.json` beside a model says.
 
     Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions; and
-    after DPO or GRPO `preferences`, the manifest of the data for each time, and GRPO's reward.
+    after DPO or GRPO `preferences`: for each time the manifest of the data, GRPO's reward, and as
+    `training` the model that was started from, all arguments of the trainer, and versions.
 
     Raises:
         DataError: the folder has no such file, because it was not trained by this package.

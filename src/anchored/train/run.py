@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,13 @@ from anchored.data.prepare import (
     prepare,
     read_manifest,
 )
-from anchored.errors import ConfigError, DataError
+from anchored.errors import DataError
 from anchored.files import building, claim, released_if_unused, write_json
 from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import MODEL_FOLDER
-from anchored.train.ahead import DATA_FOLDER, check_encoding, check_init, check_tokenizer
+from anchored.train import DATA_FOLDER, MODEL_FOLDER
+from anchored.train.ahead import check_encoding, check_init, check_tokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.compose import compose
 from anchored.train.config import (
@@ -36,6 +34,7 @@ from anchored.train.config import (
     SFTConfig,
     TrainConfig,
     learns_base_distribution,
+    to_prepare,
     training_arguments,
 )
 from anchored.train.counterfactual import write_counterfactuals
@@ -62,7 +61,7 @@ def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
         ConfigError: `config.trainer` is refused, or `config.out` holds another run.
         AnchoredError: see `train`.
     """
-    return _run(config, partial(_prepare_documents, config, quiet), quiet)
+    return _run(config, quiet)
 
 
 def sft(config: SFTConfig, quiet: bool = False) -> Path:
@@ -71,20 +70,13 @@ def sft(config: SFTConfig, quiet: bool = False) -> Path:
     For `anchored-replay`, annotations are sampled from `model.init` first.
 
     Raises:
-        ConfigError: `model.init` is missing or the objective is unknown; see `pretrain` too.
+        ConfigError: `model.init` is missing; see `pretrain` too.
         AnchoredError: see `train`.
     """
-    init = config.model.init
-    if init is None:
-        raise ConfigError(
-            "model.init: missing; SFT starts from a pretrained model folder or hub id"
-        )
-    if config.objective not in OBJECTIVES:
-        raise ConfigError(f"objective: {config.objective!r} is not one of {', '.join(OBJECTIVES)}")
-    return _run(config, partial(_prepare_conversations, config, init, quiet), quiet)
+    return _run(config, quiet)
 
 
-def _run(config: TrainConfig, make_data: Callable[[], None], quiet: bool) -> Path:
+def _run(config: TrainConfig, quiet: bool) -> Path:
     arguments = training_arguments(config)
     check_layout(arguments, config.model.lora is not None, config.muon_learning_rate)
     data = config.data if isinstance(config.data, Path) else config.out / DATA_FOLDER
@@ -93,7 +85,7 @@ def _run(config: TrainConfig, make_data: Callable[[], None], quiet: bool) -> Pat
             claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
             if not (config.out / DATASET).exists():
                 check_init(config, quiet)
-            make_data()
+            _prepare(config, quiet)
         elif data is not config.data:
             wait_for(data)
         return train(config, data, arguments, quiet)
@@ -108,40 +100,27 @@ def wait_for(folder: Path) -> None:
         time.sleep(1)
 
 
-def _prepare_documents(config: PretrainConfig, quiet: bool) -> None:
-    data = config.data
-    if isinstance(data, PrepareConfig):
-        if data.tokenizer is None:
-            data = data.model_copy(update={"tokenizer": config.model.init})
-        check_encoding(config, data)
-        _prepare(config, data, quiet)
-
-
-def _prepare_conversations(config: SFTConfig, init: str, quiet: bool) -> None:
-    tokenizer = config.data.tokenizer or init
-    data = config.data.model_copy(update={"objective": config.objective, "tokenizer": tokenizer})
+def _prepare(config: TrainConfig, quiet: bool) -> None:
+    data = to_prepare(config)
+    if data is None:
+        return
     check_encoding(config, data)
-    if OBJECTIVES[config.objective].replay:
-        data = data.model_copy(update={"sources": _with_replay(config, init, data, quiet)})
-    _prepare(config, data, quiet)
+    if isinstance(config, SFTConfig) and OBJECTIVES[config.objective].replay:
+        data = data.model_copy(update={"sources": _with_replay(config, data, quiet)})
+    if not (config.out / DATA_FOLDER).exists():
+        prepare(data, Console(stderr=True, quiet=quiet))
 
 
-def _with_replay(
-    config: SFTConfig, init: str, data: PrepareConfig, quiet: bool
-) -> tuple[SourceConfig, ...]:
-    settings, arguments = config.replay, (init, data, config.out, config.seed, quiet)
+def _with_replay(config: SFTConfig, data: PrepareConfig, quiet: bool) -> tuple[SourceConfig, ...]:
+    assert config.model.init is not None  # `check_init` has seen to it
+    settings = config.replay
+    arguments = (config.model.init, data, config.out, config.seed, quiet)
     sources = data.sources
     if settings.counterfactual:
         sources = write_counterfactuals(settings, *arguments)
     if settings.share:
         sources = (*sources, write_replay(settings, *arguments))
     return sources
-
-
-def _prepare(config: TrainConfig, data: PrepareConfig, quiet: bool) -> None:
-    folder = config.out / DATA_FOLDER
-    if not folder.exists():
-        prepare(data.model_copy(update={"out": folder}), Console(stderr=True, quiet=quiet))
 
 
 def train(
