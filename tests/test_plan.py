@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainingArguments
 
 from anchored.cli import main
 from anchored.config import load_config, to_yaml
@@ -27,6 +28,7 @@ from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.train.footprint import Footprint, Step, footprint
 from anchored.train.models import PRESETS, build_model, olmo2_config
 from anchored.train.monitor import LossByKind
+from anchored.train.muon import muon_for
 from conftest import ROOT
 
 ONE = Hardware("h100", 989.0, 79.0)
@@ -87,6 +89,19 @@ def test_parameters_are_exact_and_flops_within_a_tenth_of_those_counted(data: Pa
     assert found.parameters["total"] == sum(p.numel() for p in model.parameters())
     counted = counter.get_total_flops() / batch["input_ids"].numel()
     assert found.flops["total"] / found.tokens["trained"] == pytest.approx(counted, rel=0.1)
+
+
+def test_the_products_of_muon_are_those_counted_and_every_device_takes_them(data: Path):
+    run = config(data).model_copy(update={"muon_learning_rate": 0.02})
+    model = build_model(run.model, AnchoredTokenizer.load(data / "tokenizer"), 0)
+    muon = muon_for(model, TrainingArguments(output_dir="unused", use_cpu=True), 0.02)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        muon.step()
+    assert plan(run, ONE).flops["optimizer"] == 10 * counter.get_total_flops() > 0
+    assert plan(run, replace(ONE, devices=2)).flops["optimizer"] == 20 * counter.get_total_flops()
+    assert plan(config(data), ONE).flops["optimizer"] == 0
 
 
 def test_tokens_and_steps_are_those_of_the_prepared_data(data: Path):

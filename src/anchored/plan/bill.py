@@ -29,6 +29,7 @@ from anchored.train.footprint import Step, adapted, footprint
 from anchored.train.lora import check_lora, without_adapter
 from anchored.train.models import model_configuration
 from anchored.train.monitor import attention_flops, head_size, training_flops
+from anchored.train.muon import hidden_matrices, orthogonalising_flops
 
 # "About three days on 8 x H100", once for all sizes: read as the 50B tokens of the largest.
 PAPER_ANNOTATION_HOURS_A_TOKEN = 3 * 24 * 8 / 50e9
@@ -102,7 +103,7 @@ def plan(
     data, layout = data_of(config, supervised), Layout(config, hardware.devices)
     model = _model(config, data)
     steps, trained = layout.steps(data), layout.trained_tokens(data)
-    flops = _flops(config, model, data, trained, layout)
+    flops = _flops(config, model, data, trained, layout, steps)
     memory = _memory(config, model, data, layout, hardware)
     hours = _device_hours(flops, hardware)
     annotation = None if data.prepared or not data.annotated else _annotation(data, projection)
@@ -170,12 +171,17 @@ def _trained(model: PreTrainedModel) -> int:
 
 
 def _flops(
-    config: TrainConfig, model: PreTrainedModel, data: Data, trained: float, layout: Layout
+    config: TrainConfig,
+    model: PreTrainedModel,
+    data: Data,
+    trained: float,
+    layout: Layout,
+    steps: int,
 ) -> dict[str, float]:
     """By what they are for.
 
     A forward pass is a third of `attention`, and two FLOPs of the six in `model` (of four with an
-    adapter).
+    adapter). Of the optimizer only Muon's products count, which each device takes.
     """
     share = 1 / 2 if config.model.lora else 1 / 3
     once = training_flops(model, trained, trained * data.supervised)
@@ -186,8 +192,16 @@ def _flops(
         "attention": attention,
         "recomputed": layers if layout.checkpointing else 0.0,
         "base": _replayed(config) * (once * share + attention / 3),
+        "optimizer": _muon_flops(config, model) * steps * layout.devices,
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _muon_flops(config: TrainConfig, model: PreTrainedModel) -> float:
+    """Of one step on one device."""
+    if config.muon_learning_rate is None:
+        return 0.0
+    return orthogonalising_flops(hidden_matrices(model))
 
 
 def _replayed(config: TrainConfig) -> float:

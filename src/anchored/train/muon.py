@@ -35,6 +35,12 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
+def orthogonalising_flops(matrices: Iterable[torch.Tensor]) -> float:
+    """FLOPs of the products in `orthogonalise`, once each of `matrices` (M, N)."""
+    sides = [sorted(matrix.shape) for matrix in matrices]
+    return float(sum(_STEPS * (4 * m * m * n + 2 * m**3) for m, n in sides))
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, two kinds of parameter group, told apart by `group["muon"]`.
 
@@ -110,19 +116,20 @@ class MuonAdamW(torch.optim.Optimizer):
             )
 
 
-def muon_for(model: PreTrainedModel, arguments: TrainingArguments, muon_lr: float) -> MuonAdamW:
-    """Muon at `muon_lr` for every matrix between embedding and output projection.
-
-    AdamW has the rest, as `arguments` say.
-    """
+def hidden_matrices(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The trained matrices between embedding and output projection."""
     embeddings: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     ends = {id(module.weight) for module in embeddings}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in ends]
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in ends]
+
+
+def muon_for(model: PreTrainedModel, arguments: TrainingArguments, muon_lr: float) -> MuonAdamW:
+    """Muon at `muon_lr` for the `hidden_matrices`; AdamW has the rest, as `arguments` say."""
+    matrices = hidden_matrices(model)
     chosen = set(map(id, matrices))
     return MuonAdamW(
         matrices,
-        [p for p in parameters if id(p) not in chosen],
+        [p for p in model.parameters() if p.requires_grad and id(p) not in chosen],
         muon_lr=muon_lr,
         lr=arguments.learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
