@@ -451,6 +451,34 @@ def test_an_adapter_over_four_bits_is_merged_into_the_weights_that_were_there(ro
     assert_close(change, 2 * high @ low, atol=1e-5, rtol=1e-5)
 
 
+def test_what_an_adapter_over_four_bits_learns_is_the_same_after_the_model_was_asked(
+    tmp_path: Path,
+):
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    init = FAMILIES["llama3"].save(tmp_path / "init", hidden_size=64, intermediate_size=128)
+    tokenizer = AnchoredTokenizer.load(init)
+    config = validated(ModelConfig, {"init": str(init), "quantize": "nf4", **LORA}, "test")
+    model = build_model(config, tokenizer, 0)
+    drawn = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zeros, which pass no gradient on
+            weight.data.normal_(std=0.05, generator=drawn)
+    ids = torch.arange(10, 30)[None]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        return {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+
+    before = gradients()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    assert len(before) > 28 and gradients().keys() == before.keys()
+    for name, gradient in gradients().items():
+        assert_close(gradient, before[name], atol=1e-5, rtol=1e-5)
+
+
 # --- configurations ------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from anchored.config import Config
 from anchored.data.prepare import PrepareConfig
@@ -131,6 +131,11 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         raise ConfigError(
             "trainer.save_only_model: a run cannot go on from checkpoints without its optimizer; "
             "leave it out, or add trainer.save_strategy=no"
+        )
+    if (strategy := IntervalStrategy(arguments.eval_strategy)) != IntervalStrategy.NO:
+        raise ConfigError(
+            f"trainer.eval_strategy: {strategy.value!r}: a run holds no data to evaluate on; "
+            "leave it out (`monitor` watches a run, `anchored evaluate` its model)"
         )
     return arguments
 

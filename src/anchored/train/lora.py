@@ -63,6 +63,7 @@ def attach(
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
+        _keep_differentiable(model)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     targets = settings.target_modules
     config = LoraConfig(
@@ -78,6 +79,18 @@ def attach(
             return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from None
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Keeps bitsandbytes off a CPU kernel that has no backward.
+
+    With AVX512-BF16 a four-bit layer is laid out for it at the first pass in eval mode, and stays
+    so: from then on nothing below would get the gradient that comes through the layer.
+    """
+    layers: Any = model.modules()
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
