@@ -245,6 +245,20 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     assert "nobody" not in record
 
 
+def test_preferences_are_not_learnt_by_a_model_without_a_record(model: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / RECORD).unlink()
+    ConversationTokenizer.load(tmp_path / "model")  # to look at conversations it will do
+    with pytest.raises(DataError, match=r"model: no anchored\.json; not a model trained by"):
+        example("trl_grpo").grpo_trainer(
+            str(tmp_path / "model"),
+            built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), PLANNED]}),
+            "json:dumps",
+            tmp_path / "run",
+            **QUICK,
+        )
+
+
 def test_the_study_of_preferences_records_how_it_optimised(model: Path, tmp_path: Path):
     shutil.copytree(model, tmp_path / "study" / "seed-3" / "anchored" / "model")
     folder = tmp_path / "out" / "seed-3" / "mine"

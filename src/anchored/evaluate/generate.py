@@ -25,8 +25,7 @@ from anchored.evaluate.benchmarks import Benchmark, Prompt
 from anchored.files import folder_digest
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load, pinned_tags
-from anchored.train import RECORD
-from anchored.train.record import read_record
+from anchored.train.record import find_record
 
 ENDPOINT = "endpoint:"
 SEED = "{seed}"
@@ -176,8 +175,7 @@ def _continues(model: ModelSource, source: Source) -> bool:
         if model.ask == "chat" and source.chat == "none":
             raise ConfigError(f"ask: {source.name} has no chat format; use prefill or auto")
         return model.ask == "prefill"
-    folder = Path(source.name)
-    known = read_record(folder) if (folder / RECORD).is_file() else {}
+    known = find_record(source.name) or {}
     return source.chat == "none" or known.get("objective") in PRETRAINED
 
 
