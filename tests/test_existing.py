@@ -336,7 +336,8 @@ def test_an_adapter_is_merged_and_of_the_embeddings_only_our_rows_moved(
         isinstance(module, torch.nn.Linear) for name, module in start.named_modules()
         if "layers" in name
     )  # fmt: skip
-    assert {path.name for path in (folder / "adapter").iterdir()} >= {"adapter_config.json"}
+    files = {path.name for path in (folder / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_the_saved_adapter_on_its_base_is_the_merged_model(folders, rows, tmp_path: Path):

@@ -155,6 +155,7 @@ def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -
     from peft import PeftModel
 
     model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+    (folder / ADAPTER / "README.md").unlink()  # a form to fill in; the model's card is beside it
     if base is not None:
         with _names_that_will_go():
             model = PeftModel.from_pretrained(base, str(folder / ADAPTER))
