@@ -22,7 +22,7 @@ from anchored.config import Config
 from anchored.endpoint import Endpoint, EndpointConfig, Reply, blocking, run_all
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate.benchmarks import Benchmark, Prompt
-from anchored.files import folder_digest
+from anchored.files import weights_digest
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load, pinned_tags
 from anchored.train.record import find_record
@@ -115,8 +115,7 @@ class Sampler(Protocol):
 
 def weights_of(model: ModelSource, seed: int) -> str:
     """What identifies the weights: a folder's digest, else the name they go by."""
-    source = model.of_seed(seed)
-    return folder_digest(Path(source)) if Path(source).is_dir() else source
+    return weights_digest(model.of_seed(seed))
 
 
 def load_sampler(model: ModelSource, seed: int, weights: str, concurrency: int) -> Sampler:
