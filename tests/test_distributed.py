@@ -145,6 +145,19 @@ def test_two_processes_equal_one_with_twice_the_batch(finished: Callable[[str], 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="one device, taken by both")
+def test_processes_on_a_cpu_find_each_other_without_being_told(
+    finished: Callable[[str], Path], data: Path, tmp_path: Path
+):
+    run = config(data, tmp_path / "run", **TWO, max_steps=1, lr_scheduler_type="constant")
+    trainer = {name: value for name, value in run.trainer.items() if name != "use_cpu"}
+    on_two_ranks(run.model_copy(update={"trainer": trainer, "monitor": None}))
+    (found,), expected = read_metrics(tmp_path / "run"), read_metrics(finished("one"))[0]
+    assert found["tokens"] == expected["tokens"]
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_that_sample_half_each_see_the_diversity_that_one_sees(
     finished: Callable[[str], Path],
 ):
@@ -253,6 +266,7 @@ def arguments(**fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("fields", "adapter", "environment", "message"),
     [
+        ({"world_size": 1}, False, {"WORLD_SIZE": "2"}, "2 processes were started (WORLD_SIZE)"),
         ({"n_gpu": 4}, False, {}, "4 devices and one process; start one for each, torchrun"),
         ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, False, {}, "trainer.deepspeed"),
         ({}, True, {}, "model.lora: FSDP shards whole models"),
@@ -266,7 +280,16 @@ def arguments(**fields: Any) -> Any:
             "FSDP_STATE_DICT_TYPE",
         ),
     ],
-    ids=["devices", "zero-3", "adapter", "shards", "launched", "launched-2", "launched-shards"],
+    ids=[
+        "alone",
+        "devices",
+        "zero-3",
+        "adapter",
+        "shards",
+        "launched",
+        "launched-2",
+        "launched-shards",
+    ],
 )
 def test_layouts_that_would_fail_later_are_refused(
     fields: dict[str, Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -335,7 +336,8 @@ def test_an_adapter_is_merged_and_of_the_embeddings_only_our_rows_moved(
         isinstance(module, torch.nn.Linear) for name, module in start.named_modules()
         if "layers" in name
     )  # fmt: skip
-    assert {path.name for path in (folder / "adapter").iterdir()} >= {"adapter_config.json"}
+    files = {path.name for path in (folder / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_the_saved_adapter_on_its_base_is_the_merged_model(folders, rows, tmp_path: Path):
@@ -410,15 +412,39 @@ def test_settings_that_do_not_go_together_are_refused(model, reason):
         validated(ModelConfig, model, "test")
 
 
-def test_layers_by_a_name_that_no_layer_has_are_refused(folders):
+@pytest.mark.parametrize(
+    ("name", "targets", "reason"),
+    [
+        ("llama3", "c_attn", "'c_attn': no layer has this name; see the model's own"),
+        ("llama3", ["q_proj", "proj"], "'proj': no layer has this name; see the model's own"),
+        ("llama3", [], "names no layer; name some, or write all-linear"),
+        (
+            "llama3",
+            ["q_proj", "lm_head"],
+            "'lm_head': lm_head takes no adapter, because rows of it",
+        ),
+        ("qwen3", ["q_proj", "lm_head"], "'lm_head': lm_head takes no adapter, because rows of it"),
+        ("gpt_neox", ["embed_in"], "'embed_in': gpt_neox.embed_in takes no adapter, because rows"),
+    ],
+)
+def test_layers_that_can_have_no_adapter_are_refused_before_any_data_is_read(
+    name, targets, reason, folders, tmp_path: Path
+):
     pytest.importorskip("peft")
-    tokenizer = AnchoredTokenizer.load(folders("llama3"))
-    config = ModelConfig(
-        init=str(folders("llama3")),
-        lora={"target_modules": ["c_attn"]},  # pyright: ignore
-    )
-    with pytest.raises(ConfigError, match=r"model\.lora: .*c_attn"):
-        build_model(config, tokenizer, 0)
+    lora = {"target_modules": targets}
+    config = run_config(folders(name), tmp_path / "no-rows.jsonl", tmp_path / "out", lora=lora)
+    with pytest.raises(ConfigError, match=f"^model.lora.target_modules: {re.escape(reason)}"):
+        sft(config, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_by_name_have_the_adapter_and_no_others(folders):
+    pytest.importorskip("peft")
+    tokenizer = AnchoredTokenizer.load(folders("qwen3"))
+    for targets, count in (("v_proj", 2), (["q_proj", "layers.1.mlp.up_proj"], 3)):
+        config = ModelConfig(init=str(folders("qwen3")), lora={"target_modules": targets})  # pyright: ignore
+        model: Any = build_model(config, tokenizer, 0)
+        assert sum(name.endswith("lora_A") for name, _ in model.named_modules()) == count
 
 
 def test_four_bits_need_bitsandbytes(folders, rows, tmp_path: Path, monkeypatch):

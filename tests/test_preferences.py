@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, load_from_disk
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from anchored import cli
@@ -77,6 +77,9 @@ def as_sft_leaves_it(folder: Path, start: dict[str, Any], tokenizer: AnchoredTok
     }
     write_json(folder / RECORD, record)
     return folder
+
+
+WEIGHTS = "model.safetensors"
 
 
 def example(name: str) -> ModuleType:
@@ -243,6 +246,20 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     assert made["config"]["out"] == "pairs"
     assert made["training"]["arguments"]["output_dir"] == "run"
     assert "nobody" not in record
+
+
+def test_preferences_are_not_learnt_by_a_model_without_a_record(model: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / RECORD).unlink()
+    ConversationTokenizer.load(tmp_path / "model")  # to look at conversations it will do
+    with pytest.raises(DataError, match=r"model: no anchored\.json; not a model trained by"):
+        example("trl_grpo").grpo_trainer(
+            str(tmp_path / "model"),
+            built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), PLANNED]}),
+            "json:dumps",
+            tmp_path / "run",
+            **QUICK,
+        )
 
 
 def test_the_study_of_preferences_records_how_it_optimised(model: Path, tmp_path: Path):
@@ -514,6 +531,34 @@ def test_a_run_that_was_stopped_samples_only_what_is_missing(
     assert len(again.calls) == 4  # plans and answers of the second and the third
     assert build(asked, quiet=True) == tmp_path / "out" / "data"
     assert len(again.calls) == 4
+
+
+def test_what_other_weights_wrote_is_neither_gone_on_with_nor_given_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(model, tmp_path / "model")
+    asked = config(tmp_path, tmp_path / "model", [{"prompt": "A?"}], candidates=2)
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "aa"))
+    with pytest.raises(DataError, match="another reward may tell answers apart"):
+        build(asked, quiet=True)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: -weight for name, weight in weights.items()}, tmp_path / "model" / WEIGHTS)
+    monkeypatch.setattr(preferences, "sample", Writer("aa", "bbbb"))
+    assert built(asked)[0]["chosen"] == [answer("bbbb")]
+    shutil.copy(model / WEIGHTS, tmp_path / "model")
+    with pytest.raises(DataError, match=r"out: made by other weights of .*model; choose another"):
+        build(asked, quiet=True)
+    shutil.rmtree(tmp_path / "model")
+    assert build(asked, quiet=True) == tmp_path / "out" / "data"
+
+
+def test_a_model_that_writes_no_annotation_is_what_is_to_be_changed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    unread = Sample("", malformed=True)
+    monkeypatch.setattr(preferences, "sample", lambda *given, **_: [unread for _ in given[2]])
+    with pytest.raises(DataError, match=r"1 without a readable ann.* has to learn to annotate f"):
+        build(config(tmp_path, model, [{"prompt": "A?"}]), quiet=True)
 
 
 def wrong_reward(completions: list[Any], **_: Any) -> list[float]:

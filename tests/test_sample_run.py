@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from anchored import cli
 from anchored.annotation import Annotation, Key, Schema
 from anchored.errors import ConfigError, TokenizerMismatch
+from anchored.evaluate.generate import ModelSource, _continues
 from anchored.files import write_json
 from anchored.sample import engine
 from anchored.sample import run as module
@@ -20,6 +23,7 @@ from anchored.sample.run import load, run
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, RECORD, AnchoredTokenizer
 from anchored.train.models import olmo2_config
+from anchored.train.record import read_record
 
 SCHEMA = Schema(
     name="test",
@@ -188,6 +192,31 @@ def test_a_model_that_is_not_there_is_one_line_and_status_2(tmp_path, capsys):
 def test_record_says_annotated_and_schema(model, plain):
     assert (load(model).annotated, load(model).schema) == (True, SCHEMA)
     assert (load(plain).annotated, load(plain).schema) == (False, None)
+
+
+def in_the_hubs_cache(folder: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A hub id whose files are those of `folder`, fetched before."""
+    commit, repository = "0" * 40, cache / "models--owner--name"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return "owner/name"
+
+
+def test_a_model_on_the_hub_is_known_by_its_record_too(
+    model, requests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = in_the_hubs_cache(model, tmp_path, monkeypatch)
+    record = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40) / "anchored.json"
+    write_json(record, {**read_record(name), "objective": "annotated"})
+    source = load(name)
+    assert (source.chat, source.annotated, source.schema) == ("anchored", True, SCHEMA)
+    run(name, prompts=["Tell me"], pins=[("mood", "calm")])
+    assert requests[0].annotated
+    assert _continues(ModelSource(source=name), source)
+    record.unlink()
+    assert (load(name).chat, load(name).annotated) == ("anchored", False)
 
 
 def test_another_tokenizer_beside_the_model_is_refused(tmp_path):

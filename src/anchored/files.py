@@ -258,3 +258,8 @@ def folder_digest(folder: Path) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()[:12]
+
+
+def weights_digest(model: str) -> str:
+    """What identifies a model's weights: a folder's digest, else the name they go by."""
+    return folder_digest(Path(model)) if Path(model).is_dir() else model

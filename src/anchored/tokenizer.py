@@ -353,17 +353,21 @@ class AnchoredTokenizer:
 
 def tokenizer_record(source: str | Path) -> dict[str, Any] | None:
     """What `save` wrote at a folder or hub id beside the tokenizer; None where it did not."""
-    path: Any = Path(source) / RECORD
+    path = file_of(source, RECORD)
+    return json.loads(path.read_text(encoding="utf-8")) if path else None
+
+
+def file_of(source: str | Path, name: str) -> Path | None:
+    """A file of a folder or hub id, fetched if need be; None where there is no such file."""
+    path: Any = Path(source) / name
     if not Path(source).exists():
         quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
-        flags = {f"_raise_exceptions_for_{name}": value for name, value in quiet.items()}
+        flags = {f"_raise_exceptions_for_{fault}": value for fault, value in quiet.items()}
         try:
-            path = cached_file(str(source), RECORD, **flags)
-        except (OSError, ValueError):  # no such repository: loading the tokenizer says so
+            path = cached_file(str(source), name, **flags)
+        except (OSError, ValueError):  # no such repository: loading from it says so
             path = None
-    if path is None or not Path(path).is_file():
-        return None
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return Path(path) if path is not None and Path(path).is_file() else None
 
 
 def _has_own_template(hf: PreTrainedTokenizerFast) -> bool:

@@ -27,13 +27,14 @@ from anchored.config import Config, load_function, versions
 from anchored.data.readers import Conversation, SourceConfig, parse_row, read_rows
 from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
-from anchored.files import building, claim, released_if_unused, write_json
+from anchored.files import building, claim, released_if_unused, weights_digest, write_json
 from anchored.journal import Journal, content_key
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load
 from anchored.segments import Message
 
 DATA, CANDIDATES = "data", "candidates.jsonl"
+UNDECIDED = "without a better answer"
 CHUNK = 32  # prompts that are sampled, and kept, together
 _OURS = {"id", "prompt", "messages", "chosen", "rejected", "annotation"}
 # What TRL gives to a reward, or keeps from it, under these names itself.
@@ -120,13 +121,16 @@ def build(config: PreferencesConfig, quiet: bool = False) -> Path:
     Raises:
         ConfigError: the model writes another format, the reward is missing, cannot be loaded or
             gives something else than a number an answer, or `config.out` holds another run.
-        DataError: a row is not what it has to be, or no row is left.
+        DataError: a row is not what it has to be, no row is left, or `config.model` has other
+            weights than the dataset that is there was made by.
     """
     folder = config.out / DATA
     console = Console(stderr=True, quiet=quiet)
     with released_if_unused(config.out):
         claim(config.out, config)
+        weights = weights_digest(config.model)
         if folder.exists():
+            _check_weights(config, weights)
             return folder
         rows = [read_asked(row, place) for place, row in read_rows(config.source)]
         maker = Maker.of(config, rows)
@@ -138,25 +142,43 @@ def build(config: PreferencesConfig, quiet: bool = False) -> Path:
         bar = {"console": console, "transient": True, "disable": not console.is_interactive}
         for start in track(starts, "preferences", **bar):
             chunk = rows[start : start + CHUNK]
-            key = content_key([start, *(row.as_json() for row in chunk)])
+            key = content_key([weights, start, *(row.as_json() for row in chunk)])
             if journal.get(key) is None:
                 made, lost = maker.make(chunk, start)
                 journal.put(key, {"rows": made, "dropped": lost})
             kept = journal[key]
             found += kept["rows"]
             dropped.update(kept["dropped"])
-    _write(config, folder, found, dropped, len(rows))
+    _write(config, folder, found, dropped, {"weights": weights, "asked": len(rows)})
     console.print(f"{folder}: {len(found)} rows; dropped: {_listed(dropped)}")
     return folder
 
 
+def _check_weights(config: PreferencesConfig, weights: str) -> None:
+    manifest = json.loads((config.out / MANIFEST).read_text(encoding="utf-8"))
+    if weights not in (manifest["weights"], config.model):  # a model that is gone has no digest
+        raise DataError(
+            f"{config.out}: made by other weights of {config.model}; choose another output folder, "
+            "or remove this one"
+        )
+
+
 def _write(
-    config: PreferencesConfig, folder: Path, rows: list[Row], dropped: Counter[str], asked: int
+    config: PreferencesConfig,
+    folder: Path,
+    rows: list[Row],
+    dropped: Counter[str],
+    origin: Mapping[str, Any],
 ) -> None:
     if not rows:
+        way_out = (
+            "more candidates or another reward may tell answers apart"
+            if dropped[UNDECIDED]
+            else f"{config.model} has to learn to annotate first, or longer"
+        )
         raise DataError(
-            f"{config.out}: no row is left of {asked}; dropped: {_listed(dropped)}; more "
-            "candidates or another reward may tell answers apart"
+            f"{config.out}: no row is left of {origin['asked']}; dropped: {_listed(dropped)}; "
+            f"{way_out}"
         )
     names = dict.fromkeys(name for row in rows for name in row)  # `from_list` takes the first's
     try:
@@ -165,7 +187,7 @@ def _write(
         raise DataError(
             f"{config.source.path}: a field has not one type in all rows: {error}; mend or drop it"
         ) from None
-    counts = {"asked": asked, "rows": len(rows), "dropped": dict(+dropped)}
+    counts = {**origin, "rows": len(rows), "dropped": dict(+dropped)}
     manifest = {"config": config.model_dump(mode="json"), "versions": versions(), **counts}
     write_json(config.out / MANIFEST, manifest)
     with building(folder) as partial:
@@ -305,7 +327,7 @@ class Maker:
         for at in range(0, len(each), count):
             group = list(zip(samples, scores, strict=True))[at : at + count]
             found.append(self._pair(each[at], group))
-        dropped["without a better answer"] += found.count(None)
+        dropped[UNDECIDED] += found.count(None)
         return found
 
     def _request(self, one: Planned) -> Request:

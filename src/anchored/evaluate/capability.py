@@ -38,8 +38,7 @@ from anchored.report.capability_table import markdown, rich_table
 from anchored.sample.run import Source, load, pinned_tags
 from anchored.segments import OBJECTIVES, Kind
 from anchored.tokenizer import load_error
-from anchored.train import RECORD
-from anchored.train.record import read_record
+from anchored.train.record import find_record
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 
@@ -149,16 +148,13 @@ def _width(model: str) -> int:
 
 def _check_annotation(config: CapabilityConfig) -> None:
     """Sees that tags given by the user reach a model at all, before any is loaded."""
-    if config.pins and not any(_record(model).get("annotated") for model in config.models):
+    if config.pins and not any(
+        (find_record(model) or {}).get("annotated") for model in config.models
+    ):
         raise ConfigError(
             f"--pin: none of {', '.join(config.models)} was trained with annotations, so none "
             "follows tags; leave --pin and --annotation given out"
         )
-
-
-def _record(model: str) -> dict[str, Any]:
-    folder = Path(model)
-    return read_record(folder) if (folder / RECORD).is_file() else {}
 
 
 def _announce(config: CapabilityConfig, tasks: Mapping[str, Any], console: Console) -> None:
@@ -268,7 +264,7 @@ def _is_chat(source: Source, config: CapabilityConfig) -> bool:
         )
     if config.format != "auto":
         return config.format == "chat"
-    objective = OBJECTIVES.get(_record(source.name).get("objective", ""))
+    objective = OBJECTIVES.get((find_record(source.name) or {}).get("objective", ""))
     pretrained = objective is not None and Kind.PROMPT in objective.loss
     return source.chat != "none" and not pretrained
 

@@ -22,11 +22,10 @@ from anchored.config import Config
 from anchored.endpoint import Endpoint, EndpointConfig, Reply, blocking, run_all
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate.benchmarks import Benchmark, Prompt
-from anchored.files import folder_digest
+from anchored.files import weights_digest
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.sample.run import Source, load, pinned_tags
-from anchored.train import RECORD
-from anchored.train.record import read_record
+from anchored.train.record import find_record
 
 ENDPOINT = "endpoint:"
 SEED = "{seed}"
@@ -116,8 +115,7 @@ class Sampler(Protocol):
 
 def weights_of(model: ModelSource, seed: int) -> str:
     """What identifies the weights: a folder's digest, else the name they go by."""
-    source = model.of_seed(seed)
-    return folder_digest(Path(source)) if Path(source).is_dir() else source
+    return weights_digest(model.of_seed(seed))
 
 
 def load_sampler(model: ModelSource, seed: int, weights: str, concurrency: int) -> Sampler:
@@ -176,8 +174,7 @@ def _continues(model: ModelSource, source: Source) -> bool:
         if model.ask == "chat" and source.chat == "none":
             raise ConfigError(f"ask: {source.name} has no chat format; use prefill or auto")
         return model.ask == "prefill"
-    folder = Path(source.name)
-    known = read_record(folder) if (folder / RECORD).is_file() else {}
+    known = find_record(source.name) or {}
     return source.chat == "none" or known.get("objective") in PRETRAINED
 
 

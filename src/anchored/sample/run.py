@@ -19,11 +19,9 @@ from anchored.errors import ConfigError
 from anchored.files import write_jsonl
 from anchored.sample.engine import Request, Sample, SampleConfig, sample
 from anchored.segments import Message
-from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, loading
-from anchored.tokenizer import RECORD as TOKENIZER_RECORD
-from anchored.train import RECORD
+from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, loading, tokenizer_record
 from anchored.train.models import load_model
-from anchored.train.record import read_record
+from anchored.train.record import find_record
 
 
 @dataclass(frozen=True)
@@ -97,16 +95,14 @@ def load(name: str) -> Source:
         ConfigError: nothing there that can be loaded.
         TokenizerMismatch: the tokenizer beside the model is not the one it was trained with.
     """
-    folder = Path(name)
     known: dict[str, Any] = {}
-    if (folder / RECORD).is_file():
-        record = read_record(folder)
-        tokenizer = AnchoredTokenizer.load(folder)
+    if record := find_record(name):
+        tokenizer = AnchoredTokenizer.load(name)
         tokenizer.check(record["tokenizer"], name)
         schema = record["schema"] and Schema.model_validate(record["schema"])
         known = {"annotated": record["annotated"], "schema": schema}
-    elif (folder / TOKENIZER_RECORD).is_file():
-        tokenizer = AnchoredTokenizer.load(folder)
+    elif tokenizer_record(name):
+        tokenizer = AnchoredTokenizer.load(name)
     else:
         hf = _foreign_tokenizer(name)
         known = {"chat": _chat(hf)}

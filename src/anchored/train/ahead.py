@@ -18,7 +18,7 @@ from anchored.train import DATA_FOLDER
 from anchored.train.checkpoints import check_checkpoint
 from anchored.train.config import SFTConfig, TrainConfig, to_prepare
 from anchored.train.layout import MAY_CHANGE
-from anchored.train.lora import check_lora
+from anchored.train.lora import check_lora, check_targets
 
 
 def prepare_ahead(config: TrainConfig, console: Console) -> Path:
@@ -51,8 +51,8 @@ def check_init(config: TrainConfig, quiet: bool) -> None:
     """Sees that what a run starts from can be trained.
 
     Raises:
-        ConfigError: it cannot, SFT has nothing to start from, or the packages for its adapter are
-            missing.
+        ConfigError: it cannot, SFT has nothing to start from, or an adapter lacks its packages or
+            layers.
     """
     if config.model.init is None:
         if isinstance(config, SFTConfig):
@@ -62,7 +62,9 @@ def check_init(config: TrainConfig, quiet: bool) -> None:
         return
     if config.model.lora:
         check_lora(config.model.quantize is not None)
-    check_checkpoint(config.model.init, quiet)
+    model = check_checkpoint(config.model.init, quiet)
+    if config.model.lora:
+        check_targets(model, config.model.lora)
 
 
 def check_encoding(config: TrainConfig, data: PrepareConfig) -> None:

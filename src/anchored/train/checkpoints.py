@@ -41,10 +41,13 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_checkpoint(source: str, quiet: bool = False) -> None:
+def check_checkpoint(source: str, quiet: bool = False) -> PreTrainedModel:
     """Sees that a folder or hub id holds a causal language model that can be trained.
 
     A hub id is fetched first; the weights are read once.
+
+    Returns:
+        The model without contents: the names and shapes of its weights.
 
     Raises:
         ConfigError: it holds an adapter alone, weights that are pickled, quantized, missing, cut
@@ -61,7 +64,7 @@ def check_checkpoint(source: str, quiet: bool = False) -> None:
     _check_template(name, tokenizer)
     _check_weights(name, weights, quiet)
     with quiet_transformers():
-        load_whole(source, device_map="meta")  # the names and shapes of all weights, none read
+        return load_whole(source, device_map="meta")
 
 
 def _fetched(source: str) -> Path:

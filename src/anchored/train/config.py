@@ -30,6 +30,7 @@ DEFAULTS = {
     "report_to": "none",
     "disable_tqdm": True,
     "ddp_find_unused_parameters": False,
+    "use_cpu": not torch.accelerator.is_available(),  # else several processes stay each alone
     "dataloader_pin_memory": torch.cuda.is_available(),
     "accelerator_config": {"non_blocking": torch.cuda.is_available()},
 }

@@ -20,8 +20,7 @@ from anchored.annotation import Annotation
 from anchored.config import versions
 from anchored.segments import OBJECTIVES, Message, conversation_pieces, encode_pieces
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import RECORD
-from anchored.train.record import read_record, save_beside
+from anchored.train.record import find_record, read_record, save_beside
 
 Turn = Mapping[str, Any]
 
@@ -54,16 +53,17 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
 
         Raises:
             ConfigError: nothing there that can be loaded.
+            DataError: `preferences` for a model that is none of ours: it has no record to keep.
             TokenizerMismatch: it is not the tokenizer that the folder was saved with.
         """
         stock = AnchoredTokenizer.load(model)
-        hf, record = stock.hf, Path(model) / RECORD
+        hf = stock.hf
         special = {name: value for name, value in hf.special_tokens_map.items() if value}
         special.setdefault("pad_token", str(hf.eos_token))
         found = cls(tokenizer_object=hf.backend_tokenizer, **special)
         found.chat_template = hf.chat_template
         found.stock = stock
-        found._record = read_record(Path(model)) if record.is_file() else None
+        found._record = read_record(model) if preferences else find_record(model)
         if found._record and preferences:
             before = found._record.get("preferences", [])
             learnt = {**preferences, **_training(model, arguments)}

@@ -57,9 +57,17 @@ def check_layout(
     """Sees, before any data work, that processes and devices can train as asked.
 
     Raises:
-        ConfigError: one process has several devices, DeepSpeed shards weights, or FSDP does for one
-            process, an adapter or Muon, or would write checkpoints in shards.
+        ConfigError: one process has several devices, several do not know of each other, DeepSpeed
+            shards weights, or FSDP does for one process, an adapter or Muon, or would write
+            checkpoints in shards.
     """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started > arguments.world_size:
+        raise ConfigError(
+            f"{started} processes were started (WORLD_SIZE), but each would train alone, into one "
+            "folder; start them by torchrun or accelerate launch, and on CPUs leave "
+            "trainer.use_cpu=false out"
+        )
     if arguments.n_gpu > 1:
         raise ConfigError(
             f"{arguments.n_gpu} devices and one process; start one for each, torchrun "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from transformers import PreTrainedModel
 
 from anchored.config import Config
@@ -29,13 +29,19 @@ class LoraSettings(Config):
         r: rank.
         alpha: its product with the adapter is divided by `r`.
         dropout: before the adapter.
-        target_modules: names of layers; `all-linear` for all but the projection to the vocabulary.
+        target_modules: names of layers, or the ends of them behind a dot; `all-linear` for all but
+            the projection to the vocabulary.
     """
 
     r: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_name_is_a_list(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) and given != "all-linear" else given
 
 
 def check_lora(quantize: bool) -> None:
@@ -52,19 +58,44 @@ def check_lora(quantize: bool) -> None:
         )
 
 
+def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Sees that an adapter can lie where it is to; the weights of `model` are not looked at.
+
+    Raises:
+        ConfigError: a name is that of no layer, or of the embedding or the projection to the
+            vocabulary: rows of these are trained whole, and tied weights could not be saved.
+    """
+    if settings.target_modules == "all-linear":
+        return
+    field, embeddings = "model.lora.target_modules", _embeddings(model).keys()
+    names = [name for name, _ in model.named_modules()]
+    for target in settings.target_modules:
+        found = {name for name in names if f".{name}".endswith(f".{target}")}
+        if not found:
+            raise ConfigError(f"{field}: {target!r}: no layer has this name; see the model's own")
+        if taken := found & embeddings:
+            raise ConfigError(
+                f"{field}: {target!r}: {min(taken)} takes no adapter, because rows of it are "
+                "trained; leave it out"
+            )
+    if not settings.target_modules:
+        raise ConfigError(f"{field}: names no layer; name some, or write all-linear")
+
+
 def attach(
     model: PreTrainedModel, settings: LoraSettings, rows: Sequence[int], quantized: bool
 ) -> Any:
     """`model` inside a `peft.PeftModel`: the adapter and `rows` of its embeddings are trained.
 
     Raises:
-        ConfigError: no layer is called as `settings.target_modules` says.
+        ConfigError: `settings.target_modules` names what takes no adapter.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if quantized:
         _keep_differentiable(model)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    check_targets(model, settings)
     targets = settings.target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -72,7 +103,7 @@ def attach(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        trainable_token_indices={name: list(rows) for name in _embeddings(model)},
+        trainable_token_indices={name: list(rows) for name in _with_weights_of_their_own(model)},
     )
     try:
         with _names_that_will_go():
@@ -101,13 +132,18 @@ def _names_that_will_go() -> Iterator[None]:
         yield
 
 
-def _embeddings(model: PreTrainedModel) -> list[str]:
-    """Names of the embedding and, where it has weights of its own, of the projection."""
+def _embeddings(model: PreTrainedModel) -> dict[str, Any]:
+    """The embedding and the projection to the vocabulary, by their names."""
+    wanted = (model.get_input_embeddings(), model.get_output_embeddings())
+    modules = model.named_modules()
+    return {name: module for name, module in modules if any(module is w for w in wanted)}
+
+
+def _with_weights_of_their_own(model: PreTrainedModel) -> list[str]:
+    """Names of `_embeddings`, without a projection that is tied."""
     embedding: Any = model.get_input_embeddings()
-    projection: Any = model.get_output_embeddings()
-    tied = projection.weight is embedding.weight
-    wanted = [embedding] if tied else [embedding, projection]
-    return [name for name, module in model.named_modules() if any(module is w for w in wanted)]
+    found = _embeddings(model).items()
+    return [name for name, it in found if it is embedding or it.weight is not embedding.weight]
 
 
 def has_adapter(model: Any) -> bool:
@@ -132,6 +168,7 @@ def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -
     from peft import PeftModel
 
     model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+    (folder / ADAPTER / "README.md").unlink()  # a form to fill in; the model's card is beside it
     if base is not None:
         with _names_that_will_go():
             model = PeftModel.from_pretrained(base, str(folder / ADAPTER))

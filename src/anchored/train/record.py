@@ -13,7 +13,7 @@ from anchored.data.store import MANIFEST
 from anchored.errors import DataError
 from anchored.files import write_json
 from anchored.segments import OBJECTIVES
-from anchored.tokenizer import AnchoredTokenizer
+from anchored.tokenizer import AnchoredTokenizer, file_of
 from anchored.train import RECORD
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -94,19 +94,25 @@ def read_preferences(data: Path, trainer: str) -> dict[str, Any]:
     return manifest
 
 
-def read_record(model: Path) -> dict[str, Any]:
-    """What `anchored.json` beside a model says.
+def find_record(model: str | Path) -> dict[str, Any] | None:
+    """What `read_record` reads, of a folder or hub id; None for a model of others."""
+    path = file_of(model, RECORD)
+    return json.loads(path.read_text(encoding="utf-8")) if path else None
+
+
+def read_record(model: str | Path) -> dict[str, Any]:
+    """What `anchored.json` beside a model, a folder or hub id, says.
 
     Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions; and
     after DPO or GRPO `preferences`: for each time the manifest of the data, GRPO's reward, and as
     `training` the model that was started from, all arguments of the trainer, and versions.
 
     Raises:
-        DataError: the folder has no such file, because it was not trained by this package.
+        DataError: there is no such file, because it was not trained by this package.
     """
-    path = model / RECORD
-    if not path.is_file():
+    record = find_record(model)
+    if record is None:
         raise DataError(
             f"{model}: no {RECORD}; not a model trained by `anchored pretrain` or `anchored sft`"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return record
