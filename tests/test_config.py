@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anchored import __version__
-from anchored.config import Config, load_config, read_yaml, to_yaml, versions
+from anchored.config import Config, load_config, read_yaml, to_yaml, validated, versions
 from anchored.errors import ConfigError
 
 
@@ -97,6 +97,37 @@ def test_a_fault_names_the_field_the_value_and_the_way_out(write, text, message)
         assert found.endswith("(and 1 more)")
     else:
         assert found.startswith(message)
+
+
+class Either(Config):
+    data: Path | Inner
+    layers: Literal["all"] | tuple[str, ...] = "all"
+    first: int = 0
+    last: int = 9
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Either:
+        if self.last < self.first:
+            raise ValueError("First comes before last; change one")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": {"rate": -1}}, "test: data.rate: -1: input should be greater than 0"),
+        ({"data": {"rat": 1}}, "test: data.rat: unknown field; did you mean 'rate'?"),
+        ({"data": {"rate": "x"}, "last": "y"}, "test: data.rate: 'x': input should be a valid nu"),
+        ({"data": 3}, "test: data: 3: input is not a valid path for"),
+        ({"data": "x", "layers": 3}, "test: layers: 3: input should be 'all' (and 1 more)"),
+        ({"data": "x", "layers": ["a", 3]}, "test: layers.1: 3: input should be a valid string"),
+        ({"data": "x", "first": 10}, "test: first comes before last; change one"),
+    ],
+)
+def test_a_fault_in_one_of_several_kinds_of_value_is_told_of_that_kind_alone(given, message):
+    with pytest.raises(ConfigError) as caught:
+        validated(Either, given, "test")
+    assert str(caught.value).startswith(message)
 
 
 def test_a_field_given_twice_is_refused_not_silently_overwritten(write):

@@ -35,6 +35,7 @@ _REPORTED = (
     "safetensors",
     "pydantic",
 )
+_TYPES = frozenset({"str", "int", "float", "bool"})  # as pydantic calls branches of a union
 
 
 class Config(BaseModel):
@@ -199,10 +200,10 @@ def _slot(target: Any, name: str, override: str, new_ok: bool = False) -> Any:
 
 def _explain(cls: type[BaseModel], error: ValidationError, flags: Mapping[str, str]) -> str:
     """The first problem in one line: field, value, way out; and how many more there are."""
-    problems = error.errors()
-    first = problems[0]
-    flag = _flag(first["loc"], flags)
-    field = flag or ".".join(map(str, first["loc"])) or "configuration"
+    problems = _of_meant_branches(cls, error)
+    first, location = problems[0], _without_tags(cls, problems[0]["loc"])
+    flag = _flag(location, flags)
+    field = flag or ".".join(map(str, location))
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown field{_suggestion(cls, first['loc'])}{more}"
@@ -210,8 +211,38 @@ def _explain(cls: type[BaseModel], error: ValidationError, flags: Mapping[str, s
         way_out = "give it" if flag else f"add `{first['loc'][-1]}: ...`"
         return f"{field}: missing; {way_out}{more}"
     message = first["msg"].removeprefix("Value error, ")
-    shown = repr(first["input"])
-    return f"{field}: {shown[:120]}: {message[:1].lower()}{message[1:]}{more}"
+    several = first["type"] == "value_error" and isinstance(first["input"], dict)
+    parts = (field, "" if several else repr(first["input"])[:120])  # of several fields: none
+    shown = "".join(f"{part}: " for part in parts if part)
+    return f"{shown}{message[:1].lower()}{message[1:]}{more}"
+
+
+def _of_meant_branches(cls: type[BaseModel], error: ValidationError) -> list[Any]:
+    """The problems, but for branches of a union that the value is not at all of.
+
+    Where something lies wrong within a mapping, that it is no path either is not the fault.
+    """
+    problems = error.errors()
+    places = [_without_tags(cls, problem["loc"]) for problem in problems]
+
+    def is_deeper_elsewhere(place: tuple[int | str, ...]) -> bool:
+        return any(len(at) > len(place) and at[: len(place)] == place for at in places)
+
+    return [
+        problem
+        for problem, place in zip(problems, places, strict=True)
+        if len(place) == len(problem["loc"]) or not is_deeper_elsewhere(place)
+    ]
+
+
+def _without_tags(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Without what names the branches of a union: types, and models of our own."""
+    kept: list[int | str] = []
+    for part in location:
+        models = {model.__name__ for model in _models_at(cls, tuple(kept))} if kept else set()
+        if part not in models | _TYPES and "[" not in str(part):
+            kept.append(part)
+    return tuple(kept)
 
 
 def _flag(location: tuple[int | str, ...], flags: Mapping[str, str]) -> str | None:
@@ -230,6 +261,10 @@ def _suggestion(cls: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    return sorted({name for model in _models_at(cls, location) for name in model.model_fields})
+
+
+def _models_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[Any]:
     models: list[Any] = [cls]
     for part in location:
         models = [
@@ -238,7 +273,7 @@ def _fields_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[st
             if part in model.model_fields
             for candidate in _models_in(model.model_fields[part].annotation)
         ] or models  # a list position or a union's tag names no field: stay
-    return sorted({name for model in models for name in model.model_fields})
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
