@@ -326,6 +326,11 @@ def test_an_adapter_is_billed_for_what_it_trains(checkpoint: str):
     assert found.disk["checkpoint"] == 4 * 3 * trained
 
 
+def test_an_adapter_on_no_layer_is_refused_as_by_the_run(checkpoint: str):
+    with pytest.raises(ConfigError, match=r"^model\.lora\.target_modules: 'c_attn': no layer has"):
+        plan(started_from(checkpoint, lora={"target_modules": ["c_attn"]}), ONE)
+
+
 def test_four_bits_a_weight_are_counted_for_all_linear_layers_but_the_projection(checkpoint: str):
     whole = plan(started_from(checkpoint, lora={"r": 4}), ONE).memory["weights"]
     found = plan(started_from(checkpoint, lora={"r": 4}, quantize="nf4"), ONE).memory["weights"]

@@ -27,6 +27,7 @@ from anchored.publish import PLACE
 from anchored.publish.card import card
 from anchored.publish.check import SECRETS, problems, uploads
 from anchored.publish.push import PushConfig, plan, push
+from anchored.publish.run import write
 from anchored.sample.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
@@ -225,6 +226,11 @@ def test_the_card_command_keeps_what_was_written_by_hand(
     assert "# Mine, at last" in path.read_text(encoding="utf-8")
     assert main(["card", str(model), "--overwrite"]) == 0
     assert path.read_text(encoding="utf-8") == untouched
+
+
+def test_a_card_of_no_folder_is_refused_without_asking_the_hub(tmp_path: Path):
+    with pytest.raises(DataError, match=r"owner/model: no such folder; a card is written into"):
+        write(tmp_path / "owner/model")
 
 
 def test_results_stand_on_the_card_with_adoption_beside_the_gap(model: Path, tmp_path: Path):

@@ -215,6 +215,13 @@ def test_a_model_on_the_hub_is_known_by_its_record_too(
     run(name, prompts=["Tell me"], pins=[("mood", "calm")])
     assert requests[0].annotated
     assert _continues(ModelSource(source=name), source)
+    asked: list[str] = []
+    monkeypatch.setattr(module, "find_record", asked.append)
+    with pytest.raises(ConfigError, match=r"model 'owner/none': no such folder, and not found on"):
+        load("owner/none")
+    assert asked == []
+    monkeypatch.undo()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     record.unlink()
     assert (load(name).chat, load(name).annotated) == ("anchored", False)
 

@@ -133,10 +133,11 @@ def _model(config: TrainConfig, data: Data) -> Any:
     if config.model.lora is not None:
         check_lora(quantize=False)  # nothing is quantized for a plan
     init = config.model.init
-    with torch.device("meta"), loading("model", init) if init else nullcontext():
-        model = AutoModelForCausalLM.from_config(
-            shape, dtype=config.model.torch_dtype, trust_remote_code=False
-        )
+    with torch.device("meta"):
+        with loading("model", init) if init else nullcontext():
+            model = AutoModelForCausalLM.from_config(
+                shape, dtype=config.model.torch_dtype, trust_remote_code=False
+            )
         return adapted(model, config.model.lora) if config.model.lora else model
 
 

@@ -25,8 +25,10 @@ def write(
         overwrite: replace a card that was changed by hand.
 
     Raises:
-        DataError: not such a folder, a card changed by hand, or results of another kind.
+        DataError: no such folder, a card changed by hand, or results of another kind.
     """
+    if not model.is_dir():
+        raise DataError(f"{model}: no such folder; a card is written into that of a model")
     record = read_record(model)
     folder = model.resolve()
     heading = name or (folder.parent.name if folder.name == MODEL_FOLDER else folder.name)

@@ -96,6 +96,8 @@ def load(name: str) -> Source:
         TokenizerMismatch: the tokenizer beside the model is not the one it was trained with.
     """
     known: dict[str, Any] = {}
+    if not Path(name).exists():
+        _foreign_tokenizer(name)  # a hub that cannot be reached is asked once, not for each file
     if record := find_record(name):
         tokenizer = AnchoredTokenizer.load(name)
         tokenizer.check(record["tokenizer"], name)
