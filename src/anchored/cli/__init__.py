@@ -8,7 +8,6 @@ handlers, so that `--help` is instant.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -64,8 +63,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status; a bug leaves as the exception that it is."""
     options = parse(arguments)
-    # On import it asks for a kernel without a backward, which `train.lora` keeps it off.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         options.handler(options)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ __all__ = ["DATA_FOLDER", "MODEL_FOLDER", "RECORD", "CollapseMonitor"]
 RECORD = "anchored.json"
 DATA_FOLDER = "data"
 MODEL_FOLDER = "model"
+
+# It asks, whenever peft is imported, for a kernel without a backward, which `lora` keeps it off.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:
