@@ -124,6 +124,8 @@ def test_with_a_worker_killed_the_shards_are_those_of_one_process(tmp_path: Path
     def kill_after_the_first_shard() -> None:
         while not (done := len(list((tmp_path / "many").glob("shard-*.jsonl")))):
             time.sleep(0.005)
+        # As a worker leaves it that dies while it writes, which the one killed here may not do.
+        (tmp_path / "many" / ".shard-00119.jsonl.1.partial").write_text("{", encoding="utf-8")
         kill_a_worker()
         shards_at_the_kill.append(done)
 

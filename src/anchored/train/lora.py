@@ -168,7 +168,8 @@ def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -
     from peft import PeftModel
 
     model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
-    (folder / ADAPTER / "README.md").unlink()  # a form to fill in; the model's card is beside it
+    form = folder / ADAPTER / "README.md"  # to fill in; the model's own card is beside it
+    form.unlink(missing_ok=True)
     if base is not None:
         with _names_that_will_go():
             model = PeftModel.from_pretrained(base, str(folder / ADAPTER))
