@@ -56,6 +56,7 @@ def cluster() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
         patch.setenv("ANNOTATE_KEY", KEY)  # its processes have the environment of now
+        patch.setenv("RAY_worker_niceness", "0")  # by default tests beside these starve workers
         with joined(2, most=2):
             yield ray.get_runtime_context().gcs_address
 
