@@ -276,31 +276,33 @@ def test_another_template_has_another_fingerprint():
 DATED = "{{ 'Today: ' ~ strftime_now('%d %b %Y') ~ '\n' }}" + LLAMA_TEMPLATE
 
 
-def test_a_template_that_writes_the_day_has_the_same_fingerprint_the_next_day(
-    tmp_path: Path, monkeypatch
-):
+DAYS = (datetime.datetime(2028, 2, 29), datetime.datetime(2026, 12, 31, 23, 59, 59))
+
+
+def test_a_template_that_writes_the_day_writes_the_same_on_every_day(tmp_path: Path, monkeypatch):
     hf = FAMILIES["llama3"].tokenizer()
     hf.chat_template = DATED
     tokenizer = AnchoredTokenizer.adopt(hf)
     tokenizer.save(tmp_path)
     before = tokenizer.fingerprint
-    for day in (24, 25):
-        on = datetime.datetime(2026, 11, day)
-        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda on=on: on))
+    for day in DAYS:
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda on=day: on))
         loaded = AnchoredTokenizer.load(tmp_path)
         assert loaded.fingerprint == before
-        prompt = prompt_ids(loaded, TURNS)
-        assert prompt == stock_ids(loaded.hf, TURNS)
-        assert loaded.decode(prompt).startswith(f"Today: {day} Nov 2026\n")
+        assert loaded.decode(prompt_ids(loaded, TURNS)).startswith("Today: 26 Jul 2024\n")
+    on_that_day = SimpleNamespace(now=lambda: datetime.datetime(2024, 7, 26))
+    monkeypatch.setattr(chat_template_utils, "datetime", on_that_day)
+    assert prompt_ids(tokenizer, TURNS) == stock_ids(tokenizer.hf, TURNS)
     hf.chat_template = DATED.replace("Today", "Now")
     assert AnchoredTokenizer.adopt(hf).fingerprint != before
 
 
 def test_a_template_may_take_the_day_apart():
     hf = FAMILIES["llama3"].tokenizer()
-    month = "{% set names = {'07': 'July', '11': 'Nov'} %}{{ names[strftime_now('%m')][:3] }}"
+    month = "{% set names = {'07': 'July'} %}{{ names[strftime_now('%m')][:3] }}"
     hf.chat_template = month + LLAMA_TEMPLATE
-    assert AnchoredTokenizer.adopt(hf).fingerprint
+    tokenizer = AnchoredTokenizer.adopt(hf)
+    assert tokenizer.decode(prompt_ids(tokenizer, TURNS)).startswith("Jul")
 
 
 @pytest.mark.parametrize(

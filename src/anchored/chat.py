@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from anchored.errors import ConfigError, DataError
 
@@ -31,10 +31,14 @@ _RESERVED = re.compile(
     r"[<\[]\|?(reserved|unused|extra|special|dummy|placeholder)[a-z_]*\d+\|?[>\]]", re.IGNORECASE
 )
 _MARKS = range(0xF0000, 0xFFFFE)  # private use: no text has all of them
-# Before a template: the day of rendering is then no part of what it renders.
+# The day that Llama 3's templates write where they are told none. With today's, prepared data and
+# seeded samples would differ from one day to the next. A macro: `apply_chat_template` makes text of
+# a function that it is given, and `strftime` would follow the locale of the process.
 _DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
 _DAY |= {"%a": "Fri", "%w": "5", "%u": "5", "%j": "208", "%H": "12", "%I": "12", "%M": "00"}
 _DAY |= {"%S": "00", "%p": "PM", "%F": "2024-07-26", "%T": "12:00:00", "%-d": "26", "%-m": "7"}
+_DAY |= {"%e": "26", "%D": "07/26/24", "%x": "07/26/24", "%X": "12:00:00", "%h": "Jul"}
+_DAY |= {"%c": "Fri Jul 26 12:00:00 2024", "%-H": "12", "%-I": "12", "%-M": "0", "%Z": "UTC"}
 _ONE_DAY = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f"|replace('{code}', '{value}')" for code, value in _DAY.items())
@@ -84,34 +88,24 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation.
         """
-        return self._stretches(turns, answer_next)
-
-    def _stretches(
-        self, turns: Turns, answer_next: bool, template: str | None = None
-    ) -> list[Stretch]:
         mark = _unused_mark("".join(turn["content"] for turn in turns))
         guarded = [
             {"role": turn["role"], "content": self._guarded(turn["content"], mark)}
             for turn in turns
         ]
-        found = self._split(self._render(guarded, answer_next, template))
+        found = self._split(self._render(guarded, answer_next))
         return [Stretch(text.replace(mark, ""), special) for text, special in found]
 
     def probe(self) -> list[Stretch]:
-        """A fixed conversation, on a fixed day: templates that render it alike are the same."""
-        return self._stretches(_PROBE, True, self._undated)
+        """A fixed conversation: templates that render it alike are the same."""
+        return self.stretches(_PROBE, True)
 
     def probe_ids(self) -> list[int]:
         """The same as `apply_chat_template` encodes it."""
         encoded: Any = self._hf.apply_chat_template(
-            list(_PROBE), chat_template=self._undated, add_generation_prompt=True
+            list(_PROBE), chat_template=undated(self._hf), add_generation_prompt=True
         )
         return encoded["input_ids"]
-
-    @property
-    def _undated(self) -> str:
-        template = self._hf.get_chat_template()
-        return _ONE_DAY + template if "strftime_now" in template else template
 
     def opened_thought(self) -> str | None:
         """The tag (`<think>`) by which a prompt begins a thought and leaves it to the answer."""
@@ -147,13 +141,13 @@ class ChatTemplate:
                 return content[:at] + mark + content[at:]
         return content
 
-    def _render(self, turns: Turns, answer_next: bool, template: str | None = None) -> str:
+    def _render(self, turns: Turns, answer_next: bool) -> str:
         if not turns:
             raise DataError(f"{self._name}: nothing stands before the answer; give it a prompt")
         try:
             text: Any = self._hf.apply_chat_template(
                 [dict(turn) for turn in turns],
-                chat_template=template,
+                chat_template=undated(self._hf),
                 tokenize=False,
                 add_generation_prompt=answer_next,
             )
@@ -199,6 +193,12 @@ def _pattern(token: AddedToken) -> str:
 
 def _unused_mark(text: str) -> str:
     return next(mark for mark in map(chr, _MARKS) if mark not in text)
+
+
+def undated(hf: PreTrainedTokenizerBase) -> str:
+    """The chat template of `hf`, which writes 26 July 2024 for the date of today."""
+    template = hf.get_chat_template()
+    return _ONE_DAY + template if "strftime_now" in template else template
 
 
 def reserved_tokens(hf: PreTrainedTokenizerFast) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from anchored.chat import undated
 from anchored.errors import ConfigError, DataError
 from anchored.evaluate import noveltybench
 from anchored.evaluate.generations import Generations, given_stamp, own
@@ -174,7 +175,8 @@ class RewardModel:
 
     def _ids(self, prompt: str, text: str) -> list[int]:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        return list(self._tokenizer.apply_chat_template(turns)["input_ids"])
+        template = undated(self._tokenizer)
+        return list(self._tokenizer.apply_chat_template(turns, chat_template=template)["input_ids"])
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
         import torch

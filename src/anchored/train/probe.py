@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from anchored.annotation import Annotation, Schema
-from anchored.chat import ChatTemplate
+from anchored.chat import ChatTemplate, undated
 from anchored.errors import ConfigError
 from anchored.sample.decode import Row, Rules, decode
 from anchored.sample.engine import Request, SampleConfig, Sampling, sample
@@ -146,7 +146,9 @@ class Probe:
         if not prompt:
             ids = []
         elif hf.chat_template is not None:
-            ids = hf.apply_chat_template(turns(prompt), add_generation_prompt=True)["input_ids"]
+            ids = hf.apply_chat_template(
+                turns(prompt), chat_template=undated(hf), add_generation_prompt=True
+            )["input_ids"]
         elif isinstance(prompt, str):
             ids = hf(prompt)["input_ids"]
         else:
