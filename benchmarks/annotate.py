@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from anchored.annotate import labels
-from anchored.annotate.offline import OfflineAnnotator
-from anchored.annotate.rules import Words, action_counts
 from anchored.annotation import Annotation, Key, Schema
+from anchored.annotators import labels
+from anchored.annotators.offline import OfflineAnnotator
+from anchored.annotators.rules import Words, action_counts
 from anchored.files import read_jsonl
 from anchored.segments import split_chunks
 

@@ -30,10 +30,10 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console
 
-from anchored.annotate.corpus import EndpointAnnotateConfig, run
-from anchored.annotate.prompts import Prompt
 from anchored.annotation import Schema
+from anchored.annotators.prompts import Prompt
 from anchored.config import versions
+from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run
 from anchored.data.standoff import read_records
 from anchored.endpoint import run_all
 
@@ -268,7 +268,7 @@ def _run_once(wanted: EndpointAnnotateConfig, kill_at: float | None) -> None:
 
 _RUN = """
 import sys
-from anchored.annotate.corpus import EndpointAnnotateConfig, run
+from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run
 run(EndpointAnnotateConfig.model_validate_json(sys.argv[1]))
 """
 _ROW_BYTES = 330  # of a journal, with `ANSWER`

@@ -25,11 +25,11 @@ from typing import Any
 
 from rich.console import Console
 
-from anchored.annotate.corpus import EndpointAnnotateConfig
-from anchored.annotate.corpus import run as annotate_by_endpoint
-from anchored.annotate.run import AnnotateConfig
-from anchored.annotate.run import run as annotate_offline
 from anchored.config import versions
+from anchored.corpus.endpoint_run import EndpointAnnotateConfig
+from anchored.corpus.endpoint_run import run as annotate_by_endpoint
+from anchored.corpus.offline_run import AnnotateConfig
+from anchored.corpus.offline_run import run as annotate_offline
 from anchored.data.prepare import PrepareConfig, prepare
 from anchored.endpoint import Endpoint
 from anchored.tokenizer import AnchoredTokenizer

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy import stats
 
-from anchored.evaluate.collapse import compare, entropy_of, interval
-from anchored.evaluate.entropy import entropy
-from anchored.evaluate.statistics import mean_interval, paired_difference
+from anchored.metrics.collapse import compare, entropy_of, interval
+from anchored.metrics.entropy import entropy
+from anchored.metrics.statistics import mean_interval, paired_difference
 
 K, VALUES = 10, 20
 EXPONENTS = (0.5, 2.5)

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from annotate import DOMAINS, GENRES, STYLES, Row, by_label, rows
 
-from anchored.annotate import labels
-from anchored.annotate.choose import choose
-from anchored.annotate.distil import KeyReport, Scores, distil
 from anchored.annotation import Annotation, Key, Schema, Tag
-from anchored.evaluate.embedding import StaticEmbedder
+from anchored.annotators import labels
+from anchored.corpus.choose import choose
+from anchored.corpus.distil import KeyReport, Scores, distil
+from anchored.metrics.embedding import StaticEmbedder
 from anchored.tags.observations import Part
 
 SIZES = (150, 500, 1500)

@@ -22,9 +22,9 @@ import numpy as np
 from scipy.stats import kendalltau
 from sklearn.metrics import adjusted_rand_score
 
-from anchored.evaluate.embedders import load_embedder
-from anchored.evaluate.equivalence import EmbeddingThreshold, Exact, WordOverlap
-from anchored.evaluate.generations import Generations, read_generations
+from anchored.data.generations import Generations, read_generations
+from anchored.metrics.equivalence import EmbeddingThreshold, Exact, WordOverlap
+from anchored.models.embedders import load_embedder
 
 GRID = [round(0.02 * i, 2) for i in range(1, 50)]
 CHOSEN_ON = 2

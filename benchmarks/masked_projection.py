@@ -24,9 +24,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from anchored.config import versions
-from anchored.data.collate import Collator
+from anchored.models.build import olmo2_config
 from anchored.segments import NO_LOSS, Kind
-from anchored.train.models import olmo2_config
+from anchored.step.collate import Collator
 
 VOCABULARY, ROWS, LENGTH, PRESET = 32_768, 4, 512, "3m"
 Step = Callable[[], None]

@@ -19,15 +19,15 @@ import torch
 from anchored.config import load_config
 from anchored.data.prepare import PrepareConfig
 from anchored.data.readers import SourceConfig
-from anchored.evaluate.embedding import StaticEmbedder
 from anchored.experiments.demo import sft_steps
 from anchored.experiments.demo_config import DemoConfig
 from anchored.files import write_json
+from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.build import ModelConfig
+from anchored.monitor.config import MonitorConfig
 from anchored.storyworld import Storyworld
-from anchored.train.collapse_config import MonitorConfig
 from anchored.train.config import SFTConfig
-from anchored.train.models import ModelConfig
-from anchored.train.monitor import read_metrics
+from anchored.train.metrics_log import read_metrics
 from anchored.train.run import sft
 
 PROMPTS = 4

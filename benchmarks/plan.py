@@ -26,13 +26,13 @@ from transformers import Trainer
 
 from anchored.config import versions
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
-from anchored.plan.bill import plan
+from anchored.models.build import build_model
+from anchored.plan.estimate import plan
 from anchored.plan.hardware import Hardware
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import compose as composing
 from anchored.train.compose import compose
 from anchored.train.config import PretrainConfig, training_arguments
-from anchored.train.models import build_model
 
 RUNS: dict[str, dict[str, Any]] = {
     "0.5m": {"model": {"preset": "0.5m"}},

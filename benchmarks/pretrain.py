@@ -32,11 +32,11 @@ from sft import Clock
 
 from anchored.config import versions
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.models.build import PRESETS, ModelConfig, build_model
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.compose import compose
 from anchored.train.config import PretrainConfig, training_arguments
-from anchored.train.models import PRESETS, ModelConfig, build_model
-from anchored.train.monitor import training_flops
+from anchored.train.metrics_log import training_flops
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minimal_loop  # pyright: ignore[reportMissingImports]

@@ -28,7 +28,7 @@ import numpy as np
 import vendi_score.vendi
 
 from anchored.config import versions
-from anchored.evaluate.embedding import dissimilarity, nearest_distance, unit, vendi
+from anchored.metrics.embedding import dissimilarity, nearest_distance, unit, vendi
 
 ROOT = Path(__file__).parents[1]
 VECTORS, DIMENSIONS = 10_000, 384
@@ -138,7 +138,7 @@ def memory() -> dict[str, float]:
 
 def peak_mib(path: Path) -> float:
     """VmHWM of this process after it scored the file."""
-    from anchored.evaluate.score import ScoreConfig, score
+    from anchored.scoring.score import ScoreConfig, score
 
     score(ScoreConfig(files=(str(path),), resamples=100))
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

@@ -43,11 +43,11 @@ from transformers import TrainingArguments as Arguments
 
 from anchored.config import versions
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.models.build import ModelConfig, olmo2_config, quiet_transformers
 from anchored.segments import NO_LOSS
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.compose import compose
 from anchored.train.config import SFTConfig, training_arguments
-from anchored.train.models import ModelConfig, olmo2_config, quiet_transformers
 
 SIDES = (
     "anchored",

@@ -24,9 +24,9 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from anchored.data.prepare import load_prepared
+from anchored.models.build import ModelConfig, build_model
+from anchored.models.record import of_other_trainer, save_beside
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
-from anchored.train.record import of_other_trainer, save_beside
 
 Row = Mapping[str, Any]
 NO_LOSS = -100

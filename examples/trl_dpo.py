@@ -19,9 +19,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from anchored.train.conversation_tokenizer import ConversationTokenizer
-from anchored.train.models import load_model
-from anchored.train.record import read_preferences
+from anchored.models.build import load_model
+from anchored.models.record import read_preferences
+from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 
 
 def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrainer:

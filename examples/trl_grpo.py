@@ -20,9 +20,9 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from anchored.config import load_function
-from anchored.train.conversation_tokenizer import ConversationTokenizer
-from anchored.train.models import load_model
-from anchored.train.record import read_preferences
+from anchored.models.build import load_model
+from anchored.models.record import read_preferences
+from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 
 
 def grpo_trainer(

@@ -21,9 +21,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from anchored.data.prepare import load_prepared, read_manifest
 from anchored.errors import DataError
+from anchored.models.build import ModelConfig, build_model
+from anchored.models.record import of_other_trainer, save_beside
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
-from anchored.train.record import of_other_trainer, save_beside
 
 
 def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any) -> SFTTrainer:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anchored.errors import DataError
-from anchored.evaluate.adoption import AdoptionClassifier, _quality, form
+from anchored.metrics.adoption import AdoptionClassifier, _quality, form
 
 NOUNS = ["ship", "fox", "king", "mill", "cloud", "baker", "robot", "comet", "thief", "garden"]
 PLAIN = "The {} saw the {}. It was a {} that he had lost, and so it went on for days."

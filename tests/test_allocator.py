@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from anchored.train.allocator import keep_freed_memory
+from anchored.step.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

@@ -19,11 +19,11 @@ import pytest
 from rich.console import Console
 
 from anchored import endpoint as client
-from anchored.annotate.by_endpoint import Usage
-from anchored.annotate.corpus import WHOLE, EndpointAnnotateConfig, run
-from anchored.annotate.meter import Meter, duration
-from anchored.annotate.shards import Share
+from anchored.annotators.by_endpoint import Usage
 from anchored.cli import main
+from anchored.corpus.endpoint_run import WHOLE, EndpointAnnotateConfig, run
+from anchored.corpus.meter import Meter, duration
+from anchored.corpus.shards import Share
 from anchored.data.standoff import read_records
 from anchored.errors import ConfigError, DataError, EndpointError, Incomplete
 from conftest import ROOT
@@ -290,7 +290,7 @@ def test_a_run_with_another_model_is_refused_and_another_address_is_not(tmp_path
 RUN = """
 import sys
 from anchored import endpoint
-from anchored.annotate.corpus import EndpointAnnotateConfig, run
+from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run
 endpoint.FIRST_WAIT = 0.01
 run(EndpointAnnotateConfig.model_validate_json(sys.argv[1]))
 """

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from anchored.annotate.by_endpoint import (
+from anchored.annotation import Annotation, Key, Schema
+from anchored.annotators.by_endpoint import (
     AnnotatorConfig,
     Answer,
     EndpointAnnotator,
@@ -14,8 +15,7 @@ from anchored.annotate.by_endpoint import (
     Usage,
     read_answer,
 )
-from anchored.annotate.prompts import Prompt, answer_schema, describe, fenced
-from anchored.annotation import Annotation, Key, Schema
+from anchored.annotators.prompts import Prompt, answer_schema, describe, fenced
 from anchored.endpoint import Reply
 from anchored.errors import ConfigError
 

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from anchored.annotate import run as module
-from anchored.annotate.offline import OfflineAnnotator
-from anchored.annotate.run import AnnotateConfig, run
 from anchored.annotation import Annotation, Schema
+from anchored.annotators.offline import OfflineAnnotator
+from anchored.corpus import offline_run as module
+from anchored.corpus.offline_run import AnnotateConfig, run
 from anchored.errors import ConfigError, DataError
-from anchored.tag_statistics import statistics
+from anchored.tags.statistics import statistics
 
 QUIET = Console(quiet=True)
 NAMES = ("Mara", "Tobin", "Ilse", "Ravi")

@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from anchored import endpoint as client
-from anchored.annotate.corpus import EndpointAnnotateConfig, run
-from anchored.annotate.server import ServeConfig, thinks
+from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run
+from anchored.corpus.server import ServeConfig, thinks
 from anchored.data.standoff import read_records
 from anchored.errors import ConfigError, EndpointError
 
@@ -161,7 +161,7 @@ def test_a_run_that_is_killed_takes_its_server_and_the_servers_children_with_it(
     program.chmod(0o755)
     settings = config(tmp_path, {"model": "m"})
     code = (
-        "import sys; from anchored.annotate.corpus import EndpointAnnotateConfig, run; "
+        "import sys; from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run; "
         "run(EndpointAnnotateConfig.model_validate_json(sys.argv[1]))"
     )
     process = subprocess.Popen(

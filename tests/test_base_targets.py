@@ -16,17 +16,17 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from anchored.annotation import Annotation
-from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
-from anchored.sample.engine import Sample
+from anchored.models.build import ModelConfig, build_model
+from anchored.sampling.engine import Sample
 from anchored.segments import Kind
+from anchored.step.attention import attend_within_documents
+from anchored.step.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
-from anchored.train.attention import attend_within_documents
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import SFTConfig
-from anchored.train.models import ModelConfig, build_model
-from anchored.train.monitor import LossByKind
+from anchored.train.metrics_log import LossByKind
 from anchored.train.run import sft
 
 TINY = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from anchored.benchmark import benchmarks as module
+from anchored.benchmark.benchmarks import Benchmark, Prompt, load_benchmark
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate import benchmarks as module
-from anchored.evaluate.benchmarks import Benchmark, Prompt, load_benchmark
 from anchored.segments import Message
 
 

@@ -23,13 +23,11 @@ from lm_eval.tasks import TaskManager
 
 from anchored import cli
 from anchored.annotation import Annotation, Key, Schema
-from anchored.cli import evaluation
-from anchored.errors import AnchoredError, ConfigError, DataError
-from anchored.evaluate import capability
-from anchored.evaluate.capability import CapabilityConfig, item_values, run
-from anchored.evaluate.harness import AnchoredLM, AnnotationConfig, Plan
-from anchored.evaluate.likelihood import log_likelihoods
-from anchored.evaluate.prompting import (
+from anchored.benchmark import capability
+from anchored.benchmark.capability import CapabilityConfig, item_values, run
+from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Plan
+from anchored.benchmark.likelihood import log_likelihoods
+from anchored.benchmark.prompting import (
     Encoder,
     Prompt,
     Row,
@@ -37,14 +35,16 @@ from anchored.evaluate.prompting import (
     shared_prompt,
     write_context,
 )
-from anchored.evaluate.statistics import holm, paired_difference
-from anchored.evaluate.tasks import PAPER_TASKS, expand, load_tasks
+from anchored.benchmark.tasks import PAPER_TASKS, expand, load_tasks
+from anchored.cli import evaluation
+from anchored.errors import AnchoredError, ConfigError, DataError
 from anchored.files import read_jsonl, write_json
-from anchored.sample.engine import Request, SampleConfig, Sampling, sample
-from anchored.sample.run import Source, load
+from anchored.metrics.statistics import holm, paired_difference
+from anchored.models.build import olmo2_config
+from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
+from anchored.sampling.run import Source, load
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
-from anchored.train.models import olmo2_config
 
 SCHEMA = Schema(
     name="test",
@@ -582,7 +582,7 @@ def test_a_model_that_is_not_there_is_refused(tasks, tmp_path, capsys):
 
 def test_an_unknown_task_is_named_with_a_way_to_find_others(monkeypatch):
     only = TaskManager(include_defaults=False)
-    monkeypatch.setattr("anchored.evaluate.tasks.TaskManager", lambda **options: only)
+    monkeypatch.setattr("anchored.benchmark.tasks.TaskManager", lambda **options: only)
     with pytest.raises(ConfigError, match=r"task 'boolk': not one of lm-eval's.*lm-eval ls tasks"):
         load_tasks(["boolk"])
 
@@ -602,7 +602,7 @@ def test_the_papers_tasks_have_one_name():
 
 
 def test_without_lm_eval_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "anchored.evaluate.capability", None)
+    monkeypatch.setitem(__import__("sys").modules, "anchored.benchmark.capability", None)
     with pytest.raises(AnchoredError) as error:
         evaluation._run_capability(SimpleNamespace())
     assert "pip install 'anchored[lm-eval]'" in str(error.value)

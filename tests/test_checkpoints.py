@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from anchored import cli
 from anchored.errors import ConfigError
-from anchored.sample.run import load
+from anchored.models.build import ModelConfig, build_model, load_model, model_configuration
+from anchored.models.checkpoints import check_checkpoint
+from anchored.sampling.run import load
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.checkpoints import check_checkpoint
-from anchored.train.models import ModelConfig, build_model, load_model, model_configuration
 from families import FAMILIES, gpt_neox
 
 WEIGHTS = "model.safetensors"

@@ -143,16 +143,16 @@ def test_wrong_usage_is_one_line_and_status_2(capsys, arguments, message):
     ],
 )
 def test_the_users_faults_are_one_line_and_status_2(stage, capsys, error, message):
-    stage("anchored.inspect", Shown=SimpleNamespace, run=Called(error))
+    stage("anchored.inspection.inspect", Shown=SimpleNamespace, run=Called(error))
     assert cli.main(["inspect", "x"]) == 2
     assert error_line(capsys) == f"anchored: error: {message}"
 
 
 def test_an_interrupt_is_130_and_a_bug_keeps_its_traceback(stage, capsys):
-    stage("anchored.inspect", Shown=SimpleNamespace, run=Called(KeyboardInterrupt()))
+    stage("anchored.inspection.inspect", Shown=SimpleNamespace, run=Called(KeyboardInterrupt()))
     assert cli.main(["inspect", "x"]) == 130
     assert error_line(capsys) == "anchored: interrupted"
-    stage("anchored.inspect", Shown=SimpleNamespace, run=Called(ZeroDivisionError()))
+    stage("anchored.inspection.inspect", Shown=SimpleNamespace, run=Called(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["inspect", "x"])
 
@@ -161,7 +161,7 @@ def test_a_reader_that_leaves_early_is_no_fault():
     code = (
         "import sys, types\nfrom anchored.cli import main\n"
         "stub = types.SimpleNamespace(run=lambda *a, **k: print('x' * 10**7), Shown=dict)\n"
-        "sys.modules['anchored.inspect'] = stub\nsys.exit(main(['inspect', 'x']))"
+        "sys.modules['anchored.inspection.inspect'] = stub\nsys.exit(main(['inspect', 'x']))"
     )
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
@@ -216,7 +216,7 @@ class AnnotateConfig(Config):
 
 def test_annotate_takes_rows_or_a_configuration(stage, tmp_path, capsys):
     run = Called({"chunks": 2})
-    stage("anchored.annotate.run", AnnotateConfig=AnnotateConfig, run=run)
+    stage("anchored.corpus.offline_run", AnnotateConfig=AnnotateConfig, run=run)
     assert cli.main(["annotate", "a.jsonl", "--out", "o: 1", "--schema", "code", "--json"]) == 0
     assert run.args == (AnnotateConfig(source="a.jsonl", out=Path("o: 1"), schema_name="code"),)
     assert json.loads(capsys.readouterr().out) == {"chunks": 2}
@@ -305,7 +305,7 @@ def test_training_prints_where_the_model_is(stage, tmp_path, capsys, name):
     record = Called({"objective": "anchored"})
     stage("anchored.train.config", PretrainConfig=RunConfig, SFTConfig=RunConfig)
     stage("anchored.train.run", **{name: train})
-    stage("anchored.train.record", read_record=record)
+    stage("anchored.models.record", read_record=record)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"steps": 1}))
     assert cli.main([name, str(path), "steps=5"]) == 0
@@ -319,7 +319,7 @@ def test_training_prints_where_the_model_is(stage, tmp_path, capsys, name):
 
 
 def test_sample_turns_flags_into_two_samplings(monkeypatch):
-    stage = pytest.importorskip("anchored.sample.run")
+    stage = pytest.importorskip("anchored.sampling.run")
     run = Called()
     monkeypatch.setattr(stage, "run", run)
     flags = ["--temperature", "0.7", "--annotation-min-p", "0.1", "--max-new-tokens", "9"]
@@ -351,7 +351,7 @@ class CapabilityConfig(Config):
 
 def test_capability_passes_models_and_tasks_and_leaves_defaults_alone(stage, capsys):
     run = Called({"tasks": 2})
-    stage("anchored.evaluate.capability", CapabilityConfig=CapabilityConfig, run=run)
+    stage("anchored.benchmark.capability", CapabilityConfig=CapabilityConfig, run=run)
     tasks = ["--task", "x", "--task", "y"]
     assert cli.main(["capability", "a", "b", *tasks, "--out", "o", "--json"]) == 0
     expected = CapabilityConfig(models=("a", "b"), tasks=("x", "y"), seed=0)
@@ -364,7 +364,7 @@ def test_capability_passes_models_and_tasks_and_leaves_defaults_alone(stage, cap
 
 def test_inspect_passes_what_to_show(stage):
     run = Called()
-    stage("anchored.inspect", Shown=SimpleNamespace, run=run)
+    stage("anchored.inspection.inspect", Shown=SimpleNamespace, run=run)
     assert cli.main(["inspect", "x", "-n", "7", "--row", "2", "--html", "a.html", "--json"]) == 0
     assert run.args == (Path("x"), SimpleNamespace(first=2, count=7, split="train"))
     assert run.kwargs == {"html": Path("a.html"), "as_json": True}

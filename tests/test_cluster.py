@@ -21,12 +21,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from anchored.annotate import corpus, run, source
-from anchored.annotate.by_endpoint import EndpointAnnotator, Request
-from anchored.annotate.offline import OfflineAnnotator
-from anchored.annotate.prompts import Prompt
 from anchored.annotation import Schema
+from anchored.annotators.by_endpoint import EndpointAnnotator, Request
+from anchored.annotators.offline import OfflineAnnotator
+from anchored.annotators.prompts import Prompt
 from anchored.cli import main
+from anchored.corpus import endpoint_run, offline_run
+from anchored.data import corpus_source
 from anchored.errors import ConfigError, Incomplete
 from anchored.journal import Journal
 
@@ -51,7 +52,7 @@ def cluster() -> Iterator[str]:
     """The address of a cluster on this machine alone; runs of this process are in it already."""
     import ray
 
-    from anchored.annotate.cluster import joined
+    from anchored.corpus.cluster import joined
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
@@ -82,13 +83,15 @@ def by_light(seen: Seen) -> Answer:
     return Answer(f"topic: light {light}\nauthor: nobody\n", delay=0.02)
 
 
-def settings(source: Path, out: Path, url: str, **fields: Any) -> corpus.EndpointAnnotateConfig:
+def settings(
+    source: Path, out: Path, url: str, **fields: Any
+) -> endpoint_run.EndpointAnnotateConfig:
     endpoint = {
         "url": url, "model": "m", "key_env": "ANNOTATE_KEY", "concurrency": 2,
         **fields.pop("endpoint", {}),
     }  # fmt: skip
     given = {"source": str(source), "out": out, "endpoint": endpoint, "rows_per_shard": 4, **fields}
-    return corpus.EndpointAnnotateConfig.model_validate(given)
+    return endpoint_run.EndpointAnnotateConfig.model_validate(given)
 
 
 def kill_a_worker() -> None:
@@ -118,7 +121,9 @@ def left(out: Path) -> dict[str, Any]:
 def test_with_a_worker_killed_the_shards_are_those_of_one_process(tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", [tale(number) for number in range(240)])
     fields = {"source": str(rows), "rows_per_shard": 2, "workers": 1}
-    run.run(run.AnnotateConfig.model_validate({**fields, "out": tmp_path / "one"}), QUIET)
+    offline_run.run(
+        offline_run.AnnotateConfig.model_validate({**fields, "out": tmp_path / "one"}), QUIET
+    )
     on_cluster = {**fields, "out": tmp_path / "many", "workers": 2, "cluster": "ray"}
     shards_at_the_kill: list[int] = []
 
@@ -132,7 +137,7 @@ def test_with_a_worker_killed_the_shards_are_those_of_one_process(tmp_path: Path
 
     killer = threading.Thread(target=kill_after_the_first_shard, daemon=True)
     killer.start()
-    run.run(run.AnnotateConfig.model_validate(on_cluster), QUIET)
+    offline_run.run(offline_run.AnnotateConfig.model_validate(on_cluster), QUIET)
     killer.join(1)
     assert 0 < shards_at_the_kill[0] < 120
     assert left(tmp_path / "many") == left(tmp_path / "one")
@@ -152,7 +157,7 @@ def test_with_the_run_killed_and_then_a_worker_nothing_is_lost_doubled_or_told(
         return by_light(seen)
 
     with serving(script) as server:
-        corpus.run(settings(rows, tmp_path / "one", server.url), QUIET)
+        endpoint_run.run(settings(rows, tmp_path / "one", server.url), QUIET)
         assert len(server.seen) == 120
         on_cluster = settings(rows, tmp_path / "many", server.url, cluster="ray", workers=2)
         (tmp_path / "run.json").write_text(on_cluster.model_dump_json())
@@ -166,7 +171,7 @@ def test_with_the_run_killed_and_then_a_worker_nothing_is_lost_doubled_or_told(
         assert run.wait() == -signal.SIGKILL
         assert not (tmp_path / "many" / "manifest.json").exists()
         victims.append((len(server.seen) + 20, kill_a_worker))
-        corpus.run(on_cluster, QUIET)
+        endpoint_run.run(on_cluster, QUIET)
         assert not victims
     assert left(tmp_path / "many") == left(tmp_path / "one")
     asked = Counter(seen.prompt for seen in server.seen[120:])
@@ -197,7 +202,7 @@ class Here:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anchored.annotate import cluster
+    from anchored.corpus import cluster
 
     monkeypatch.setattr(cluster, "joined", lambda *_, **__: nullcontext(Here()))
 
@@ -210,14 +215,14 @@ def test_answers_of_an_earlier_run_are_not_asked_for_again(
     rows = write(tmp_path / "in.jsonl", [document(number) for number in range(9)])
     with serving(by_light) as server:
         alone = settings(rows, tmp_path / "out", server.url, context_tags=context_tags)
-        corpus.run(alone, QUIET)
+        endpoint_run.run(alone, QUIET)
         straight = left(alone.out)
         (alone.out / "shard-00001.parquet").unlink()
         journal = (alone.out / "journal.jsonl").read_bytes().splitlines(keepends=True)
         kept, in_work, lost = journal[:21], journal[21:23], journal[23:]
         (alone.out / "journal.jsonl").write_bytes(b"".join(kept))
         (alone.out / "journal-of-shard-00001.jsonl").write_bytes(b"".join(in_work))
-        corpus.run(alone.model_copy(update={"cluster": "ray"}), QUIET)
+        endpoint_run.run(alone.model_copy(update={"cluster": "ray"}), QUIET)
         assert len(server.seen) == 27 + len(lost)
     assert left(alone.out) == straight
 
@@ -227,10 +232,10 @@ def test_what_a_stopped_run_left_with_its_shards_counts(tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", [document(number) for number in range(5)])
     with serving(by_light) as server:
         chosen = settings(rows, tmp_path / "out", server.url, cluster="ray")
-        corpus.run(chosen, QUIET)
+        endpoint_run.run(chosen, QUIET)
         straight = left(chosen.out)
         (chosen.out / "journal.jsonl").rename(chosen.out / "journal-of-shard-00000.jsonl")
-        corpus.run(chosen, QUIET)
+        endpoint_run.run(chosen, QUIET)
         assert len(server.seen) == 15
     assert left(chosen.out) == straight
 
@@ -241,12 +246,12 @@ def test_failures_of_all_workers_together_stop_a_run(tmp_path: Path) -> None:
     with serving(lambda seen: Answer("no tags")) as server:
         chosen = settings(rows, tmp_path / "out", server.url, cluster="ray", max_failed=20)
         with pytest.raises(Incomplete, match="24 chunks failed, more than max_failed, the first"):
-            corpus.run(chosen, QUIET)
+            endpoint_run.run(chosen, QUIET)
         assert len(server.seen) == 2 * 24
 
 
 def test_workers_divide_rates_and_are_told_no_key(tmp_path: Path) -> None:
-    from anchored.annotate.endpoint_workers import Job
+    from anchored.corpus.endpoint_workers import Job
 
     rates = {"requests_per_minute": 100, "tokens_per_minute": 3}
     config = settings(tmp_path, tmp_path, "http://localhost:1/v1", endpoint=rates)
@@ -263,8 +268,8 @@ def test_workers_divide_rates_and_are_told_no_key(tmp_path: Path) -> None:
 def test_a_machine_without_the_key_or_the_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anchored.annotate.cluster import check_shared
-    from anchored.annotate.endpoint_workers import Job, Worker
+    from anchored.corpus.cluster import check_shared
+    from anchored.corpus.endpoint_workers import Job, Worker
 
     with pytest.raises(ConfigError, match=r"out: .* is not there; name a folder that all machines"):
         check_shared(tmp_path)
@@ -280,12 +285,17 @@ def test_a_machine_without_the_key_or_the_folder_is_refused(
 
 def test_a_machine_with_other_packages_is_refused(tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", [tale(1)])
-    run.run(run.AnnotateConfig.model_validate({"source": str(rows), "out": tmp_path / "o"}), QUIET)
-    annotator = OfflineAnnotator.load(Schema.load("general"), tmp_path / "o" / run.CALIBRATION)
+    offline_run.run(
+        offline_run.AnnotateConfig.model_validate({"source": str(rows), "out": tmp_path / "o"}),
+        QUIET,
+    )
+    annotator = OfflineAnnotator.load(
+        Schema.load("general"), tmp_path / "o" / offline_run.CALIBRATION
+    )
     other = annotator.name.replace("vaderSentiment", "vaderSentiment 0.")
-    assert run.ClusterWorker(tmp_path / "o", annotator.again(), annotator.name)(0, ()) == 0
+    assert offline_run.ClusterWorker(tmp_path / "o", annotator.again(), annotator.name)(0, ()) == 0
     with pytest.raises(ConfigError, match=r"has offline-1 .*, not offline-1 .*; install the same"):
-        run.ClusterWorker(tmp_path / "o", annotator.again(), other)
+        offline_run.ClusterWorker(tmp_path / "o", annotator.again(), other)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +323,7 @@ def test_without_ray_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
     annotator: str,
 ) -> None:
-    monkeypatch.setattr(source, "find_spec", lambda name: None)
+    monkeypatch.setattr(corpus_source, "find_spec", lambda name: None)
     rows = write(tmp_path / "in.jsonl", [document(1)])
     command = ["annotate", str(rows), "--out", str(tmp_path / "out"), "--annotator", annotator]
     fields = ["endpoint.url=http://localhost:1", "endpoint.model=m"]
@@ -329,7 +339,7 @@ def test_without_ray_one_line_says_what_to_install(
 def test_an_address_without_a_cluster_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    from anchored.annotate.cluster import joined
+    from anchored.corpus.cluster import joined
 
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have one
     monkeypatch.setenv("RAY_ADDRESS", address)

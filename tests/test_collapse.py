@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anchored.errors import DataError
-from anchored.evaluate.collapse import (
+from anchored.metrics.collapse import (
     Comparison,
     Estimate,
     compare,
@@ -18,8 +18,8 @@ from anchored.evaluate.collapse import (
     interval,
     mean_of,
 )
-from anchored.evaluate.embedding import mean_dissimilarity
-from anchored.evaluate.entropy import entropy, miller_madow, semantic_entropy
+from anchored.metrics.embedding import mean_dissimilarity
+from anchored.metrics.entropy import entropy, miller_madow, semantic_entropy
 
 KEYS = ("a", "b", "c")
 WIDE = np.array([0.3, 0.2, 0.15, 0.15, 0.1, 0.1])

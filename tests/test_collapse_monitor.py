@@ -23,17 +23,17 @@ from transformers import (
 
 from anchored.annotation import Annotation, Tag
 from anchored.errors import ConfigError
-from anchored.evaluate.collapse import entropy_within, share_kept
-from anchored.evaluate.equivalence import Exact
 from anchored.files import claim
+from anchored.metrics.collapse import entropy_within, share_kept
+from anchored.metrics.equivalence import Exact
+from anchored.monitor import callback
+from anchored.monitor.callback import BASELINE, CollapseMonitor
+from anchored.monitor.probe import Answer, Probe
+from anchored.monitor.schedule import Pace
+from anchored.monitor.snapshot import Look, compared
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import collapse_monitor
-from anchored.train.collapse_monitor import BASELINE, CollapseMonitor
 from anchored.train.config import PretrainConfig
-from anchored.train.look import Look, compared
-from anchored.train.monitor import read_metrics
-from anchored.train.pace import Pace
-from anchored.train.probe import Answer, Probe
+from anchored.train.metrics_log import read_metrics
 from anchored.train.run import pretrain
 from processes import FORKS, free_port
 
@@ -58,7 +58,7 @@ class Embedder:
 
 @pytest.fixture(autouse=True)
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anchored.train.collapse_monitor.load_embedder", lambda name: Embedder())
+    monkeypatch.setattr("anchored.monitor.callback.load_embedder", lambda name: Embedder())
 
 
 def tiny(tokenizer: AnchoredTokenizer, dropout: float = 0.2) -> LlamaForCausalLM:
@@ -364,7 +364,7 @@ def resumed_rank(rank: int, port: int, folder: Path) -> None:
     """One of two processes, each with a disk of its own; the second has no baseline on its."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
     os.environ.update({k: str(v) for k, v in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
-    collapse_monitor.load_embedder = lambda name: Embedder()  # pyright: ignore
+    callback.load_embedder = lambda name: Embedder()  # pyright: ignore
     one = watched(AnchoredTokenizer.train(TEXTS, 300), folder / str(rank), {}, ddp_backend="gloo")
     one.train(resume_from_checkpoint=str(folder / str(rank) / "checkpoint-4"))
     (folder / f"{rank}.json").write_text(json.dumps(seen(one, "kept")))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from anchored.data.collate import Collator
 from anchored.segments import NO_LOSS, Kind
+from anchored.step.collate import Collator
 
 PAD = 9
 PACKED: dict[str, Any] = {

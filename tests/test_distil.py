@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from anchored.annotate import choose as choosing
-from anchored.annotate.choose import choose, nearness
-from anchored.annotate.distil import calibration_error, distil, learnable_values, scores, threshold
-from anchored.annotate.distilled import DistilledAnnotator, KeyModel
-from anchored.annotate.run import AnnotateConfig
-from anchored.annotate.run import run as annotate
 from anchored.annotation import Annotation, Key, Schema
+from anchored.annotators.distilled import DistilledAnnotator, KeyModel
 from anchored.cli import main
+from anchored.corpus import choose as choosing
+from anchored.corpus.choose import choose, nearness
+from anchored.corpus.distil import calibration_error, distil, learnable_values, scores, threshold
+from anchored.corpus.offline_run import AnnotateConfig
+from anchored.corpus.offline_run import run as annotate
 from anchored.data.readers import SourceConfig
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate.embedding import unit
+from anchored.metrics.embedding import unit
 from anchored.tags.observations import Part
 
 QUIET = Console(quiet=True)
@@ -181,7 +181,7 @@ def test_labels_of_one_row_are_never_fitted_and_held_out():
         Part(f"row {n % 40}", "", f"{part.text} {n}", part.annotation)
         for n, part in enumerate(labelled(400))
     ]
-    from anchored.annotate.distil import _splits
+    from anchored.corpus.distil import _splits
 
     groups = [
         {part.row for part in parts if part.text in split.texts}

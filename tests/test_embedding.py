@@ -9,7 +9,7 @@ import pytest
 import vendi_score.vendi
 
 from anchored.errors import DataError
-from anchored.evaluate.embedding import (
+from anchored.metrics.embedding import (
     StaticEmbedder,
     dissimilarity,
     mean_dissimilarity,

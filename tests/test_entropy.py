@@ -9,7 +9,7 @@ import scipy.stats
 
 from anchored.annotation import Annotation
 from anchored.errors import DataError
-from anchored.evaluate.entropy import (
+from anchored.metrics.entropy import (
     NONE,
     adherence,
     annotation_drift,

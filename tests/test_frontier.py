@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anchored.errors import DataError
-from anchored.evaluate.frontier import Box, Sweep, common_box, dominated, frontier_area
+from anchored.metrics.frontier import Box, Sweep, common_box, dominated, frontier_area
 
 UNIT = Box((0.0, 1.0), (0.0, 1.0))
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from anchored.errors import ConfigError, DataError, EndpointError
-from anchored.evaluate import generate as module
-from anchored.evaluate.benchmarks import Benchmark, Prompt, load_benchmark
-from anchored.evaluate.generate import (
+from anchored.benchmark import generate as module
+from anchored.benchmark.benchmarks import Benchmark, Prompt, load_benchmark
+from anchored.benchmark.generate import (
     EndpointSampler,
     LocalSampler,
     ModelSource,
@@ -26,9 +25,10 @@ from anchored.evaluate.generate import (
     sample_config,
     weights_of,
 )
+from anchored.errors import ConfigError, DataError, EndpointError
 from anchored.files import read_jsonl, write_json
-from anchored.sample.engine import Request, Sample, SampleConfig
-from anchored.sample.run import load
+from anchored.sampling.engine import Request, Sample, SampleConfig
+from anchored.sampling.run import load
 from anchored.segments import Message
 from test_sample_run import build
 

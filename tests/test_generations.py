@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from anchored.annotation import Annotation
+from anchored.data.generations import read_generations, read_sets
 from anchored.errors import DataError
-from anchored.evaluate.generations import read_generations, read_sets
-from anchored.evaluate.noveltybench import Stamp
+from anchored.metrics.noveltybench import Stamp
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

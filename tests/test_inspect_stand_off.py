@@ -11,8 +11,8 @@ import pytest
 
 from anchored.cli import main
 from anchored.errors import DataError
-from anchored.inspect import view_of
-from anchored.tags.beside import read_annotated
+from anchored.inspection.inspect import view_of
+from anchored.tags.standoff_join import read_annotated
 
 pytest.importorskip("aiohttp")
 

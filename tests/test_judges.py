@@ -16,10 +16,10 @@ import pytest
 from anchored import endpoint as endpoint_module
 from anchored.annotation import Schema
 from anchored.cli import main
-from anchored.evaluate import backends
-from anchored.evaluate.judges import ask_attributes, ask_groups, ask_quality, load_prompt
-from anchored.evaluate.noveltybench import utility_k
-from anchored.evaluate.score import ScoreConfig, score
+from anchored.judge.judges import ask_attributes, ask_groups, ask_quality, load_prompt
+from anchored.metrics.noveltybench import utility_k
+from anchored.scoring import backends
+from anchored.scoring.score import ScoreConfig, score
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("openai")
@@ -323,8 +323,8 @@ ASKING = """
 import os, sys
 from pathlib import Path
 import aiohttp, httpx2, openai
-from anchored.evaluate.generations import read_sets
-from anchored.evaluate.judging import Inquiry, JudgeConfig, consult
+from anchored.data.generations import read_sets
+from anchored.judge.judging import Inquiry, JudgeConfig, consult
 
 generations, journal, url = sys.argv[1:]
 inquiry = Inquiry(JudgeConfig(url=url, model="j", concurrency=8), quality=True)
@@ -382,7 +382,7 @@ def test_a_served_embedder_gives_the_vectors_of_its_server_once(tmp_path: Path) 
     assert found == again
     assert found["backends"]["embedder"] == "minilm by /embeddings"
     assert (tmp_path / backends.EMBEDDINGS).is_file()
-    from anchored.evaluate.embedding import dissimilarity
+    from anchored.metrics.embedding import dissimilarity
 
     vectors = [[float(len(text_of(0, i))), 1.0] for i in range(10)]
     assert found["models"]["a"]["dissimilarity"] == pytest.approx(dissimilarity(vectors))

@@ -14,7 +14,7 @@ import pytest
 
 from anchored.config import to_yaml
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
-from anchored.train.monitor import read_metrics
+from anchored.train.metrics_log import read_metrics
 from anchored.train.run import pretrain, sft
 from anchored.train.run_checkpoints import newest_checkpoint
 from processes import start

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchored.errors import DataError
-from anchored.evaluate.lexical import (
+from anchored.metrics.lexical import (
     compression_ratio,
     distinct_n,
     ead,

@@ -16,8 +16,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from anchored.monitor.callback import CollapseMonitor
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.collapse_monitor import CollapseMonitor
 from test_collapse_monitor import PROMPTS, QUICK, TEXTS, letters, tiny
 
 __all__ = ["letters"]  # a fixture

@@ -10,9 +10,9 @@ import torch
 from torch.testing import assert_close
 from transformers import TrainingArguments
 
+from anchored.models.build import ModelConfig, build_model
+from anchored.step.muon import MuonAdamW, muon_for, orthogonalise
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import ModelConfig, build_model
-from anchored.train.muon import MuonAdamW, muon_for, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 48), (2, 48, 16)])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from anchored.data.generations import read_generations
 from anchored.errors import DataError
-from anchored.evaluate.generations import read_generations
-from anchored.evaluate.noveltybench import (
+from anchored.metrics.noveltybench import (
     Stamp,
     distinct_k,
     firsts,

@@ -15,20 +15,20 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, PreTrainedModel, Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.models.build import ModelConfig, build_model, load_model
+from anchored.models.record import read_record
 from anchored.publish.push import PushConfig, plan
 from anchored.publish.run import write
-from anchored.sample.run import load
+from anchored.sampling.run import load
 from anchored.segments import NO_LOSS
+from anchored.step.attention import DOCUMENT_ATTENTION
+from anchored.step.collate import Collator
+from anchored.step.projection import DeferredProjection
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.attention import DOCUMENT_ATTENTION
 from anchored.train.compose import compose
 from anchored.train.config import PretrainConfig, training_arguments
-from anchored.train.models import ModelConfig, build_model, load_model
-from anchored.train.monitor import LossByKind, read_metrics
-from anchored.train.projection import DeferredProjection
-from anchored.train.record import read_record
+from anchored.train.metrics_log import LossByKind, read_metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {

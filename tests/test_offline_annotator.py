@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anchored.annotate import labels, rules
-from anchored.annotate.offline import Calibration, OfflineAnnotator, described_keys
-from anchored.annotate.rules import Casing, Words
-from anchored.annotate.zeroshot import ZeroShot, leads
 from anchored.annotation import Key, Schema
+from anchored.annotators import labels, rules
+from anchored.annotators.offline import Calibration, OfflineAnnotator, described_keys
+from anchored.annotators.rules import Casing, Words
+from anchored.annotators.zeroshot import ZeroShot, leads
 from anchored.errors import ConfigError, DataError
 from anchored.files import read_jsonl
 

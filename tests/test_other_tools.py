@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from anchored.annotate.run import AnnotateConfig, run
+from anchored.corpus.offline_run import AnnotateConfig, run
 from anchored.files import read_jsonl
 
 TALE = "One night Mara went to the forest. There Mara found a lost ring, and was glad of it."

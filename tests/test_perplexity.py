@@ -7,7 +7,7 @@ import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
 from anchored.errors import DataError
-from anchored.evaluate.perplexity import ReferenceModel, TextLoss, pooled_perplexity
+from anchored.models.perplexity import ReferenceModel, TextLoss, pooled_perplexity
 from anchored.tokenizer import AnchoredTokenizer
 
 TEXTS = ["a fox", "The king saw the sea, and the sea saw the king.", "x", "one two three four"]

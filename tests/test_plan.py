@@ -16,19 +16,19 @@ from transformers import TrainingArguments
 
 from anchored.cli import main
 from anchored.config import load_config, to_yaml
-from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import ConfigError, DataError
-from anchored.plan.bill import plan
+from anchored.models.build import PRESETS, build_model, olmo2_config
+from anchored.plan.estimate import plan
+from anchored.plan.footprint import Footprint, Step, footprint
 from anchored.plan.hardware import Hardware, hardware_named
+from anchored.plan.table import rows
 from anchored.plan.workload import Layout, data_of, stage_of
-from anchored.report.plan_table import rows
+from anchored.step.collate import Collator
+from anchored.step.muon import muon_for
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.footprint import Footprint, Step, footprint
-from anchored.train.models import PRESETS, build_model, olmo2_config
-from anchored.train.monitor import LossByKind
-from anchored.train.muon import muon_for
+from anchored.train.metrics_log import LossByKind
 from conftest import ROOT
 
 ONE = Hardware("h100", 989.0, 79.0)
@@ -63,7 +63,7 @@ def each_step_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anchored.plan.bill.footprint", remembered)
+        patch.setattr("anchored.plan.estimate.footprint", remembered)
         yield
 
 

@@ -14,16 +14,16 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from anchored.errors import ConfigError
-from anchored.sample import engine
-from anchored.sample.decode import Row
+from anchored.models.build import load_model
+from anchored.monitor import probe as probe_module
+from anchored.monitor.probe import Answer, Probe, check_whole
+from anchored.preferences.conversation_tokenizer import ConversationTokenizer
+from anchored.sampling import engine
+from anchored.sampling.decode import Row
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import probe as probe_module
 from anchored.train.config import SFTConfig
-from anchored.train.conversation_tokenizer import ConversationTokenizer
-from anchored.train.models import load_model
-from anchored.train.monitor import read_metrics
-from anchored.train.probe import Answer, Probe, check_whole
+from anchored.train.metrics_log import read_metrics
 from anchored.train.run import sft
 from families import FAMILIES
 

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from anchored.train import projection
-from anchored.train.monitor import LossByKind
-from anchored.train.projection import DeferredProjection, defer_projection, projected_loss
+from anchored.step import projection
+from anchored.step.projection import DeferredProjection, defer_projection, projected_loss
+from anchored.train.metrics_log import LossByKind
 
 N, H, V = 11, 6, 50
 

@@ -23,16 +23,16 @@ from transformers import AutoTokenizer
 from anchored.cli import main
 from anchored.errors import ConfigError, DataError
 from anchored.files import write_json
+from anchored.models.record import origins, read_record
 from anchored.publish import PLACE
 from anchored.publish.card import card
 from anchored.publish.check import SECRETS, problems, uploads
 from anchored.publish.push import PushConfig, plan, push
 from anchored.publish.run import write
-from anchored.sample.run import load
+from anchored.sampling.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.record import origins, read_record
 from anchored.train.run import pretrain, sft
 from conftest import ROOT
 from fake_hub import Hub, serving

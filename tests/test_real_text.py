@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anchored.annotate.run import AnnotateConfig
 from anchored.config import Config, load_config
+from anchored.corpus.offline_run import AnnotateConfig
 from anchored.data.prepare import PrepareConfig
 from anchored.experiments.demo_config import BASES, TREATMENTS
 from anchored.experiments.real_text import OPENING, RealTextConfig, _load, _request, plan

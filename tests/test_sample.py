@@ -24,11 +24,11 @@ from transformers import (
 
 from anchored.annotation import Annotation, Key, Schema
 from anchored.errors import ConfigError, DataError
-from anchored.sample import decode as decode_module
-from anchored.sample.engine import Request, Sample, SampleConfig, Sampling, sample
+from anchored.models.build import olmo2_config
+from anchored.sampling import decode as decode_module
+from anchored.sampling.engine import Request, Sample, SampleConfig, Sampling, sample
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import olmo2_config
 from conftest import line_breaks_lost
 
 Script = Callable[[list[int]], dict[int, float] | torch.Tensor]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from anchored.sample import decode, sampling
-from anchored.sample.sampling import Sampling, draw, exact_dtype, truncate
+from anchored.sampling import decode
+from anchored.sampling import logits as logits_module
+from anchored.sampling.logits import Sampling, draw, exact_dtype, truncate
 
 
 def logits(*probabilities: float) -> torch.Tensor:
@@ -94,7 +95,7 @@ def test_draw_follows_the_probabilities():
 def test_where_there_is_no_double_precision_the_numbers_stay_below_one(monkeypatch):
     assert exact_dtype(torch.device("mps")) == torch.float32
     assert exact_dtype(torch.device("cpu")) == torch.float64
-    for module in (decode, sampling):
+    for module in (decode, logits_module):
         monkeypatch.setattr(module, "exact_dtype", lambda device: torch.float32)
     monkeypatch.setattr(decode.random.Random, "random", lambda self: 1 - 2**-53)
     numbers = decode._uniforms(["seed"], 1, torch.device("cpu"))[0]

@@ -13,17 +13,17 @@ from transformers import AutoModelForCausalLM
 
 from anchored import cli
 from anchored.annotation import Annotation, Key, Schema
+from anchored.benchmark.generate import ModelSource, _continues
 from anchored.errors import ConfigError, TokenizerMismatch
-from anchored.evaluate.generate import ModelSource, _continues
 from anchored.files import write_json
-from anchored.sample import engine
-from anchored.sample import run as module
-from anchored.sample.engine import Sample, SampleConfig, Sampling
-from anchored.sample.run import load, run
+from anchored.models.build import olmo2_config
+from anchored.models.record import read_record
+from anchored.sampling import engine
+from anchored.sampling import run as module
+from anchored.sampling.engine import Sample, SampleConfig, Sampling
+from anchored.sampling.run import load, run
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, RECORD, AnchoredTokenizer
-from anchored.train.models import olmo2_config
-from anchored.train.record import read_record
 
 SCHEMA = Schema(
     name="test",

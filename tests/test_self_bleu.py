@@ -6,7 +6,7 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate.self_bleu import self_bleu, signature
+from anchored.metrics.self_bleu import self_bleu, signature
 
 
 def by_sacrebleu(texts: list[str], tokenize: str = "13a") -> float:

@@ -11,7 +11,7 @@ import datasets
 import pytest
 from rich.console import Console
 
-from anchored.annotate.source import CorpusConfig, items
+from anchored.data.corpus_source import CorpusConfig, items
 from anchored.data.prepare import NewTokenizer, PrepareConfig, prepare
 from anchored.data.readers import SourceConfig, parse_row
 from anchored.data.standoff import Record, StandOff, open_parts, text_hash, write_shard
@@ -165,8 +165,8 @@ def test_shards_load_in_datasets_as_they_are(tmp_path: Path) -> None:
 
 
 def test_annotations_of_annotations_are_refused(tmp_path: Path) -> None:
-    from anchored.annotate.run import AnnotateConfig
     from anchored.config import validated
+    from anchored.corpus.offline_run import AnnotateConfig
 
     source = {"path": "x.jsonl", "annotations": "s"}
     with pytest.raises(ConfigError, match="read by prepare alone"):

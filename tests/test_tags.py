@@ -14,13 +14,13 @@ from rich.console import Console
 
 from anchored.annotation import Annotation
 from anchored.cli import main
+from anchored.data.canonical import CanonicalMap
 from anchored.data.prepare import PrepareConfig, prepare
 from anchored.data.readers import parse_row
 from anchored.errors import ConfigError, DataError
-from anchored.evaluate.embedding import StaticEmbedder
-from anchored.inspect import view_of
+from anchored.inspection.inspect import view_of
+from anchored.metrics.embedding import StaticEmbedder
 from anchored.tags.agreement import agreement, cohens_kappa
-from anchored.tags.canonical import CanonicalMap
 from anchored.tags.informativeness import explained, informativeness, row_folds, tag_features
 from anchored.tags.observations import Part, Sample, parts_of, prompted
 from anchored.tags.prompts import adjusted_information, mutual_information, prompt_shares

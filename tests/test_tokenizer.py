@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from anchored.annotation import Annotation
 from anchored.errors import ConfigError, DataError, TokenizerMismatch
-from anchored.sample import engine
+from anchored.sampling import engine
 from anchored.segments import OBJECTIVES, Message, assemble, conversation_segments
 from anchored.tokenizer import CONTROL_TOKENS, END_OF_TEXT, PROBE, AnchoredTokenizer, load_error
 

@@ -30,17 +30,17 @@ from transformers import (
 
 from anchored import cli
 from anchored.annotation import Annotation
-from anchored.data.collate import Collator
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import AnchoredError, ConfigError, DataError, TokenizerMismatch
-from anchored.sample.engine import Sample
+from anchored.models.build import ModelConfig, build_model, load_model
+from anchored.models.record import read_record
+from anchored.sampling.engine import Sample
 from anchored.segments import OBJECTIVES
+from anchored.step.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
 from anchored.train.config import PretrainConfig, SFTConfig, training_arguments
-from anchored.train.models import ModelConfig, build_model, load_model
-from anchored.train.monitor import read_metrics
-from anchored.train.record import read_record
+from anchored.train.metrics_log import read_metrics
 from anchored.train.run import pretrain, sft
 
 MODEL = {

@@ -16,9 +16,9 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
+from anchored.data.generations import read_sets
 from anchored.endpoint import Endpoint, EndpointConfig, Reply
-from anchored.evaluate.generations import read_sets
-from anchored.evaluate.judging import Inquiry, JudgeConfig, consult
+from anchored.judge.judging import Inquiry, JudgeConfig, consult
 from anchored.tokenizer import AnchoredTokenizer
 
 pytest.importorskip("openai")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from anchored.train import monitor
-from anchored.train.models import olmo2_config
-from anchored.train.monitor import (
+from anchored.models.build import olmo2_config
+from anchored.train import metrics_log
+from anchored.train.metrics_log import (
     LossByKind,
     Monitor,
     measure_matmul_peak,
@@ -28,7 +28,7 @@ def test_an_accelerator_is_timed_over_many_large_products(
     clock = iter(range(100))
     monkeypatch.setattr(torch, "mm", lambda a, b: calls.append(a.shape))
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: calls.append("wait"))
-    monkeypatch.setattr(monitor, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(metrics_log, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     found = measure_matmul_peak(torch.device(kind), torch.float32)  # each time takes a second
     wait = [] if kind == "cpu" else ["wait"]
     assert calls == 6 * [*wait, *at_once * [(size, size)], *wait]
@@ -44,7 +44,7 @@ def test_metrics_state_the_parameters_flops_against_the_peak_of_one_device(
         model = AutoModelForCausalLM.from_config(olmo2_config("0.5m", 1000, eos_token_id=0))
     losses, clock = LossByKind(), iter((0.0, 10.0))
     monkeypatch.setattr(losses, "take", lambda: ({}, 50, 200))
-    monkeypatch.setattr(monitor, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(metrics_log, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     arguments = SimpleNamespace(world_size=4, fp16=False)
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
     watch = Monitor(tmp_path, model, losses, peak=8e12)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from anchored.annotation import Annotation, Schema
-from anchored.evaluate.values import canonical, canonical_annotation
-from anchored.evaluate.verdicts import (
+from anchored.judge.values import canonical, canonical_annotation
+from anchored.judge.verdicts import (
     Unreadable,
     attributes_schema,
     is_refusal,

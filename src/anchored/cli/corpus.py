@@ -144,8 +144,8 @@ def _run_annotate(options: argparse.Namespace) -> None:
     elif options.dry_run or options.shard:
         raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
     else:
-        from anchored.annotate.run import AnnotateConfig, run
         from anchored.config import load_config
+        from anchored.corpus.offline_run import AnnotateConfig, run
 
         manifest = run(load_config(AnnotateConfig, path, overrides, flags))
     if options.json:
@@ -158,9 +158,9 @@ def _annotate_by_endpoint(
     overrides: Sequence[str],
     flags: Mapping[str, str],
 ) -> dict[str, Any]:
-    from anchored.annotate.corpus import WHOLE, EndpointAnnotateConfig, run
-    from anchored.annotate.shards import Share
     from anchored.config import load_config
+    from anchored.corpus.endpoint_run import WHOLE, EndpointAnnotateConfig, run
+    from anchored.corpus.shards import Share
 
     config = load_config(EndpointAnnotateConfig, path, overrides, flags)
     share = Share(*options.shard) if options.shard else WHOLE
@@ -212,7 +212,7 @@ def _run_distil(options: argparse.Namespace) -> None:
     from anchored.config import validated
 
     with extra("annotate"):
-        from anchored.annotate import choose, distil
+        from anchored.corpus import choose, distil
 
     given = {
         "source": {"path": options.source},
@@ -271,8 +271,8 @@ def _run_prepare(options: argparse.Namespace) -> None:
 def _prepare_ahead(options: argparse.Namespace, console: Any) -> Path:
     from anchored.config import load_config
     from anchored.plan.workload import stage_of
-    from anchored.train.ahead import prepare_ahead
     from anchored.train.config import PretrainConfig, SFTConfig
+    from anchored.train.prepare_ahead import prepare_ahead
 
     stage = SFTConfig if stage_of(options.config) == "sft" else PretrainConfig
     return prepare_ahead(load_config(stage, options.config, options.overrides), console)
@@ -292,7 +292,7 @@ def add_export(commands: Any) -> None:
 def _run_export(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from anchored.data.export import advice, export
+    from anchored.publish.export import advice, export
 
     found = export(options.dataset, options.format, options.out, Console(stderr=True))
     print_json(found) if options.json else print(advice(found, options.out))
@@ -335,7 +335,7 @@ def _run_inspect(options: argparse.Namespace) -> None:
     for name in ("against", "canonical", "embedder", "sample"):
         if getattr(options, name) is not None:
             raise AnchoredError(f"--{name} goes with --tags; add it")
-    from anchored.inspect import Shown, run
+    from anchored.inspection.inspect import Shown, run
 
     shown = Shown(first=options.row, count=options.n, split=options.split)
     run(Path(options.path), shown, html=options.html, as_json=options.json)
@@ -345,8 +345,8 @@ def _run_inspect_tags(options: argparse.Namespace) -> None:
     from anchored.config import validated
 
     with extra("annotate,evaluate"):
+        from anchored.inspection.tags_view import run
         from anchored.tags.quality import TagsConfig
-        from anchored.tags.view import run
 
     given = {
         "source": {"path": options.path},

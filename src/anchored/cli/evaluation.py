@@ -98,8 +98,8 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     from anchored.config import load_config
 
     with extra("evaluate"):
-        from anchored.evaluate.run import run
-        from anchored.evaluate.settings import EvaluateConfig, named_models
+        from anchored.benchmark.run import run
+        from anchored.benchmark.settings import EvaluateConfig, named_models
 
     words = [*options.models, *options.overrides]
     fields = _evaluate_fields(options)
@@ -244,7 +244,7 @@ def _run_score(options: argparse.Namespace) -> None:
     from anchored.config import validated
 
     with extra("evaluate"):
-        from anchored.evaluate.score import ScoreConfig, project, run
+        from anchored.scoring.score import ScoreConfig, project, run
 
     flags = {**same_flags("n", "seed"), **_READER_FLAGS}
     config = validated(ScoreConfig, _score_fields(options), source="command line", flags=flags)
@@ -344,7 +344,7 @@ def _run_capability(options: argparse.Namespace) -> None:
     from anchored.config import validated
 
     with extra("lm-eval"):
-        from anchored.evaluate.capability import CapabilityConfig, run
+        from anchored.benchmark.capability import CapabilityConfig, run
 
     given = {
         "models": options.models,

@@ -113,10 +113,10 @@ def _run_plan(options: argparse.Namespace) -> None:
     from rich import print as show
 
     from anchored.config import load_config
-    from anchored.plan.bill import plan
+    from anchored.plan.estimate import plan
     from anchored.plan.hardware import hardware_named
+    from anchored.plan.table import rich_table
     from anchored.plan.workload import stage_of
-    from anchored.report.plan_table import rich_table
     from anchored.train.config import PretrainConfig, SFTConfig
 
     stage = options.stage or stage_of(options.config)
@@ -187,7 +187,7 @@ def add_preferences(commands: Any) -> None:
 
 def _run_preferences(options: argparse.Namespace) -> None:
     from anchored.config import load_config
-    from anchored.data.preferences import MANIFEST, PreferencesConfig, build
+    from anchored.preferences.build import MANIFEST, PreferencesConfig, build
 
     folder = build(load_config(PreferencesConfig, options.config, options.overrides))
     if options.json:
@@ -197,7 +197,7 @@ def _run_preferences(options: argparse.Namespace) -> None:
 
 
 def _print_model(model: Path, options: argparse.Namespace) -> None:
-    from anchored.train.record import read_record
+    from anchored.models.record import read_record
 
     if options.json:
         print_json({"model": str(model), **read_record(model)})
@@ -242,8 +242,8 @@ _SAMPLE_FLAGS = {
 
 def _run_sample(options: argparse.Namespace) -> None:
     from anchored.config import validated
-    from anchored.sample.engine import SampleConfig
-    from anchored.sample.run import run
+    from anchored.sampling.engine import SampleConfig
+    from anchored.sampling.run import run
 
     config = {
         "annotation": only_given(

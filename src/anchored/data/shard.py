@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchored.annotation import Schema
+from anchored.data.canonical import CanonicalMap
 from anchored.data.packing import BestFit, Sized, split_document
-from anchored.data.plans import Plan, Planner
 from anchored.data.readers import Document, Item, SourceConfig, parse_row, read_rows
+from anchored.data.sequences import Plan, Planner
 from anchored.data.standoff import StandOff, refuse_stand_off
 from anchored.data.store import SplitWriter
 from anchored.errors import DataError
 from anchored.segments import OBJECTIVES, Objective, encode_pieces, split_chunks
-from anchored.tags.canonical import CanonicalMap
 from anchored.tokenizer import AnchoredTokenizer
 
 if TYPE_CHECKING:

@@ -24,17 +24,17 @@ from anchored.experiments.demo_config import BASES, DemoConfig, SFTSettings, Tre
 from anchored.experiments.measure import measure
 from anchored.experiments.stages import Stage, execute
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
-from anchored.report.html import write_report
+from anchored.models.build import ModelConfig, load_model
+from anchored.models.record import read_record
+from anchored.models.static_vectors import load_static_model
+from anchored.report.demo_page import write_report
 from anchored.report.tables import markdown_table, rich_table
-from anchored.sample.engine import Request, SampleConfig, Sampling, sample
+from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
 from anchored.segments import Message
-from anchored.static_vectors import load_static_model
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.models import ModelConfig, load_model
-from anchored.train.monitor import measure_matmul_peak
-from anchored.train.record import read_record
+from anchored.train.metrics_log import measure_matmul_peak
 from anchored.train.run import pretrain, sft
 
 _FRESH_DOCUMENTS = 1000  # added to the seed where a base goes on from another

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from anchored.config import Config
 from anchored.data.readers import ObjectiveName
-from anchored.train.models import ModelConfig
+from anchored.models.build import ModelConfig
 from anchored.train.replay import ReplayConfig
 
 Regime = Literal["broad", "narrow"]

@@ -25,7 +25,6 @@ from pydantic import Field
 from rich.console import Console
 
 from anchored.config import Config, load_config, versions
-from anchored.data.preferences import PreferencesConfig, build
 from anchored.data.readers import SourceConfig
 from anchored.errors import DataError
 from anchored.experiments.demo import sample_model
@@ -33,12 +32,13 @@ from anchored.experiments.demo_config import BASES, DemoConfig
 from anchored.experiments.measure import SFT, kept_of, measure
 from anchored.experiments.stages import Stage, execute
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
+from anchored.models.build import load_model, quiet_transformers
+from anchored.models.record import read_preferences
+from anchored.preferences.build import PreferencesConfig, build
+from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 from anchored.report.tables import markdown_table, rich_table
-from anchored.sample.engine import SampleConfig
+from anchored.sampling.engine import SampleConfig
 from anchored.storyworld import Storyworld
-from anchored.train.conversation_tokenizer import ConversationTokenizer
-from anchored.train.models import load_model, quiet_transformers
-from anchored.train.record import read_preferences
 
 
 class Treatment(Config):

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from anchored.annotation import Annotation
-from anchored.evaluate.collapse import compare, entropy_of, interval, mean_of
-from anchored.evaluate.embedding import StaticEmbedder, mean_dissimilarity, vendi
-from anchored.evaluate.entropy import (
+from anchored.metrics.collapse import compare, entropy_of, interval, mean_of
+from anchored.metrics.embedding import StaticEmbedder, mean_dissimilarity, vendi
+from anchored.metrics.entropy import (
     adherence,
     annotation_drift,
     annotation_entropy,
     semantic_entropy,
 )
-from anchored.evaluate.lexical import distinct_n
+from anchored.metrics.lexical import distinct_n
 from anchored.storyworld import Reading, Storyworld
 
 Row = Mapping[str, Any]

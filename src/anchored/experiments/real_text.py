@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 from rich.console import Console
 
-from anchored.annotate.run import MANIFEST, AnnotateConfig
-from anchored.annotate.run import run as annotate
 from anchored.config import Config, load_config, versions
+from anchored.corpus.offline_run import MANIFEST, AnnotateConfig
+from anchored.corpus.offline_run import run as annotate
 from anchored.data.prepare import PrepareConfig, prepare
 from anchored.data.readers import load_schema
 from anchored.experiments.demo_config import BASES, TREATMENTS
@@ -28,15 +28,15 @@ from anchored.experiments.real_text_measure import Row, measure
 from anchored.experiments.stages import Stage, execute
 from anchored.experiments.tales import CorpusConfig, build_corpus
 from anchored.files import atomic_write, claim, read_jsonl, write_json, write_jsonl
-from anchored.report.html import write_report
+from anchored.models.build import load_model
+from anchored.models.record import read_record
+from anchored.report.demo_page import write_report
 from anchored.report.tables import markdown_table, rich_table
-from anchored.sample.engine import Request, SampleConfig, sample
-from anchored.sample.sampling import Sampling
+from anchored.sampling.engine import Request, SampleConfig, sample
+from anchored.sampling.logits import Sampling
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.models import load_model
-from anchored.train.record import read_record
 from anchored.train.run import pretrain, sft
 
 OPENING = "Once upon a time"

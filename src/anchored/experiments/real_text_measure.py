@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from anchored.annotate.offline import OfflineAnnotator
 from anchored.annotation import Annotation, Schema
-from anchored.evaluate.adoption import AdoptionClassifier
-from anchored.evaluate.collapse import (
+from anchored.annotators.offline import OfflineAnnotator
+from anchored.experiments.measure import ANNOTATED_BASE, BASE, SFT, Row, mean
+from anchored.metrics.adoption import AdoptionClassifier
+from anchored.metrics.collapse import (
     Statistic,
     compare,
     dissimilarity_of,
@@ -25,17 +26,16 @@ from anchored.evaluate.collapse import (
     interval,
     mean_of,
 )
-from anchored.evaluate.embedding import StaticEmbedder, mean_dissimilarity, vendi
-from anchored.evaluate.entropy import (
+from anchored.metrics.embedding import StaticEmbedder, mean_dissimilarity, vendi
+from anchored.metrics.entropy import (
     adherence,
     annotation_drift,
     annotation_entropy,
     drift_floor,
     semantic_entropy,
 )
-from anchored.evaluate.lexical import distinct_n
-from anchored.evaluate.perplexity import ReferenceModel, TextLoss, pooled_perplexity
-from anchored.experiments.measure import ANNOTATED_BASE, BASE, SFT, Row, mean
+from anchored.metrics.lexical import distinct_n
+from anchored.models.perplexity import ReferenceModel, TextLoss, pooled_perplexity
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from anchored.processes import end_with_parent
-from anchored.train.monitor import read_metrics
+from anchored.train.metrics_log import read_metrics
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from anchored.errors import ConfigError
-from anchored.train.monitor import measure_matmul_peak
+from anchored.train.metrics_log import measure_matmul_peak
 
 GIB = 2**30
 REACHED = 0.4  # share of the peak, where none is given: an assumption

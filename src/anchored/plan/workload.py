@@ -15,11 +15,11 @@ from anchored.config import read_yaml
 from anchored.data.prepare import NewTokenizer, PrepareConfig, read_manifest
 from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
+from anchored.plan.footprint import Optimizer
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import DATA_FOLDER
 from anchored.train.config import DEFAULTS, TrainConfig, to_prepare
-from anchored.train.footprint import Optimizer
 
 _PREPARED_BYTES_A_TOKEN = 4 + 4 + 1  # input_ids, labels, kinds
 _TRAINER = {f.name: f.default for f in fields(TrainingArguments)} | DEFAULTS

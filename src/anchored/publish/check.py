@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from anchored.errors import DataError
+from anchored.models import RECORD
 from anchored.publish import CARD, PLACE
-from anchored.train import RECORD
 
 # Formats that run code when they are read, and code itself.
 REFUSED = frozenset(

@@ -12,9 +12,9 @@ from typing import Any
 
 from anchored.config import Config
 from anchored.errors import ConfigError, DataError, EndpointError
+from anchored.models import RECORD
 from anchored.publish import CARD
 from anchored.publish.check import Upload, problems, uploads
-from anchored.train import RECORD
 
 TOKEN = "HF_TOKEN"
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

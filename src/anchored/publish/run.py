@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from anchored.errors import DataError
+from anchored.models import MODEL_FOLDER
+from anchored.models.record import read_record
 from anchored.publish.card import write_card
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import MODEL_FOLDER
-from anchored.train.record import read_record
 
 
 def write(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from anchored.report.escape import shorten
+from anchored.escape import shorten
 from anchored.report.tables import MISSING, interval, is_number, number
 
 Results = Mapping[str, Any]

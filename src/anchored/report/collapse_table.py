@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from anchored.escape import shorten
 from anchored.report import score_table
-from anchored.report.escape import shorten
 from anchored.report.tables import MISSING, cell, is_number, number
 
 Results = Mapping[str, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anchored.escape import escape, shorten
 from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
-from anchored.report.escape import escape, shorten
 from anchored.report.page import Row, definitions, folded, scrolling, table
 from anchored.report.plots import top_shares
 from anchored.report.score_table import METRICS

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from anchored.report.escape import escape, shorten
+from anchored.escape import escape, shorten
 from anchored.report.tables import model_label
 
 FONT = 13

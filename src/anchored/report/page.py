@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from anchored.escape import cut, escape, shorten
 from anchored.files import atomic_write
-from anchored.report.escape import cut, escape, shorten
 from anchored.report.tables import Cell, Results
 
 MAX_BYTES = 3_000_000

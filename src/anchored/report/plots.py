@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anchored.escape import escape, shorten
 from anchored.report.drawing import (
     CHAR,
     Scale,
@@ -26,7 +27,6 @@ from anchored.report.drawing import (
     text_at,
     ticks,
 )
-from anchored.report.escape import escape, shorten
 from anchored.report.tables import Results, is_number, model_label, number, percent
 
 _CHART_WIDTH = 760

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from anchored.escape import escape, shorten
 from anchored.report.drawing import marker, style_of
-from anchored.report.escape import escape, shorten
 from anchored.report.page import Section, prose, scrolling, tags
-from anchored.report.shown import Shown, ShownPrompt, ShownText
 from anchored.report.tables import model_label, number, percent
+from anchored.scoring.shown import Shown, ShownPrompt, ShownText
 
 _ASPECT = 1.6  # width over height of a map, as in page.css
 _MARGIN = 1.14  # of the map around its outermost points

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from anchored.report.escape import shorten
+from anchored.escape import shorten
 from anchored.report.tables import MISSING, NAME_CHARS, Cell, figure, interval, is_number, number
 
 Results = Mapping[str, Any]

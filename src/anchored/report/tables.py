@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from rich.table import Table
 from rich.text import Text
 
-from anchored.report.escape import shorten
+from anchored.escape import shorten
 
 Results = Mapping[str, Any]
 MISSING = "—"

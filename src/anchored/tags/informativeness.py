@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchored.annotation import Annotation
-from anchored.evaluate.embedders import Embedder
-from anchored.static_vectors import load_static_model
+from anchored.models.embedders import Embedder
+from anchored.models.static_vectors import load_static_model
 from anchored.tags.observations import Part
 
 FOLDS = 5

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from anchored.annotation import Annotation
 from anchored.data.readers import Document, Item, Row, SourceConfig, parse_row
 from anchored.segments import Message, split_chunks
-from anchored.tags.beside import read_annotated
+from anchored.tags.standoff_join import read_annotated
 
 T = TypeVar("T")
 

@@ -13,14 +13,14 @@ from anchored.annotation import Annotation
 from anchored.config import Config
 from anchored.data.readers import SourceConfig, parse_row
 from anchored.errors import DataError
-from anchored.evaluate.embedders import load_embedder
+from anchored.models.embedders import load_embedder
 from anchored.segments import split_chunks
-from anchored.tag_statistics import TagCounter, TagStatistics
 from anchored.tags.agreement import KeyAgreement, agreement, agreement_data
-from anchored.tags.beside import annotation_rows, missing_corpus, read_annotated
 from anchored.tags.informativeness import FOLDS, Informativeness, informativeness
 from anchored.tags.observations import Part, Sample, parts_of, prompted
 from anchored.tags.prompts import PromptShares, prompt_shares
+from anchored.tags.standoff_join import annotation_rows, missing_corpus, read_annotated
+from anchored.tags.statistics import TagCounter, TagStatistics
 from anchored.tags.variants import NEAR_MEANING, Group, variant_groups
 
 

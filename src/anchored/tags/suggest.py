@@ -17,18 +17,18 @@ import yaml
 from pydantic import Field
 from rich.console import Console
 
-from anchored.annotate.offline import OfflineAnnotator
 from anchored.annotation import Annotation, Key, Schema
+from anchored.annotators.offline import OfflineAnnotator
 from anchored.config import Config
 from anchored.data.readers import SourceConfig, load_schema
 from anchored.errors import DataError
 from anchored.files import atomic_write
+from anchored.inspection.view import Cells, table_of
 from anchored.report.tables import MISSING, number, percent
-from anchored.report.view import Cells, table_of
-from anchored.tag_statistics import KeyStatistics, TagCounter
 from anchored.tags.observations import Part
 from anchored.tags.prompts import PromptShare, PromptShares, prompt_shares
 from anchored.tags.quality import scan
+from anchored.tags.statistics import KeyStatistics, TagCounter
 
 RARE = 0.05
 CONSTANT = 0.9

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from anchored.annotation import fold
-from anchored.static_vectors import load_static_model
-from anchored.tags.canonical import CanonicalMap
+from anchored.data.canonical import CanonicalMap
+from anchored.models.static_vectors import load_static_model
 
 Why = Literal["spelling", "slip", "meaning"]
 MAX_VALUES = 5_000  # of a key, the most frequent: pairs grow with the square

@@ -10,25 +10,21 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from anchored.data.collate import Collator
 from anchored.errors import ConfigError
+from anchored.models.lora import without_adapter
+from anchored.step.allocator import keep_freed_memory
+from anchored.step.attention import attend_within_documents, keeps_documents_apart, takes_flat_rows
+from anchored.step.collate import Collator
+from anchored.step.muon import muon_for
+from anchored.step.projection import defer_projection
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.allocator import keep_freed_memory
-from anchored.train.attention import (
-    attend_within_documents,
-    keeps_documents_apart,
-    takes_flat_rows,
-)
 from anchored.train.layout import (
     WorkersSeededApart,
     is_sharded,
     reduce_in_float32,
     shard_on_cpu,
 )
-from anchored.train.lora import without_adapter
-from anchored.train.monitor import LossByKind, Monitor, measure_matmul_peak
-from anchored.train.muon import muon_for
-from anchored.train.projection import defer_projection
+from anchored.train.metrics_log import LossByKind, Monitor, measure_matmul_peak
 
 
 def compose(

@@ -16,10 +16,10 @@ from anchored.config import Config
 from anchored.data.prepare import PrepareConfig
 from anchored.data.readers import ObjectiveName
 from anchored.errors import ConfigError
+from anchored.models.build import ModelConfig
+from anchored.monitor.config import MonitorConfig
 from anchored.segments import OBJECTIVES
 from anchored.train import DATA_FOLDER
-from anchored.train.collapse_config import MonitorConfig
-from anchored.train.models import ModelConfig
 from anchored.train.replay import ReplayConfig
 
 _OURS = ("output_dir", "remove_unused_columns", "seed", "data_seed", "label_names")

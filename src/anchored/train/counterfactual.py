@@ -27,8 +27,8 @@ import torch
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.data.prepare import PrepareConfig, SourceConfig
 from anchored.data.readers import Conversation, Item, load_schema, parse_row, read_rows
-from anchored.evaluate.perplexity import ReferenceModel
 from anchored.files import write_jsonl
+from anchored.models.perplexity import ReferenceModel
 from anchored.segments import (
     OBJECTIVES,
     Kind,

@@ -20,15 +20,15 @@ from rich.progress import track
 
 from anchored.annotation import Annotation
 from anchored.config import Config
-from anchored.data.plans import is_pretraining
 from anchored.data.prepare import PrepareConfig, SourceConfig
 from anchored.data.readers import Conversation, load_schema, parse_row, read_rows
+from anchored.data.sequences import is_pretraining
 from anchored.errors import DataError
 from anchored.files import write_jsonl
-from anchored.sample.engine import Request, SampleConfig, sample
+from anchored.models.build import load_model
+from anchored.sampling.engine import Request, SampleConfig, sample
 from anchored.segments import OBJECTIVES, Message, split_chunks, turns_to_learn
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.models import load_model
 
 REPLAY_NAME = "replay.jsonl"
 

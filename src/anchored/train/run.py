@@ -22,11 +22,14 @@ from anchored.data.prepare import (
 )
 from anchored.errors import DataError
 from anchored.files import building, claim, released_if_unused, write_json
+from anchored.models import MODEL_FOLDER
+from anchored.models.build import build_model, quiet_transformers, save_adapted
+from anchored.models.lora import has_adapter
+from anchored.models.record import origins, save_beside
 from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import DATA_FOLDER, MODEL_FOLDER
-from anchored.train.ahead import check_encoding, check_init, check_tokenizer
+from anchored.train import DATA_FOLDER
 from anchored.train.base_targets import BaseTargets
 from anchored.train.compose import compose
 from anchored.train.config import (
@@ -39,9 +42,7 @@ from anchored.train.config import (
 )
 from anchored.train.counterfactual import write_counterfactuals
 from anchored.train.layout import MAY_CHANGE, check_layout, check_same_rows, record
-from anchored.train.lora import has_adapter
-from anchored.train.models import build_model, quiet_transformers, save_adapted
-from anchored.train.record import origins, save_beside
+from anchored.train.prepare_ahead import check_encoding, check_init, check_tokenizer
 from anchored.train.replay import write_replay
 from anchored.train.run_checkpoints import (
     adapt_checkpoint,
@@ -157,7 +158,7 @@ def train(
         if learns_base_distribution(config):
             BaseTargets(model, tokenizer.control, trainer.accelerator.autocast)
         if config.monitor:
-            from anchored.train.collapse_monitor import monitor_of  # of the extra `evaluate`
+            from anchored.monitor.callback import monitor_of  # of the extra `evaluate`
 
             monitor_of(config.monitor, tokenizer, manifest).attach(trainer)
         if not quiet:

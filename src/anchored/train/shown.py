@@ -17,9 +17,9 @@ from rich.progress import (
 )
 from transformers import Trainer, TrainerCallback
 
-from anchored.inspect import segment_view
+from anchored.inspection.inspect import segment_view
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train.monitor import Monitor, training_flops
+from anchored.train.metrics_log import Monitor, training_flops
 
 
 class FirstBatchShown:

@@ -1,0 +1,1 @@
+"""Annotators, which give a text its tags: rules, linear models, language models."""

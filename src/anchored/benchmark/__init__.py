@@ -1,0 +1,1 @@
+"""Models sampled on prompts and compared: `anchored evaluate` and `anchored capability`."""

@@ -1,0 +1,361 @@
+"""What a benchmark's samples say: each model's figures, and how much of a collapse is undone.
+
+All texts are read by the readers of `anchored score`. A figure is the mean over prompts of a value
+a prompt; semantic entropy and dissimilarity are within a prompt's texts, never between prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anchored.config import Config
+from anchored.data.generations import Generations
+from anchored.metrics import collapse
+from anchored.metrics.adoption import MINIMUM, AdoptionClassifier
+from anchored.metrics.frontier import Sweep, common_box, frontier_area
+from anchored.scoring.backends import ReadersConfig
+from anchored.scoring.measure import ENTROPY_SAMPLES, Measured, Readers, Sampled, on_common_prompts
+from anchored.scoring.score import by_key, differences, intervals
+
+FloatArray = NDArray[np.float64]
+SEMANTIC = "semantic_entropy"
+QUALITIES = ("quality", "perplexity")
+TOLD_APART = 0.8  # AUC below which the classifier's verdicts are noted as doubtful
+
+
+class Margins(Config):
+    """How far a treatment may fall behind SFT before its diversity counts for nothing.
+
+    Args:
+        adoption: share of answers.
+        quality: points of the score from 1 to 10.
+        perplexity: share by which it may lie above SFT's. Varied text is less predictable than
+            text that repeats itself, so this is not zero.
+    """
+
+    adoption: float = 0.05
+    quality: float = 0.5
+    perplexity: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The models that a collapse is measured between."""
+
+    base: str
+    sft: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One model's texts at one temperature and seed, read.
+
+    `adopted[p][i]` is 1 where text i of prompt p shows what SFT taught; None where that cannot be
+    told.
+    """
+
+    measured: Measured
+    adopted: list[list[float]] | None
+
+
+Runs = Sequence[Reading]  # one a seed
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Everything that reads the texts of one benchmark.
+
+    Args:
+        readers: of `anchored score`.
+        settings: intervals and their seed.
+        metrics: figures of diversity, the main one first.
+        classifier: of adoption; None where it cannot be told.
+    """
+
+    readers: Readers
+    settings: ReadersConfig
+    metrics: tuple[str, ...]
+    classifier: AdoptionClassifier | None
+
+    def read(self, found: Generations, sizes: Sequence[int], step: Callable[[], None]) -> Reading:
+        """Reads one set; `sizes` are bytes a prompt at which to compress."""
+        return Reading(
+            self.readers.measure(found, sizes, step),
+            [self.classifier.adopted(texts).astype(float).tolist() for texts in found.texts]
+            if self.classifier
+            else None,
+        )
+
+    def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
+        """Name and version of everything that a figure rests on."""
+        return {
+            **self.readers.backends(sets),
+            "adoption": {
+                "name": "classifier of SFT answers against base continuations, both held out",
+                **{k: round(v, 4) for k, v in asdict(self.classifier.quality).items()},
+            }
+            if self.classifier
+            else None,
+        }
+
+    def keys(self) -> tuple[str, ...]:
+        """The attributes that semantic entropy is over."""
+        return self.readers.attributes.keys if self.readers.attributes else ()
+
+
+def on_same_prompts(
+    runs: Mapping[str, Mapping[float, Runs]],
+) -> tuple[Mapping[str, Mapping[float, Runs]], list[str]]:
+    """All runs with each figure over the prompts that have it in every one; notes on those cut."""
+    places = [(name, t, i) for name, by in runs.items() for t in by for i in range(len(by[t]))]
+    flat = {repr(place): runs[place[0]][place[1]][place[2]].measured for place in places}
+    measured, notes = on_common_prompts(flat)
+    cut = {
+        name: {
+            t: [replace(run, measured=measured[repr((name, t, i))]) for i, run in enumerate(found)]
+            for t, found in by.items()
+        }
+        for name, by in runs.items()
+    }
+    return cut, notes
+
+
+def train_classifier(sft: Sequence[str], base: Sequence[str]) -> AdoptionClassifier | None:
+    """From held-out answers; None where there are too few distinct ones to learn from."""
+    if min(len(set(sft)), len(set(base))) < MINIMUM:
+        return None
+    return AdoptionClassifier.train(sft, base)
+
+
+def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
+    """One model's figures at one temperature: means over seeds, with intervals.
+
+    Returns:
+        `<metric>`, `n`, `intervals`, `by_key` and `by_seed`, the form in `results.json`.
+    """
+    seeds_measured = [run.measured for run in runs]
+    measured = pooled(seeds_measured)
+    return {
+        **{name: float(values.mean()) for name, values in measured.values.items()},
+        **_adoption(runs),
+        "n": sum(map(len, runs[0].measured.vectors)),
+        "intervals": {
+            **intervals(measured, panel.settings),
+            **_adoption_interval(runs, panel.settings),
+        },
+        "by_key": by_key(measured, panel.readers.attributes, panel.settings, seeds_measured),
+        "by_seed": [
+            {
+                "seed": seed,
+                **{name: float(v.mean()) for name, v in run.measured.values.items()},
+                **_adoption([run]),
+            }
+            for seed, run in zip(seeds, runs, strict=True)
+        ],
+    }
+
+
+def pooled(seeds: Sequence[Measured]) -> Measured:
+    """Several seeds as one: values are means over them, counted readings lie side by side.
+
+    With more seeds than one intervals come from prompts and seeds, so what is resampled is kept.
+    """
+    if len(seeds) == 1:
+        return seeds[0]
+    first, prompts = seeds[0], range(len(seeds[0].readings))
+    names = first.samples or (first.values if len(prompts) > 1 else ())
+    return replace(
+        first,
+        values={name: np.mean([m.values[name] for m in seeds], axis=0) for name in first.values},
+        samples={name: _resampled(seeds, name) for name in names},
+        counted=[[reading for m in seeds for reading in m.counted[p]] for p in prompts],
+    )
+
+
+def _resampled(seeds: Sequence[Measured], name: str) -> Sampled:
+    """Statistic and runs of a metric over all seeds."""
+    if name in seeds[0].samples:
+        statistic = seeds[0].samples[name][0]
+        return statistic, [run for m in seeds for run in m.samples[name][1]]
+    return collapse.mean_of, [[[value] for value in m.values[name].tolist()] for m in seeds]
+
+
+def compare_all(
+    panel: Panel, runs: Mapping[str, Runs], roles: Roles | None, margins: Margins
+) -> dict[str, Any]:
+    """`comparisons` of the results: each model against SFT and base or, without roles, the first.
+
+    Returns:
+        `<name>.against.<other>.<metric>` for all but the first; with roles, for every treatment
+        also `metric`, `gap_closed` and `collapse_reduction` by it, the same by the other metrics as
+        `by_<metric>`, and `short_of`.
+    """
+    measured = {name: pooled([run.measured for run in found]) for name, found in runs.items()}
+    first, *others = runs
+
+    def against(name: str, other: str) -> dict[str, Any]:
+        found = differences(measured[name], measured[other], panel.settings)
+        return {"against": {other: found}}
+
+    if roles is None:
+        return {name: against(name, first) for name in others}
+    return {roles.sft: against(roles.sft, roles.base)} | {
+        name: {
+            **_gaps(panel, runs[roles.base], runs[roles.sft], runs[name]),
+            **against(name, roles.sft),
+            "short_of": short_of(runs[name], runs[roles.sft], margins),
+        }
+        for name in runs
+        if name not in (roles.base, roles.sft)
+    }
+
+
+def short_of(treatment: Runs, sft: Runs, margins: Margins) -> list[dict[str, Any]]:
+    """Where a treatment falls behind SFT by more than the margin: `{metric, value, sft, margin}`.
+
+    Judged by the means, not by the ends of their intervals.
+    """
+    found = []
+    ours, theirs = _judged(treatment), _judged(sft)
+    for metric in ours:
+        value, reached, margin = ours[metric], theirs[metric], getattr(margins, metric)
+        behind = value / reached - 1 if metric == "perplexity" else reached - value
+        if behind > margin:
+            found.append({"metric": metric, "value": value, "sft": reached, "margin": margin})
+    return found
+
+
+def _judged(runs: Runs) -> dict[str, float]:
+    """Adoption and whatever is known of quality."""
+    values = pooled([run.measured for run in runs]).values
+    known = [name for name in QUALITIES if name in values]
+    return {**_adoption(runs), **{name: float(values[name].mean()) for name in known}}
+
+
+def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any]:
+    found = {}
+    for metric in panel.metrics:
+        sides = [runs_of(panel, runs, metric) for runs in (base, sft, treatment)]
+        if None not in sides:
+            statistic = sides[0][0]  # pyright: ignore[reportOptionalSubscript]
+            of = [side[1] for side in sides if side]
+            compared = collapse.compare(
+                of[0], of[1], of[2], statistic, panel.settings.resamples, panel.settings.seed
+            )
+            found[metric] = compared.as_json()
+    main, *others = found
+    return {
+        "metric": main,
+        **found[main],
+        **{f"by_{metric}": found[metric] for metric in others},
+    }
+
+
+def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
+    """What is resampled for a metric of diversity: texts where the statistic takes weights.
+
+    Else prompts' values, which one prompt has too few of: None, as for a metric not measured.
+    """
+    measured = [run.measured for run in runs]
+    if metric not in measured[0].values:
+        return None
+    if metric == SEMANTIC:
+        counted = [[r for r in m.counted if len(r) >= ENTROPY_SAMPLES] for m in measured]
+        return collapse.entropy_within(panel.keys(), corrected=False), counted
+    if metric == "dissimilarity":
+        return collapse.dissimilarity_of, [[list(v) for v in m.vectors] for m in measured]
+    return _resampled(measured, metric) if len(measured[0].readings) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Frontiers:
+    """What the frontiers are of, and each model's area; or the reason why there are none."""
+
+    described: dict[str, Any] | None
+    areas: Mapping[str, tuple[float, collapse.Estimate | None]]
+    reason: str | None = None
+
+
+def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Frontiers:
+    """The `frontier_area` of each model; `runs` are by model and temperature, NaNs in place."""
+    all_runs = [run for by in runs.values() for found in by.values() for run in found]
+    known = set.intersection(*(set(run.measured.values) for run in all_runs))
+    quality = next((name for name in QUALITIES if name in known), None)
+    if quality is None:
+        return Frontiers(
+            None, {}, "it takes a quality of every model's texts; choose one with --quality"
+        )
+    metric = next(name for name in panel.metrics if name in known)
+    raw = {name: _sweep(by, quality, metric) for name, by in runs.items()}
+    there = np.logical_and.reduce(
+        [np.isfinite(one.quality + one.diversity).all(axis=0) for one in raw.values()]
+    )
+    if not there.any():
+        return Frontiers(None, {}, f"no prompt has {quality} and {metric} for every model")
+    sweeps = {n: Sweep(one.quality[:, there], one.diversity[:, there]) for n, one in raw.items()}
+    box = common_box(list(sweeps.values()))
+    if box is None:
+        return Frontiers(None, {}, f"all models are the same in {quality} or {metric}")
+    settings = panel.settings
+    described = {
+        "diversity": metric,
+        "quality": quality if quality == "quality" else "minus the log of perplexity",
+        "prompts": int(there.sum()),
+        "box": {"quality": list(box.quality), "diversity": list(box.diversity)},
+    }
+    areas = {
+        name: frontier_area(sweep, box, settings.resamples, settings.seed)
+        for name, sweep in sweeps.items()
+    }
+    return Frontiers(described, areas)
+
+
+def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> Sweep:
+    """Means over seeds by temperature and prompt; a perplexity as minus its log."""
+
+    def values(name: str) -> FloatArray:
+        return np.array(
+            [
+                np.mean([run.measured.values[name] for run in found], axis=0)
+                for found in by_temperature.values()
+            ]
+        )
+
+    found = values(quality)
+    return Sweep(-np.log(found) if quality == "perplexity" else found, values(metric))
+
+
+def doubts(panel: Panel, roles: Roles | None) -> list[str]:
+    """Notes on what the comparison does not rest on firmly."""
+    if roles is None:
+        return []
+    if panel.classifier is None:
+        return [
+            f"adoption is not known: fewer than {MINIMUM} distinct held-out answers of "
+            f"{roles.base} or {roles.sft} to learn from; gap_closed is not shown without it."
+        ]
+    if panel.classifier.quality.auc < TOLD_APART:
+        return [
+            f"adoption is doubtful: the classifier tells {roles.sft} from {roles.base} with an AUC "
+            f"of {panel.classifier.quality.auc:.2f} only, so SFT taught little that its form shows."
+        ]
+    return []
+
+
+def _adoption(runs: Runs) -> dict[str, float]:
+    """`adoption`, where it is known."""
+    flags = [flag for run in runs for flags in run.adopted or [] for flag in flags]
+    return {"adoption": sum(flags) / len(flags)} if flags else {}
+
+
+def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[str, float]]:
+    adopted = [run.adopted for run in runs if run.adopted is not None]
+    if not adopted:
+        return {}
+    found = collapse.interval(adopted, collapse.mean_of, settings.resamples, settings.seed)
+    return {"adoption": {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}}

@@ -1,0 +1,364 @@
+"""Samples of one model on one benchmark: made once, kept, and gone on with after a kill.
+
+Samples are made in chunks of a fixed size, and a chunk is on disk before the next begins. A run
+that was killed throws a chunk cut short away and makes it again from the same places: what a local
+model samples depends on seed, place and attempt alone, so the file is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+from pydantic import field_validator
+
+from anchored.benchmark.benchmarks import Benchmark, Prompt
+from anchored.config import Config
+from anchored.endpoint import Endpoint, EndpointConfig, Reply, blocking, run_all
+from anchored.errors import ConfigError, DataError
+from anchored.files import weights_digest
+from anchored.models.record import find_record
+from anchored.sampling.engine import Request, Sample, SampleConfig, sample
+from anchored.sampling.run import Source, load, pinned_tags
+
+ENDPOINT = "endpoint:"
+SEED = "{seed}"
+PARTIAL = ".partial"
+PRETRAINED = ("plain", "annotated")  # objectives of models that are not asked, but continued
+
+Rows = list[dict[str, Any]]
+
+
+class ModelSource(Config):
+    """A model and how it is sampled.
+
+    Args:
+        source: a folder, a hub id, or `endpoint:URL#NAME`. `{seed}` in it stands for the seed of
+            the samples, where each seed has a model of its own.
+        annotation: let a model that was trained with annotations write one first.
+        pins: `key=value` tags that every annotation starts with.
+        ask: `chat`: the prompt is a user's turn; `prefill`: the model goes on from it, or from the
+            benchmark's opening. `auto` is `prefill` for models without a chat format and those
+            made by `anchored pretrain`, else `chat`.
+        key_env: the environment variable that holds an endpoint's key.
+    """
+
+    source: str
+    annotation: bool = True
+    pins: tuple[str, ...] = ()
+    ask: Literal["auto", "chat", "prefill"] = "auto"
+    key_env: str = "OPENAI_API_KEY"
+
+    @field_validator("pins")
+    @classmethod
+    def _key_and_value(cls, pins: tuple[str, ...]) -> tuple[str, ...]:
+        for pin in pins:
+            key, _, value = pin.partition("=")
+            if not key.strip() or not value.strip():
+                raise ValueError("write each pin as key=value")
+        return pins
+
+    @property
+    def tags(self) -> list[tuple[str, str]]:
+        """The pins as key and value."""
+        return [(pin.partition("=")[0].strip(), pin.partition("=")[2]) for pin in self.pins]
+
+    def of_seed(self, seed: int) -> str:
+        """The source with its seed filled in."""
+        return self.source.replace(SEED, str(seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which samples: at this temperature, from this seed; `held_out` ones are for adoption alone.
+
+    Held-out samples have another stream of random numbers than those that are measured.
+    """
+
+    temperature: float
+    seed: int
+    held_out: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name of the file of samples."""
+        mark = "-held-out" if self.held_out else ""
+        return f"T{self.temperature:g}-seed{self.seed}{mark}.jsonl"
+
+
+class Sampler(Protocol):
+    """One model, ready to be asked; `weights` says which weights these are."""
+
+    name: str
+    weights: str
+
+    def sample(
+        self,
+        benchmark: Benchmark,
+        prompts: Sequence[Prompt],
+        first: int,
+        config: SampleConfig,
+        progress: Callable[[int], None],
+    ) -> Rows:
+        """One row `{prompt, annotation, response, attempts, malformed, finished}` a prompt.
+
+        `first` is the place of the first among all samples of the file.
+        """
+        ...
+
+
+def weights_of(model: ModelSource, seed: int) -> str:
+    """What identifies the weights: a folder's digest, else the name they go by."""
+    return weights_digest(model.of_seed(seed))
+
+
+def load_sampler(model: ModelSource, seed: int, weights: str, concurrency: int) -> Sampler:
+    """Loads the model, or prepares to ask the endpoint with so many requests at once.
+
+    Raises:
+        ConfigError: it cannot be loaded, or does not take these pins.
+        TokenizerMismatch: see `anchored.sampling.run.load`.
+    """
+    source = model.of_seed(seed)
+    if source.startswith(ENDPOINT):
+        return EndpointSampler(model, source, concurrency)
+    return LocalSampler(model, load(source), weights)
+
+
+class LocalSampler:
+    """A model in this process, by `anchored.sampling.engine`."""
+
+    def __init__(self, model: ModelSource, source: Source, weights: str) -> None:
+        self.name, self.weights = source.name, weights
+        self._source = source
+        self._annotated = source.annotated and model.annotation
+        self._pinned = pinned_tags(source, model.tags, model.annotation)
+        self._continues = _continues(model, source)
+
+    def sample(
+        self,
+        benchmark: Benchmark,
+        prompts: Sequence[Prompt],
+        first: int,
+        config: SampleConfig,
+        progress: Callable[[int], None],
+    ) -> Rows:
+        """See `Sampler`."""
+        source = self._source
+        requests = [self._request(benchmark, prompt) for prompt in prompts]
+        found = sample(
+            source.model, source.tokenizer, requests, config, source.schema, progress, first
+        )
+        rows = [one.as_row(prompt.text) for prompt, one in zip(prompts, found, strict=True)]
+        if self._continues and benchmark.opening is None:  # the prompt is no part of the answer
+            for row, request in zip(rows, requests, strict=True):
+                asked = source.tokenizer.decode(source.tokenizer.encode(request.prefill))
+                row["response"] = row["response"].removeprefix(asked)
+        return rows
+
+    def _request(self, benchmark: Benchmark, prompt: Prompt) -> Request:
+        if self._continues:
+            prefill = benchmark.prefill(prompt)
+            return Request((), self._annotated, self._pinned, prefill)
+        return Request(prompt.messages, self._annotated, self._pinned)
+
+
+def _continues(model: ModelSource, source: Source) -> bool:
+    if model.ask != "auto":
+        if model.ask == "chat" and source.chat == "none":
+            raise ConfigError(f"ask: {source.name} has no chat format; use prefill or auto")
+        return model.ask == "prefill"
+    known = find_record(source.name) or {}
+    return source.chat == "none" or known.get("objective") in PRETRAINED
+
+
+class EndpointSampler:
+    """A served model. Whether a seed gives the same sample again is up to the server."""
+
+    def __init__(self, model: ModelSource, source: str, concurrency: int) -> None:
+        url, separator, name = source.removeprefix(ENDPOINT).partition("#")
+        if not separator:
+            raise ConfigError(f"model {source!r}: write {ENDPOINT}URL#NAME")
+        if model.pins:
+            raise ConfigError(f"pins: {source} takes none; let the server put them, or drop them")
+        self.name = self.weights = source
+        self._config = EndpointConfig(
+            url=url, model=name, key_env=model.key_env, concurrency=concurrency
+        )
+        self._continues = model.ask == "prefill"
+
+    def sample(
+        self,
+        benchmark: Benchmark,
+        prompts: Sequence[Prompt],
+        first: int,
+        config: SampleConfig,
+        progress: Callable[[int], None],
+    ) -> Rows:
+        """See `Sampler`."""
+        found: dict[int, Reply] = {}
+
+        def keep(i: int, reply: Reply) -> None:
+            found[i] = reply
+            progress(1)
+
+        async def ask_all() -> None:
+            async with Endpoint(self._config) as endpoint:
+
+                async def ask(i: int) -> Reply:
+                    body = _body(config, first + i)
+                    if self._continues:
+                        return await endpoint.complete(benchmark.prefill(prompts[i]), **body)
+                    return await endpoint.chat(_as_json(prompts[i]), **body)
+
+                await run_all(range(len(prompts)), ask, keep, self._config.concurrency)
+
+        blocking(ask_all())
+        opening = (benchmark.opening or "") if self._continues else ""
+        return [
+            Sample(opening + _said(found[i]), finished=not found[i].truncated).as_row(prompt.text)
+            for i, prompt in enumerate(prompts)
+        ]
+
+
+def _said(reply: Reply) -> str:
+    """What a user would see; some servers keep a refusal apart from the answer."""
+    return reply.answer or reply.refusal or ""
+
+
+def _as_json(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in prompt.messages]
+
+
+def _body(config: SampleConfig, place: int) -> dict[str, Any]:
+    """The sampling fields of a request; `min_p`, which not every server knows, only if it is set.
+
+    Its seed is a hash of the run's seed and the place, in 31 bits.
+    """
+    digest = hashlib.sha256(f"{config.seed}:{place}".encode()).digest()
+    min_p = {"min_p": config.response.min_p} if config.response.min_p else {}
+    return {
+        "temperature": config.response.temperature,
+        "top_p": config.response.top_p,
+        "max_tokens": config.max_response_tokens,
+        "seed": int.from_bytes(digest[:4], "big") >> 1,
+        **min_p,
+    }
+
+
+def sample_config(settings: SampleConfig, benchmark: Benchmark, place: Place) -> SampleConfig:
+    """`settings` with the temperature, seed and response limit of this place."""
+    response = settings.response.model_copy(update={"temperature": place.temperature})
+    seed = 2 * place.seed + place.held_out  # streams apart; temperatures share one
+    return settings.model_copy(
+        update={
+            "response": response,
+            "max_response_tokens": benchmark.max_tokens,
+            "seed": seed,
+        }
+    )
+
+
+def is_complete(path: Path, weights: str) -> bool:
+    """Is the file of samples there.
+
+    Raises:
+        DataError: it holds samples of other weights.
+    """
+    for found in (path, _partial(path)):
+        if found.is_file():
+            _check_weights(found, weights)
+    return path.is_file()
+
+
+def made_before(path: Path, total: int, chunk: int) -> int:
+    """How many samples of a file are on disk already, in whole chunks.
+
+    Raises:
+        DataError: the finished file does not hold `total` samples.
+    """
+    if path.is_file():
+        if (lines := _lines(path)) != total:
+            raise DataError(
+                f"{path}: holds {lines} samples, not {total}; remove the file to sample anew"
+            )
+        return total
+    lines = _lines(_partial(path))
+    return lines if lines == total else lines // chunk * chunk
+
+
+def make(
+    path: Path,
+    sampler: Sampler,
+    benchmark: Benchmark,
+    config: SampleConfig,
+    model: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Writes the benchmark's samples to `path`, or those that are still missing, a row each.
+
+    `progress` is called with the number of samples that became final since its last call.
+
+    Raises:
+        ConfigError: another run is writing them.
+        DataError: what a killed run left belongs to other weights, or the model gives no numbers.
+        EndpointError: the endpoint does not answer.
+    """
+    partial, prompts = _partial(path), benchmark.asked
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("ab") as file:
+        _lock(file, partial)
+        if path.is_file():  # another run has made them meanwhile
+            partial.unlink(missing_ok=True)
+            return
+        done = made_before(path, len(prompts), config.batch_size)
+        _keep_lines(partial, done)
+        for start in range(done, len(prompts), config.batch_size):
+            chunk = prompts[start : start + config.batch_size]
+            rows = sampler.sample(benchmark, chunk, start, config, progress)
+            marked = ({"model": model, "weights": sampler.weights, **row} for row in rows)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in marked)
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{path}: another run is writing it; let that one end, or choose another output folder"
+        ) from None
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Cuts a file after so many lines; what is behind was not written whole."""
+    if path.is_file():
+        lines = path.read_bytes().split(b"\n")[:count]
+        os.truncate(path, sum(len(line) + 1 for line in lines))
+
+
+def _check_weights(path: Path, weights: str) -> None:
+    with path.open("rb") as file:
+        line = file.readline()
+    if line.endswith(b"\n") and (found := json.loads(line)["weights"]) != weights:
+        raise DataError(
+            f"{path}: holds samples of weights {found}, the model's are {weights}: it has changed "
+            "since; remove the file to sample anew, or choose another output folder"
+        )

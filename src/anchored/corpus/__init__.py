@@ -1,0 +1,1 @@
+"""Annotation of a whole corpus: resumable runs, offline, by an endpoint or on a cluster."""

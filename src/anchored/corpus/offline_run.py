@@ -1,0 +1,462 @@
+"""`anchored annotate`: a corpus to numbered shards of annotated rows, resumable at any point.
+
+Each shard holds a fixed number of rows and is written under a temporary name, then renamed; a shard
+that is there is finished. So a run that was killed and started again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field, field_validator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from anchored.annotation import Annotation, Schema
+from anchored.annotators.distilled import DistilledAnnotator
+from anchored.annotators.offline import OfflineAnnotator
+from anchored.config import versions
+from anchored.data.corpus_source import CorpusConfig, batched, check_installed, items
+from anchored.data.readers import Document, Item, Row, load_schema
+from anchored.errors import ConfigError, DataError
+from anchored.files import claim, read_jsonl, write_json, write_jsonl
+from anchored.processes import end_with_parent
+from anchored.tags.statistics import statistics
+
+MANIFEST = "manifest.json"
+CALIBRATION = "calibration.json"
+_PLAN = "plan.json"
+_PROBE = 500
+_BATCH = 512
+_DISTILLED = "distilled:"
+
+_Shard = Sequence[tuple[Row, Item]]
+
+
+class Annotator(Protocol):
+    """Who writes the tags."""
+
+    schema: Schema
+
+    @property
+    def name(self) -> str:
+        """Name and versions, for manifests."""
+        ...
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The schema's keys that it never writes."""
+        ...
+
+    def annotate_batch(self, texts: Sequence[str]) -> list[Annotation]:
+        """One annotation a text."""
+        ...
+
+    def again(self) -> Callable[[], Annotator]:
+        """What makes the same annotator in another process."""
+        ...
+
+
+class AnnotateConfig(CorpusConfig):
+    """What `anchored annotate` reads for the annotators that run on this machine.
+
+    Rows keep all their fields; a document's `text` becomes `chunks`, and annotations that are there
+    already stay.
+    """
+
+    annotator: str = Field(
+        default="offline", description="offline, or distilled:FOLDER of `anchored distil`"
+    )
+    calibration: Path | None = Field(
+        default=None,
+        description="calibration.json of an earlier run: annotate SFT data as its corpus was",
+    )
+    sample_chunks: int = Field(default=20_000, ge=1, description="chunks to calibrate on")
+    workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
+    seed: int = 0
+
+    @field_validator("annotator")
+    @classmethod
+    def _known(cls, annotator: str) -> str:
+        if annotator != "offline" and not re.fullmatch(f"{_DISTILLED}.+", annotator):
+            raise ValueError(f"use offline or {_DISTILLED}FOLDER")
+        return annotator
+
+    @property
+    def distilled(self) -> Path | None:
+        """The folder of the distilled annotator, where it is to write the tags."""
+        name = self.annotator.removeprefix(_DISTILLED)
+        return Path(name) if name != self.annotator else None
+
+
+@dataclass
+class _Scan:
+    """What one pass over the source found; `sample` is an even draw from all chunks."""
+
+    size: int
+    rng: random.Random
+    rows: int = 0
+    skipped: int = 0
+    chunks: int = 0
+    chars: int = 0
+    chars_to_read: int = 0
+    sample: list[str] = field(default_factory=list)
+
+    def add(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.chunks += 1
+            self.chars += len(text)
+            if len(self.sample) < self.size:
+                self.sample.append(text)
+            elif (place := self.rng.randrange(self.chunks)) < self.size:
+                self.sample[place] = text
+
+
+def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Annotates, or goes on where an earlier run of the same configuration stopped.
+
+    Args:
+        config: the run.
+        console: where the estimate, the progress and the account go; by default stderr.
+
+    Returns:
+        The manifest, as it lies in `config.out`.
+
+    Raises:
+        ConfigError: `out` belongs to something else, or the schema cannot be read offline.
+        DataError: a source or a row is at fault, or the source changed since the run began.
+    """
+    console = console or Console(stderr=True)
+    check_installed(config)
+    schema = load_schema(config.schema_name)
+    distilled = _distilled(config, schema)
+    if config.out.exists():
+        claim(config.out, config)
+    scan, plan = _scan(config, console)
+    if distilled is not None:
+        plan["annotator"] = distilled.name
+    claim(config.out, config)
+    _keep_plan(config.out, plan)
+    annotator = distilled or _offline(config, schema, scan.sample)
+    todo = _Shards(config, plan["shards"])
+    _estimate(annotator, scan, todo, console)
+    _write_shards(config, annotator, todo, plan["rows"], console)
+    manifest = _manifest(config, annotator, plan)
+    write_json(config.out / MANIFEST, manifest)
+    _account(manifest, console)
+    return manifest
+
+
+def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, Any]]:
+    scan, digest = _Scan(config.sample_chunks, random.Random(config.seed)), hashlib.sha256()
+    with console.status("reading the source"):
+        for row, item in items(config):
+            if item is None:
+                scan.skipped += 1
+                continue
+            scan.rows += 1
+            digest.update(json.dumps(row, default=str).encode())
+            scan.add(_chunk_texts(item))
+            scan.chars_to_read += sum(map(len, _texts(item)))
+    if not scan.rows:
+        raise DataError(f"{config.source[0].path}: no row to annotate")
+    plan = {
+        "source_sha256": digest.hexdigest(),
+        "rows": scan.rows,
+        "skipped_rows": scan.skipped,
+        "chunks": scan.chunks,
+        "characters": scan.chars,
+        "shards": -(-scan.rows // config.rows_per_shard),
+    }
+    return scan, plan
+
+
+def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
+    path = out / _PLAN
+    before = json.loads(path.read_bytes()) if path.is_file() else plan
+    if before != plan:
+        what = "annotator" if before.get("annotator") != plan.get("annotator") else "source"
+        raise DataError(f"{out}: the {what} has changed since this run began; use another folder")
+    write_json(path, plan)
+
+
+def _distilled(config: AnnotateConfig, schema: Schema) -> DistilledAnnotator | None:
+    if config.distilled is None:
+        return None
+    if config.calibration is not None:
+        raise ConfigError("calibration: goes with annotator offline; a distilled one has its own")
+    annotator = DistilledAnnotator.load(config.distilled)
+    if annotator.schema != schema:
+        raise ConfigError(
+            f"schema_name: {config.schema_name!r} is not the schema that {config.distilled} was "
+            f"distilled for ({annotator.schema.name!r}); name that one"
+        )
+    return annotator
+
+
+def _offline(config: AnnotateConfig, schema: Schema, sample: Sequence[str]) -> OfflineAnnotator:
+    """With the calibration of this run, of the run that is named, or fitted to the sample."""
+    saved = config.out / CALIBRATION
+    if saved.is_file():
+        return OfflineAnnotator.load(schema, saved)
+    if config.calibration is not None:
+        annotator = OfflineAnnotator.load(schema, config.calibration)
+    else:
+        annotator = OfflineAnnotator.fit(schema, sample)
+    annotator.save(saved)
+    return annotator
+
+
+class _Shards:
+    """The numbered files of a run, and which are still to be written."""
+
+    def __init__(self, config: AnnotateConfig, count: int) -> None:
+        self.size, self.count = config.rows_per_shard, count
+        _sweep(config.out)
+        self.missing = [n for n in range(count) if not _shard_path(config.out, n).is_file()]
+
+
+def _sweep(out: Path) -> None:
+    """Removes what killed processes left half-written."""
+    for stale in out.glob(".shard-*.partial"):
+        stale.unlink(missing_ok=True)
+
+
+def _shard_path(out: Path, number: int) -> Path:
+    return out / f"shard-{number:05d}.jsonl"
+
+
+def _estimate(annotator: Annotator, scan: _Scan, todo: _Shards, console: Console) -> None:
+    """Says how much there is to do and, from a timed probe, how long it will take."""
+    share = len(todo.missing) / todo.count
+    probe = scan.sample[:_PROBE]
+    annotator.annotate_batch(probe)  # loads the gazetteer and the like
+    begin = time.perf_counter()
+    annotator.annotate_batch(probe)
+    per_char = (time.perf_counter() - begin) / sum(map(len, probe))
+    seconds = share * scan.chars_to_read * per_char
+    console.print(
+        f"{scan.rows:,} rows, {scan.chunks:,} chunks, {scan.chars:,} characters; "
+        f"{len(todo.missing)} of {todo.count} shards to write, about {seconds:,.0f} s on one core",
+        highlight=False,
+    )
+    if annotator.unread:
+        console.print(f"not read offline: {', '.join(annotator.unread)}", highlight=False)
+
+
+def _write_shards(
+    config: AnnotateConfig,
+    annotator: Annotator,
+    todo: _Shards,
+    rows: int,
+    console: Console,
+) -> None:
+    if config.cluster is None:
+        workers = min(config.workers or os.cpu_count() or 1, len(todo.missing))
+        finished = _finished(config, annotator, todo, workers)
+    else:
+        finished = _finished_on_cluster(config, annotator, todo, rows)
+    columns = (
+        TextColumn("annotating"),
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} rows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("annotate", total=rows)
+        for done in finished:
+            progress.advance(task, done)
+
+
+def _finished(
+    config: AnnotateConfig,
+    annotator: Annotator,
+    todo: _Shards,
+    workers: int,
+) -> Iterator[int]:
+    """Rows done, shard by shard as they are finished."""
+    missing = set(todo.missing)
+    if workers <= 1:
+        for number, shard in _shards(config):
+            if number in missing:
+                _write_shard(annotator, _shard_path(config.out, number), shard)
+            yield len(shard)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (annotator.again(),)) as pool:
+        running: set[Future[int]] = set()
+        for number, shard in _shards(config):
+            if number not in missing:
+                yield len(shard)
+                continue
+            running.add(pool.submit(_work, _shard_path(config.out, number), shard))
+            if len(running) > 2 * workers:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield sum(future.result() for future in done)
+        yield sum(future.result() for future in running)
+
+
+def _shards(config: AnnotateConfig) -> Iterator[tuple[int, _Shard]]:
+    kept = ((row, item) for row, item in items(config) if item is not None)
+    yield from enumerate(batched(kept, config.rows_per_shard))
+
+
+def _finished_on_cluster(
+    config: AnnotateConfig, annotator: Annotator, todo: _Shards, rows: int
+) -> Iterator[int]:
+    """The same by the workers of a cluster, who write into the folder that all machines share."""
+    from anchored.corpus.cluster import joined
+
+    last = rows - (todo.count - 1) * todo.size  # rows of the last shard
+    yield rows - sum(last if n == todo.count - 1 else todo.size for n in todo.missing)
+    if not todo.missing:
+        return
+    with joined(config.workers, len(todo.missing)) as cluster:
+        make = partial(ClusterWorker, config.out.absolute(), annotator.again(), annotator.name)
+        yield from cluster.spread(partial(_missing, config, frozenset(todo.missing)), make)
+    _sweep(config.out)  # of workers that died on the way
+
+
+def _missing(config: AnnotateConfig, numbers: Set[int]) -> Iterator[tuple[int, _Shard]]:
+    yield from ((number, shard) for number, shard in _shards(config) if number in numbers)
+
+
+class ClusterWorker:
+    """Writes shards on a machine of a cluster.
+
+    Args:
+        out: the run's folder.
+        make: makes the annotator.
+        name: of the annotator on the machine that sends the shards.
+
+    Raises:
+        ConfigError: this machine lacks the folder, or its packages would write other tags.
+    """
+
+    def __init__(self, out: Path, make: Callable[[], Annotator], name: str) -> None:
+        from anchored.corpus.cluster import check_shared
+
+        check_shared(out)
+        self._out, self._annotator = out, make()
+        if not name.startswith(self._annotator.name):
+            raise ConfigError(f"has {self._annotator.name}, not {name}; install the same")
+
+    def __call__(self, number: int, shard: _Shard) -> int:
+        """Writes one shard and says how many rows it has."""
+        _write_shard(self._annotator, _shard_path(self._out, number), shard)
+        return len(shard)
+
+
+_worker: Annotator | None = None
+
+
+def _start_worker(make: Callable[[], Annotator]) -> None:
+    global _worker
+    end_with_parent()
+    _worker = make()
+
+
+def _work(path: Path, shard: _Shard) -> int:
+    assert _worker is not None
+    _write_shard(_worker, path, shard)
+    return len(shard)
+
+
+def _write_shard(annotator: Annotator, path: Path, shard: _Shard) -> None:
+    texts = list(dict.fromkeys(text for _, item in shard for text in _texts(item)))
+    found: dict[str, Annotation] = {}
+    for batch in batched(texts, _BATCH):
+        found |= zip(batch, annotator.annotate_batch(batch), strict=True)
+    rows = (annotated_row(row, item, found) for row, item in shard)
+    write_jsonl(path, rows)
+
+
+def _chunk_texts(item: Item) -> Iterator[str]:
+    """The texts that stand behind an annotation of their own."""
+    if isinstance(item, Document):
+        yield from (chunk.text for chunk in item.chunks)
+    else:
+        turns = (turn for turn in item.messages if turn.role == "assistant")
+        yield from (turn.content for turn in turns if turn.content)
+
+
+def _texts(item: Item) -> Iterator[str]:
+    """All that is annotated: a document that answers a prompt also as a whole."""
+    yield from _chunk_texts(item)
+    if isinstance(item, Document) and item.prompt is not None:
+        yield item.text
+
+
+def annotated_row(row: Row, item: Item, found: dict[str, Annotation]) -> dict[str, Any]:
+    """The row with annotations in their stored form; those it came with are kept.
+
+    Args:
+        row: as it was read.
+        item: what it parsed to.
+        found: annotation by text, for all of the item's texts.
+    """
+    kept = {"id": item.id, **row}
+    if isinstance(item, Document):
+        kept.pop("text", None)
+        given = row.get("chunks") or [{}] * len(item.chunks)
+        tags = [
+            found[chunk.text] if one.get("annotation") is None else chunk.annotation
+            for chunk, one in zip(item.chunks, given, strict=True)
+        ]
+        kept["chunks"] = [
+            {"text": chunk.text, "annotation": annotation.rows()}
+            for chunk, annotation in zip(item.chunks, tags, strict=True)
+        ]
+        whole = item.annotation
+        if whole is None and item.prompt is not None:
+            whole = found[item.text]
+        return kept if whole is None else kept | {"annotation": whole.rows()}
+    if "messages" in row:
+        return kept | {"messages": [_annotated_turn(turn, found) for turn in row["messages"]]}
+    given, text = item.messages[-1].annotation, item.messages[-1].content
+    return kept | {"annotation": (found[text] if given is None else given).rows()}
+
+
+def _annotated_turn(turn: Row, found: dict[str, Annotation]) -> dict[str, Any]:
+    if turn["role"] != "assistant" or turn.get("annotation") is not None:
+        return dict(turn)
+    return {**turn, "annotation": found[turn["content"]].rows()}
+
+
+def _manifest(config: AnnotateConfig, annotator: Annotator, plan: dict[str, Any]) -> dict[str, Any]:
+    shards = sorted(config.out.glob("shard-*.jsonl"))
+    tags = statistics(row for shard in shards for _, row in read_jsonl(shard))
+    return {
+        "annotator": annotator.name,
+        "schema": annotator.schema.model_dump(mode="json"),
+        "unread_keys": list(annotator.unread),
+        "calibration": CALIBRATION if config.distilled is None else None,
+        **plan,
+        "tags": tags.data(),
+        "versions": versions(),
+    }
+
+
+def _account(manifest: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table("key", "coverage", "entropy (nats)", "values", "most frequent")
+    for key, found in manifest["tags"]["keys"].items():
+        top = ", ".join(value for value, _ in found["top"][:5])
+        shares = (f"{found['coverage']:.0%}", f"{found['entropy']:.2f}", f"{found['distinct']:,}")
+        table.add_row(key, *shares, top)
+    console.print(table)

@@ -1,0 +1,226 @@
+"""Texts to settled shards: asked about many at a time, once each, written in the corpus's order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anchored.annotators.by_endpoint import Answer, Request
+from anchored.annotators.prompts import written
+from anchored.corpus.meter import Meter
+from anchored.data.corpus_source import CorpusConfig, batched, items
+from anchored.data.readers import Item, Row
+from anchored.data.standoff import Part, Record, open_parts, text_hash, write_shard
+from anchored.endpoint import run_all
+from anchored.errors import Incomplete
+from anchored.journal import Journal
+
+_SHARD_JOURNAL = "journal-of-shard-{}.jsonl"
+OF_A_KILLED_RUN = 60.0
+"""Seconds until Ray has ended the workers of a killed run too, which write these journals."""
+
+NumberedRows = Sequence[tuple[int, tuple[Row, Item]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of `count` equal parts of a corpus: the shards whose number modulo `count` is `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    def has(self, shard: int) -> bool:
+        """Is the shard with this number part of it?"""
+        return shard % self.count == self.index
+
+    def file(self, name: str, suffix: str) -> str:
+        """The name of a file that each part has for itself."""
+        part = f"-{self.index}-of-{self.count}" if self.count > 1 else ""
+        return f"{name}{part}{suffix}"
+
+
+WHOLE = Share()
+
+
+def numbered_shards(config: CorpusConfig, share: Share) -> Iterator[tuple[int, NumberedRows]]:
+    """A share's shards in order: number, and rows with theirs."""
+    kept = ((row, item) for row, item in items(config) if item is not None)
+    for number, rows in enumerate(batched(enumerate(kept), config.rows_per_shard)):
+        if share.has(number):
+            yield number, rows
+
+
+def shard_journal(folder: Path, number: int) -> Path:
+    """The journal of a shard that a worker of a cluster has at work."""
+    return folder / _SHARD_JOURNAL.format(f"{number:05d}")
+
+
+def collect_all(folder: Path, journal: Journal) -> None:
+    """Moves the answers that a run on a cluster left with its shards to the journal of the run.
+
+    Raises:
+        DataError: a worker of that run still writes to one.
+    """
+    for path in sorted(folder.glob(_SHARD_JOURNAL.format("*"))):
+        collect(path, journal)
+
+
+def collect(path: Path, journal: Journal) -> None:
+    """Moves the answers in one journal to another."""
+    if not path.is_file():  # nothing came of it
+        return
+    with Journal(path, patience=OF_A_KILLED_RUN) as part:
+        for key, row in part.items():
+            if journal.get(key) is None:
+                journal.put(key, row)
+    path.unlink(missing_ok=True)
+
+
+def too_many_failed(folder: Path, failed: int, first_error: str | None) -> Incomplete:
+    """The error that stops a run at `max_failed`."""
+    return Incomplete(
+        f"{folder}: {failed:,} chunks failed, more than max_failed, the first by: {first_error}; "
+        "run again to retry"
+    )
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one text in a shard; `key` and `error` are known when it is settled."""
+
+    row: int
+    id: str
+    part: int
+    text_hash: str
+    key: str = ""
+    error: str | None = None
+
+
+@dataclass(eq=False)
+class _Shard:
+    """A shard whose texts are being settled; the texts themselves are not kept."""
+
+    number: int
+    slots: list[_Slot] = field(default_factory=list)
+    left: int = 0
+
+
+_Task = tuple[_Shard, Sequence[tuple[_Slot, Part]]]
+
+
+@dataclass
+class ShardWriter:
+    """Settles the texts of shards through a journal and writes the shards.
+
+    Args:
+        folder: where the shards go.
+        journal: answers by key; one that is there is not asked for again.
+        key: of a request.
+        ask: the annotation of a request, or its error.
+        meter: counts.
+        context_tags: chunks before whose tags go with a request; then the chunks of one document
+            are asked about one after the other.
+        max_failed: stop when more texts than this have failed.
+        on_settled: called after each text.
+    """
+
+    folder: Path
+    journal: Journal
+    key: Callable[[Request], str]
+    ask: Callable[[Request], Awaitable[Answer]]
+    meter: Meter
+    context_tags: int = 0
+    max_failed: int | None = None
+    on_settled: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.first_error: str | None = None
+        self._asking: dict[str, asyncio.Future[Answer]] = {}
+
+    async def write(self, shards: Iterable[tuple[int, NumberedRows]], at_once: int) -> None:
+        """Settles and writes all shards, at most `at_once` texts or documents at a time.
+
+        Raises:
+            EndpointError: no request can succeed.
+            Incomplete: more than `max_failed` texts have failed.
+        """
+        await run_all(self._tasks(shards), self._settle, self._settled, at_once)
+
+    def _tasks(self, shards: Iterable[tuple[int, NumberedRows]]) -> Iterator[_Task]:
+        for number, rows in shards:
+            shard = _Shard(number)
+            todo = [places for row, found in rows if (places := _places(row, *found))]
+            shard.slots = [slot for places in todo for slot, _ in places]
+            shard.left = len(shard.slots)
+            if not shard.left:
+                write_shard(self.folder, number, [])
+            for places in todo:
+                yield from self._parallel(shard, places)
+
+    def _parallel(self, shard: _Shard, places: list[tuple[_Slot, Part]]) -> Iterator[_Task]:
+        """What of a row can be asked about at the same time."""
+        if self.context_tags:
+            yield shard, places
+        else:
+            yield from ((shard, [place]) for place in places)
+
+    async def _settle(self, task: _Task) -> None:
+        _, places = task
+        earlier: list[str] = []
+        for slot, part in places:
+            shown = earlier[-self.context_tags :] if self.context_tags else ()
+            request = Request(part.text, part.request, tuple(shown))
+            slot.key = self.key(request)
+            answer = await self.settled(slot.key, request)
+            slot.error = answer.error
+            self._stop_if_too_many(answer.error)
+            earlier.append(written(answer.annotation))
+
+    async def settled(self, key: str, request: Request) -> Answer:
+        """The answer to a request: kept, being asked for, or asked for now and kept."""
+        if (row := self.journal.get(key)) is not None:
+            answer = Answer.of(row)
+            self.meter.repeated()
+        elif key in self._asking:
+            answer = await self._asking[key]
+            self.meter.repeated(failed=answer.error is not None)
+        else:
+            answer = await self._asked(key, request)
+            self.meter.answered(answer.usage, failed=answer.error is not None)
+        self.on_settled()
+        return answer
+
+    async def _asked(self, key: str, request: Request) -> Answer:
+        self._asking[key] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await self.ask(request)
+            if answer.error is None:
+                self.journal.put(key, answer.row())
+            self._asking[key].set_result(answer)
+            return answer
+        finally:
+            self._asking.pop(key).cancel()  # frees who waits when this request is given up
+
+    def _stop_if_too_many(self, error: str | None) -> None:
+        self.first_error = self.first_error or error
+        if self.max_failed is not None and self.meter.failed > self.max_failed:
+            raise too_many_failed(self.folder, self.meter.failed, self.first_error)
+
+    def _settled(self, task: _Task, _: None) -> None:
+        shard, places = task
+        shard.left -= len(places)
+        if not shard.left:
+            write_shard(self.folder, shard.number, [self._record(slot) for slot in shard.slots])
+
+    def _record(self, slot: _Slot) -> Record:
+        tags = () if slot.error else tuple(self.journal[slot.key]["annotation"])
+        return Record(slot.row, slot.id, slot.part, tags, slot.error, slot.text_hash, slot.key)
+
+
+def _places(number: int, row: Row, item: Item) -> list[tuple[_Slot, Part]]:
+    return [
+        (_Slot(number, item.id, part.index, text_hash(part.text)), part)
+        for part in open_parts(row, item)
+    ]

@@ -1,0 +1,1 @@
+"""`anchored inspect`: datasets, models and tags, shown."""

@@ -1,0 +1,173 @@
+"""`anchored inspect --tags`: what is measured of a corpus's tags, as tables, HTML and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from anchored.escape import escape, shorten
+from anchored.inspection.view import (
+    COVERAGE_INTRO,
+    Cells,
+    View,
+    show,
+    statistics_cells,
+    table_html,
+    table_of,
+)
+from anchored.report.tables import MISSING, number, percent
+from anchored.tags.quality import TagQuality, TagsConfig, measure
+from anchored.tags.variants import Group, canonical_map
+
+_GROUPS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One table with its title and what its columns mean."""
+
+    title: str
+    intro: str
+    head: Cells
+    rows: Sequence[Cells]
+
+
+def run(
+    config: TagsConfig,
+    canonical: Path | None = None,
+    html: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Measures and shows the tags of a corpus.
+
+    Args:
+        config: what to read.
+        canonical: file to write the proposed canonical values to.
+        html: file to write the view to as well.
+        as_json: print data instead of the view.
+
+    Raises:
+        DataError, ConfigError: see `measure`.
+    """
+    quality = measure(config, Console(stderr=True))
+    if canonical is not None:
+        canonical_map(quality.variants).save(canonical)
+    show(view_of(quality), html, as_json)
+
+
+def view_of(quality: TagQuality) -> View:
+    """The view of what was measured."""
+    title = f"{Path(quality.source).name}: {quality.statistics.annotations:,} annotations"
+    sections = list(_sections(quality))
+    notes = [quality.note] if quality.note else []
+    tables = [table_of(s.title, s.intro, s.head, s.rows) for s in sections]
+    return View(
+        title=title,
+        terminal=[*tables, *map(Text, notes)],
+        html="".join([*map(_html, sections), *(f"<p>{escape(note)}</p>" for note in notes)]),
+        data=quality.data(),
+    )
+
+
+def _html(section: _Section) -> str:
+    table = table_html(section.head, section.rows, "tags-table")
+    return (
+        f"<section><h2>{escape(section.title)}</h2>"
+        f'<p class="intro">{escape(section.intro)}</p>{table}</section>'
+    )
+
+
+def _sections(quality: TagQuality) -> Iterator[_Section]:
+    head, rows = statistics_cells(quality.statistics)
+    yield _Section("Breadth", COVERAGE_INTRO, head, rows)
+    if quality.variants:
+        yield _variants(quality)
+    if quality.informativeness:
+        yield _informativeness(quality)
+    if quality.prompts:
+        yield _prompts(quality)
+    if quality.agreement:
+        yield _agreement(quality)
+
+
+def _variants(quality: TagQuality) -> _Section:
+    rows = [
+        (
+            key,
+            f"{len(groups):,}",
+            f"{sum(v.count for g in groups for v in g.variants):,}",
+            "; ".join(map(_group, groups[:_GROUPS_SHOWN])),
+        )
+        for key, groups in quality.variants.items()
+    ]
+    intro = (
+        "Values that may be one, and how many tags would change; a proposal: read it before you "
+        "apply it."
+    )
+    return _Section("Variants", intro, ("key", "groups", "tags", "most frequent groups"), rows)
+
+
+def _group(group: Group) -> str:
+    variants = ", ".join(f"{shorten(v.value, 40)} ({v.why})" for v in group.variants[:4])
+    more = ", ..." if len(group.variants) > 4 else ""
+    return f"{shorten(group.canonical, 40)} ← {variants}{more}"
+
+
+def _informativeness(quality: TagQuality) -> _Section:
+    found = quality.informativeness
+    assert found is not None
+    rows: list[Cells] = [
+        ("all keys", percent(found.r2), "tags of other texts: " + percent(found.by_chance))
+    ]
+    rows += [(key, percent(r2), "") for key, r2 in found.by_key.items()]
+    intro = (
+        f"Held-out share of the variance of {found.texts:,} texts' embeddings ({found.embedder}) "
+        "that a ridge regression from the tags explains; of each key alone."
+    )
+    return _Section("Informativeness", intro, ("key", "explained", "by chance"), rows)
+
+
+def _prompts(quality: TagQuality) -> _Section:
+    found = quality.prompts
+    assert found is not None
+    rows = [
+        (
+            key,
+            MISSING if share.decided is None else percent(share.decided),
+            number(share.p, 3),
+            percent(share.named),
+            percent(share.named_by_chance),
+        )
+        for key, share in found.keys.items()
+    ]
+    intro = (
+        f"{found.rows:,} prompted rows, {found.groups:,} {found.grouped_by}s. Decided: share of "
+        "the value's entropy that the prompt gives away, chance taken off; from clusters of "
+        "prompts a lower bound. Named: tags whose words stand in the prompt."
+    )
+    head = ("key", "decided", "p", "named", "named by chance")
+    return _Section("What prompts decide", intro, head, rows)
+
+
+def _agreement(quality: TagQuality) -> _Section:
+    found = quality.agreement
+    assert found is not None
+    rows = [
+        (
+            key,
+            f"{one.pairs:,}",
+            *map(percent, (*one.coverage, one.exact, one.jaccard)),
+            MISSING if one.kappa is None else number(one.kappa),
+        )
+        for key, one in found.keys.items()
+    ]
+    intro = (
+        f"{found.texts:,} texts that both annotators tagged. Exact: same values where either has "
+        "the key. Kappa: Cohen's, a missing key being a category; for keys that never repeat."
+    )
+    head = ("key", "texts", "coverage 1", "coverage 2", "exact", "Jaccard", "kappa")
+    return _Section("Agreement", intro, head, rows)

@@ -1,0 +1,1 @@
+"""Pure functions from texts, vectors and partitions to the numbers we report."""

@@ -1,0 +1,1 @@
+"""Diversity watched while any trainer of transformers or TRL runs: `CollapseMonitor`."""

@@ -1,0 +1,130 @@
+"""How diverse a few prompts' answers are, and what share is kept of what there was before.
+
+The figures are those of `anchored score`, by the same names: within each prompt, averaged over
+prompts, at equal numbers of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from anchored.annotation import Annotation
+from anchored.errors import DataError
+from anchored.metrics.collapse import entropy_within, share_kept
+from anchored.metrics.embedding import mean_dissimilarity
+from anchored.metrics.entropy import annotation_drift, drift_floor, semantic_entropy
+from anchored.metrics.equivalence import Equivalence
+from anchored.models.embedders import Embedder
+from anchored.monitor.probe import Answer
+
+RESAMPLES = 500
+CLASS = "class"  # the one attribute of answers that are only told apart
+
+Attributes = Callable[[str], Mapping[str, str]]
+Reading = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Look:
+    """One turn's answers as read, prompts x samples.
+
+    Attributes:
+        readings: `{attribute: value}` of each answer.
+        plans: the annotations, `{key: first value}`; a prompt's list leaves unreadable ones out.
+        dissimilarity: of the answers.
+    """
+
+    readings: list[list[Reading]]
+    plans: list[list[Reading]]
+    dissimilarity: float
+
+    @property
+    def semantic_entropy(self) -> float:
+        """Plug-in, nats, over the attributes that any answer has."""
+        return _within(self.readings, _keys(self.readings))
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in a file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Answers to a `Look`: by attributes where somebody can read them, else by classes."""
+
+    embedder: Embedder
+    equivalence: Equivalence
+    attributes: Attributes | None
+
+    @property
+    def name(self) -> str:
+        """What must agree for two looks to compare."""
+        how = "attributes" if self.attributes else self.equivalence.name
+        return f"{how}; {self.embedder.name}"
+
+    def look(self, answers: Sequence[Sequence[Answer]]) -> Look:
+        """What the answers say.
+
+        Raises:
+            DataError: no attribute could be read off any answer.
+        """
+        texts = [[answer.text for answer in group] for group in answers]
+        readings = [self._read(group) for group in texts]
+        if not _keys(readings):
+            raise DataError("collapse monitor: `attributes` reads nothing off any of the answers")
+        plans = [
+            [_first_values(answer.annotation) for answer in group if answer.annotation is not None]
+            for group in answers
+        ]
+        vectors = [self.embedder.embed(group) for group in texts]
+        return Look(readings, plans, mean_dissimilarity(vectors))
+
+    def _read(self, texts: Sequence[str]) -> list[Reading]:
+        if self.attributes:
+            return [dict(self.attributes(text)) for text in texts]
+        return [{CLASS: str(label)} for label in self.equivalence.partition(texts)]
+
+
+def compared(before: Look, now: Look) -> dict[str, float]:
+    """All figures of `now`, and what they are beside those of `before`.
+
+    `kept` is the share of the semantic entropy, with the ends of its 95 % interval; it is left out
+    where there was none. Entropies are over the attributes that answers had before.
+    """
+    keys = _keys(before.readings)
+    figures = {
+        "semantic_entropy": _within(now.readings, keys),
+        "dissimilarity": now.dissimilarity,
+    }
+    statistic = entropy_within(keys, corrected=False)
+    kept = share_kept([before.readings], [now.readings], statistic, RESAMPLES)
+    if kept is not None:
+        figures |= {"kept": kept.mean, "kept_low": kept.low, "kept_high": kept.high}
+    return figures | _plan_figures(before, now)
+
+
+def _plan_figures(before: Look, now: Look) -> dict[str, float]:
+    old, new = ([plan for group in look.plans for plan in group] for look in (before, now))
+    keys = _keys(before.plans)
+    if not old or not new or not keys:
+        return {}
+    return {
+        "annotation_entropy": _within([group for group in now.plans if group], keys),
+        "annotation_drift": fmean(annotation_drift(old, new, keys).values()),
+        "annotation_drift_floor": fmean(drift_floor(old, new, keys).values()),
+    }
+
+
+def _within(groups: Sequence[Sequence[Reading]], keys: Sequence[str]) -> float:
+    return fmean(semantic_entropy(group, keys).mean for group in groups)
+
+
+def _keys(groups: Sequence[Sequence[Reading]]) -> list[str]:
+    return sorted({key for group in groups for reading in group for key in reading})
+
+
+def _first_values(annotation: Annotation) -> Reading:
+    return {key: annotation.values(key)[0] for key in {tag.key for tag in annotation}}

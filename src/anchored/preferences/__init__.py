@@ -1,0 +1,1 @@
+"""Data and tokenizer for TRL's DPO and GRPO, with the annotation inside the prompt."""

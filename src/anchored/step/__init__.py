@@ -1,0 +1,1 @@
+"""One training step: batch, attention, projection and loss, optimizer, memory."""
