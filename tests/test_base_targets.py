@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 from anchored.annotation import Annotation
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.models.build import ModelConfig, build_model
+from anchored.sampling import sampler
 from anchored.sampling.engine import Sample
 from anchored.segments import Kind
 from anchored.step.attention import attend_within_documents
 from anchored.step.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import replay as replay_module
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import SFTConfig
 from anchored.train.metrics_log import LossByKind
@@ -176,10 +176,10 @@ def trained(
     model.save_pretrained(base)
     tokenizer.save(base)
 
-    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+    def canned(model: Any, tokenizer: Any, requests: Any, *rest: Any) -> list[Any]:
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
-    monkeypatch.setattr(replay_module, "sample", canned)
+    monkeypatch.setattr(sampler, "sample", canned)
 
     def run(targets: str) -> SFTConfig:
         config = {

@@ -80,8 +80,14 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         console.print(f"{name}:", style="bold", highlight=False)
         for table in rich_tables(one):
             console.print(table)
+    console.print(_precisions(results["models"]), highlight=False)
     console.print(f"Every figure and difference: {config.out / 'table.md'}", highlight=False)
     return results
+
+
+def _precisions(models: Mapping[str, Mapping[str, Any]]) -> str:
+    said = (f"{name} {model['dtype'] or 'unknown'}" for name, model in models.items())
+    return f"Sampled in: {', '.join(said)}"
 
 
 def _benchmarks(config: EvaluateConfig) -> list[Benchmark]:
@@ -280,8 +286,10 @@ def _described(name: str, jobs: Sequence[Job], config: EvaluateConfig) -> dict[s
     own = [job for job in jobs if job.model == name and not job.place.held_out]
     main = [job for job in own if job.place.temperature == config.main_temperature]
     rows = [row for job in main for _, row in read_jsonl(job.path)]
+    dtypes = sorted({row["dtype"] for row in rows if row.get("dtype")})
     return {
         "source": config.models[name].source,
+        "dtype": ", ".join(dtypes) or None,
         "weights": sorted({job.weights for job in own}),
         "malformed": sum(row["malformed"] for row in rows),
         "finished": sum(row["finished"] for row in rows) / len(rows),

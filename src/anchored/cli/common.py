@@ -40,6 +40,23 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a model is loaded to be sampled."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision to sample in; default: that of the training, or of the saved weights",
+    )
+    parser.add_argument(
+        "--device-map", metavar="MAP", help="where the model goes, as in transformers: auto, cpu"
+    )
+
+
+def loading_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `add_loading` that were given."""
+    return only_given(dtype=options.dtype, device_map=options.device_map)
+
+
 def existing_file(text: str) -> Path:
     """The type of an argument that names a file."""
     if not Path(text).is_file():  # said here, before seconds of imports

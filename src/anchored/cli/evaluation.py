@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
+    add_loading,
     add_overrides,
     command,
     existing_file,
     extra,
     flags_used,
     key_value,
+    loading_fields,
     only_given,
     positive,
     print_json,
@@ -81,6 +83,7 @@ def add_evaluate(commands: Any) -> None:
         "--pin", action="append", default=[], metavar="KEY=VALUE", help="a tag to impose"
     )
     parser.add_argument("--no-annotation", action="store_true", help="leave annotations out")
+    add_loading(parser)
     parser.add_argument(
         "--ask",
         action="append",
@@ -104,11 +107,15 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     words = [*options.models, *options.overrides]
     fields = _evaluate_fields(options)
     if words[0].endswith((".yaml", ".yml")):
-        if options.pin or options.ask or options.no_annotation:
-            raise AnchoredError("--pin, --ask, --no-annotation: write them in the file, by model")
+        if any((options.pin, options.ask, options.no_annotation, *loading_fields(options))):
+            raise AnchoredError(
+                "--pin, --ask, --no-annotation, --dtype, --device-map: write them in the file, by "
+                "model"
+            )
         path, rest = Path(words[0]), words[1:]
     else:
         settings = {"annotation": not options.no_annotation, "pins": options.pin}
+        settings |= loading_fields(options)
         path, rest = None, []
         fields["models"] = named_models(words, options.ask, settings)
     overrides = [f"{field}={json.dumps(value)}" for field, value in fields.items()]

@@ -8,10 +8,12 @@ from typing import Any
 
 from anchored.cli.common import (
     above_zero,
+    add_loading,
     add_overrides,
     command,
     existing_file,
     key_value,
+    loading_fields,
     only_given,
     positive,
     print_json,
@@ -230,6 +232,7 @@ def add_sample(commands: Any) -> None:
             parser.add_argument(f"--{part}{name}", type=float, metavar="X", help=whose)
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="of the response")
     parser.add_argument("--seed", type=whole_number, default=0)
+    add_loading(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the samples as JSON lines")
 
 
@@ -267,4 +270,5 @@ def _run_sample(options: argparse.Namespace) -> None:
         config=validated(SampleConfig, config, source="command line", flags=_SAMPLE_FLAGS),
         out=options.out,
         as_json=options.json,
+        **loading_fields(options),
     )
