@@ -27,7 +27,8 @@ from anchored.train import replay
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.layout import check_layout
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import pretrain, sft, wait_for
+from anchored.train.run import wait_for
+from anchored.workflow import pretrain, sft
 from anchored.train.run_checkpoints import SHARDED_WEIGHTS
 from processes import run_ranks
 
