@@ -28,8 +28,8 @@ from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.layout import check_layout
 from anchored.train.metrics_log import read_metrics
 from anchored.train.run import wait_for
-from anchored.workflow import pretrain, sft
 from anchored.train.run_checkpoints import SHARDED_WEIGHTS
+from anchored.workflow import pretrain, sft
 from processes import run_ranks
 
 MODEL = {
