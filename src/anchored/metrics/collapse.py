@@ -336,7 +336,8 @@ def _replicates(
     # Var(replicates) = V of sampling + lambda_p * J over prompts + lambda_s * J over seeds. Each
     # lambda keeps of a jackknife's variance J only what sampling does not explain, so that nothing
     # counts twice. `_resample` is centred on zero, which takes away the bias of resampled
-    # entropies: at N = 256 and 64 values of Zipf frequencies -0.13 nats (Miller-Madow), 1.4 standard errors.
+    # entropies: at N = 256 and 64 values of Zipf frequencies, -0.13 nats (Miller-Madow) or 1.4
+    # standard errors.
     sizes = _common_sizes(models)
     prepared = [[statistic(prompts) for prompts in runs] for runs in models]
     rng = np.random.default_rng(seed)
