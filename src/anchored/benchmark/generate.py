@@ -195,7 +195,7 @@ class EndpointAnswerer:
         if model.pins:
             raise ConfigError(f"pins: {source} takes none; let the server put them, or drop them")
         self.name = self.weights = source
-        self.dtype = None
+        self.dtype: str | None = None
         self._config = EndpointConfig(
             url=url, model=name, key_env=model.key_env, concurrency=concurrency
         )

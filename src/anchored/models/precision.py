@@ -54,7 +54,7 @@ def _of_training(record: dict[str, Any]) -> torch.dtype | None:
 
 def _saved(source: str) -> torch.dtype | None:
     with loading("model", source):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
     return config.get_text_config().dtype
 
 
