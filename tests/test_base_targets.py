@@ -22,7 +22,7 @@ from anchored.sampling import sampler
 from anchored.sampling.engine import Sample
 from anchored.segments import Kind
 from anchored.step.attention import attend_within_documents
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import SFTConfig
@@ -83,7 +83,7 @@ def batch_of(data: Path, tokenizer: AnchoredTokenizer, learnt: str, flat: bool =
     assert (len(plans), len(texts)) == (8, 8)
     chosen = {"text": texts[:2], "plan": plans[:2], "both": [texts[0], plans[0]]}[learnt]
     rows: list[Any] = [dataset.with_format("numpy")[i] for i in chosen]
-    return Collator(tokenizer.control.pad, flat)(rows)
+    return DataCollator(tokenizer.control.pad, flat)(rows)
 
 
 def gradient(model: PreTrainedModel, batch: Batch) -> float:

@@ -37,7 +37,7 @@ from anchored.models.record import read_record
 from anchored.sampling import sampler
 from anchored.sampling.engine import Sample
 from anchored.segments import OBJECTIVES
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
 from anchored.train.config import PretrainConfig, SFTConfig, training_arguments
@@ -223,13 +223,13 @@ def test_the_first_batch_that_is_trained_on_is_the_one_shown(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     first: list[Any] = []
-    collate = Collator.__call__
+    collate = DataCollator.__call__
 
-    def kept(self: Collator, rows: Any) -> Any:
+    def kept(self: DataCollator, rows: Any) -> Any:
         first.append([row["input_ids"].tolist() for row in rows])
         return collate(self, rows)
 
-    monkeypatch.setattr(Collator, "__call__", kept)
+    monkeypatch.setattr(DataCollator, "__call__", kept)
     pretrain(config(data, tmp_path / "run"))
     shown = "".join(capsys.readouterr().err.split())
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")

@@ -104,7 +104,19 @@ def read_sets(paths: Sequence[Path], n: int | None = None) -> list[Generations]:
     doubled = [path for path, count in Counter(paths).items() if count > 1]
     if doubled:
         raise DataError(f"{doubled[0]}: is given twice; name each file once")
-    sets = _named([read_generations(path) for path in paths], paths)
+    return side_by_side(_named([read_generations(path) for path in paths], paths), n)
+
+
+def side_by_side(sets: Sequence[Generations], n: int | None = None) -> list[Generations]:
+    """The sets with the same prompts in one order and equally many texts.
+
+    Args:
+        sets: with distinct names.
+        n: texts per prompt, see `read_sets`.
+
+    Raises:
+        DataError: see `read_sets`.
+    """
     size = n or _common_size(sets)
     sets = [found.first(size) for found in sets]
     return [sets[0], *(_like(sets[0], found) for found in sets[1:])]
@@ -160,6 +172,28 @@ def _keys(prompts: Sequence[str]) -> list[tuple[str, int]]:
     return keys
 
 
+def generations_of(name: str, rows: Sequence[tuple[str, Row]]) -> Generations:
+    """Rows that are in memory, in any of the forms.
+
+    Args:
+        name: of the set.
+        rows: each with its place, for errors.
+
+    Raises:
+        DataError: there is no row, or one has a field missing or wrong.
+    """
+    if not rows:
+        raise DataError(f"{name}: holds no rows; a row has {FORMS}")
+    field = "generations" if "generations" in rows[0][1] else "response"
+    for where, row in rows:
+        if field not in row:
+            fields = ", ".join(row) or "none"
+            raise DataError(f"{where}: {field}: missing (fields: {fields}); a row has {FORMS}")
+    read = _prompted if field == "generations" else _flat
+    models = frozenset(str(row["model"]) for _, row in rows if row.get("model"))
+    return replace(read(rows), name=name, models=models)
+
+
 def read_generations(path: Path) -> Generations:
     """One file, `.jsonl` or `.json`, either optionally `.gz` or `.xz`, in any of the forms.
 
@@ -169,16 +203,7 @@ def read_generations(path: Path) -> Generations:
     """
     unit = "line" if ".jsonl" in path.suffixes else "item"
     rows = [(f"{path}: {unit} {number}", row) for number, row in read_jsonl(path)]
-    if not rows:
-        raise DataError(f"{path}: holds no rows; a row has {FORMS}")
-    field = "generations" if "generations" in rows[0][1] else "response"
-    for where, row in rows:
-        if field not in row:
-            fields = ", ".join(row) or "none"
-            raise DataError(f"{where}: {field}: missing (fields: {fields}); a row has {FORMS}")
-    read = _prompted if field == "generations" else _flat
-    models = frozenset(str(row["model"]) for _, row in rows if row.get("model"))
-    return replace(read(rows), name=path.name, models=models)
+    return replace(generations_of(str(path), rows), name=path.name)
 
 
 def _flat(rows: Sequence[tuple[str, Row]]) -> Generations:
