@@ -50,7 +50,7 @@ class Tag:
     Raises:
         DataError: the key is not `[a-z][a-z0-9_]*` of at most 32 characters, or the value is empty.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> print(anchored.Tag("place", " a  harbour "))
         place: a harbour
@@ -80,7 +80,7 @@ class Tag:
 class Annotation:
     """An ordered sequence of tags; a key may repeat. The empty annotation is legal.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> annotation = anchored.Annotation.of({"place": "harbour", "entity": ["Mara", "Otto"]})
         >>> print(annotation)
@@ -358,7 +358,7 @@ def _vocabulary(values: tuple[str, ...]) -> dict[str, str]:
 class Schema(BaseModel):
     """The keys an annotation may use, in canonical order.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> schema = anchored.Schema(
         ...     name="mine",

@@ -104,7 +104,7 @@ def load(path: str | Path, dtype: Dtype = "auto", device_map: DeviceMap | None =
         ConfigError: nothing there that can be loaded.
         TokenizerMismatch: the tokenizer beside the model is not the one it was trained with.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> model = anchored.load("runs/my/model", dtype="float32")
         >>> model.annotated, model.dtype
@@ -168,7 +168,7 @@ class Model:
                 pins.
             DataError: a message is malformed, or the model's logits are not numbers.
 
-        Example:
+        Examples:
             >>> import anchored
             >>> model = anchored.load("runs/my/model")
             >>> prompts = ["Tell me a story.", "Where were you?"]
@@ -218,7 +218,7 @@ def sample(
         ConfigError: see `load` and `Model.sample`.
         DataError: see `Model.sample`.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> ((one,),) = anchored.sample("runs/my/model", "Tell me a story.", temperature=0.7)
         >>> isinstance(one.response, str)
@@ -289,7 +289,7 @@ def annotate(
         ConfigError: there is no such schema, or the annotator can read none of its keys.
         DataError: there is no text, or no calibration in that file.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> found = anchored.annotate(["Mara sailed home to Lisbon.", "Otto slept in Lisbon."])
         >>> found[0].values("location")
@@ -336,7 +336,7 @@ def build_example(
         ConfigError: there is no such objective, or no tokenizer that can be used.
         DataError: a message is malformed, or the annotation that the objective needs is missing.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> chat = [
         ...     {"role": "user", "content": "Tell me"},
@@ -403,7 +403,7 @@ def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **sett
         DataError: the texts are not in one of these forms, or do not compare.
         EndpointError: a judge's server does not answer.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> before = {"Name a tree.": ["An oak.", "The elm!", "Birch.", "A willow?"]}
         >>> after = {"Name a tree.": ["An oak.", "An oak.", "An oak.", "The elm!"]}
@@ -472,7 +472,7 @@ class Score:
     Attributes:
         results: the same dictionary that `anchored score` writes to `results.json`.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> texts = {"Name a tree.": ["An oak.", "The elm!"], "And a bird?": ["A wren.", "A wren."]}
         >>> found = anchored.score(texts, attributes="none")

@@ -61,7 +61,7 @@ class CollapseMonitor(TrainerCallback):
     Raises:
         ConfigError: a setting is wrong, or see `Probe`.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> model = anchored.load("runs/my/model")
         >>> prompts = ["Tell me a story."]

@@ -30,7 +30,7 @@ class DataCollator:
         flat: one row after the other instead, without padding; for a model that attends within
             documents at the cost of their own lengths.
 
-    Example:
+    Examples:
         >>> import anchored
         >>> collate = anchored.DataCollator(pad_id=0)
         >>> rows = [
