@@ -14,13 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from rich.console import Console
 from rich.progress import Progress
 from transformers import AutoConfig
 
 from anchored.annotation import Annotation
-from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Plan
+from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Lead
 from anchored.benchmark.tasks import Outcome, evaluate_task, expand, items, load_tasks
 from anchored.config import Config, versions
 from anchored.errors import ConfigError, DataError
@@ -59,7 +59,11 @@ class CapabilityConfig(Config):
             conversation where the model was fine-tuned on them or has a chat template.
         num_fewshot: examples in the prompt; None leaves it to the task.
         limit: the first so many items of each task, to try something out.
-        batch_size: sequences run together; figures do not depend on it.
+        batch_size: sequences run together, or `auto`: as many as fit, as lm-eval measures it.
+            Figures do not depend on it.
+        dtype: of the weights; `auto` is the one they were saved in.
+        device_map: where `transformers` puts the layers (`auto`, `cpu`, `cuda:1`); None takes
+            the first GPU if there is one.
         seed: of sampled annotations and answers.
         resamples: of the intervals.
     """
@@ -73,7 +77,9 @@ class CapabilityConfig(Config):
     format: Literal["auto", "chat", "document"] = "auto"
     num_fewshot: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=16, gt=0)
+    batch_size: PositiveInt | Literal["auto"] = 16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: str | None = None
     seed: int = Field(default=0, ge=0)
     resamples: int = Field(default=2000, ge=100)
 
@@ -171,7 +177,7 @@ def _run_model(
     stamp = _stamp(model)
     missing = [name for name in tasks if not (out / name / RESULT).is_file()]
     if missing:
-        lm = _model(load(model), width, config)
+        lm = _model(load(model, config.dtype, config.device_map), width, config)
         with _progress() as bar:
             for name in missing:
                 _run_task(lm, tasks[name], config, out / name, stamp, bar)
@@ -211,8 +217,8 @@ def _result(lm: AnchoredLM, found: Outcome, stamp: dict[str, list[int]]) -> dict
         "path": lm.source.name,
         "weights": stamp,
         "format": "chat" if lm.chat else "document",
-        "annotation": lm.plan.mode,
-        "pins": lm.plan.pinned.rows(),
+        "annotation": lm.lead.mode,
+        "pins": lm.lead.pinned.rows(),
         "task": found.task,
         "metrics": found.metrics,
         "counts": found.counts,
@@ -250,7 +256,7 @@ def _model(source: Source, width: int, config: CapabilityConfig) -> AnchoredLM:
     return AnchoredLM(
         source,
         chat=_is_chat(source, config),
-        plan=Plan(mode, pinned, config.annotations),
+        lead=Lead(mode, pinned, config.annotations),
         width=width,
         batch_size=config.batch_size,
         seed=config.seed,

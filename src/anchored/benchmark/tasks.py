@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string, set_torch_seed
 
-from anchored.benchmark.harness import AnchoredLM
+from anchored.benchmark.harness import AnchoredLM, without_notices
 from anchored.errors import ConfigError
 
 # The nine behind the paper's average (it counts ARC as one name), by the folder of lm-eval that
@@ -108,7 +107,7 @@ def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
         )
     try:
         _seed()
-        with _without_notices():
+        with without_notices():
             return manager.load([name])["tasks"]
     except Exception as error:  # its loaders raise whatever datasets, jinja or a task's own code do
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
@@ -203,22 +202,11 @@ def _seed() -> None:
 
 
 @contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without lm-eval's notices and bars: a run shows its own progress."""
     nowhere = io.StringIO()
     with (
-        _without_notices(),
+        without_notices(),
         contextlib.redirect_stderr(nowhere),
         contextlib.redirect_stdout(nowhere),
     ):
