@@ -578,6 +578,24 @@ def test_a_format_follows_from_what_the_model_was_trained_on(models, foreign):
         chat(foreign[2], "chat")
 
 
+def test_precision_and_place_of_the_weights_are_as_told(models, tasks, tmp_path, monkeypatch):
+    loaded = {}
+
+    def kept(*arguments: Any) -> Source:
+        loaded[arguments] = load(*arguments)
+        return loaded[arguments]
+
+    monkeypatch.setattr(capability, "load", kept)
+    arguments = [models["anchored"], "--task", str(tasks / "said.yaml"), "--limit", "2"]
+    options = ["--dtype", "bfloat16", "--device-map", "cpu", "--batch-size", "auto"]
+    assert cli.main(["capability", *arguments, *options, "--out", str(tmp_path / "out")]) == 0
+    (told,) = loaded
+    assert told == (models["anchored"], "bfloat16", "cpu")
+    assert loaded[told].model.dtype == torch.bfloat16
+    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert settings["batch_size"] == "auto"
+
+
 def test_models_are_named_by_what_tells_their_paths_apart():
     named = capability._named
     assert list(named(["runs/a/model", "org/b"])) == ["a", "b"]

@@ -40,6 +40,7 @@ _HONOURED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "min_
 _WITHOUT_EFFECT = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0}
 
 Place = tuple[int, int]
+_HFLM: Any = HFLM  # whose decorator hides its type
 
 
 class AnnotationConfig(Config):
@@ -71,7 +72,7 @@ class Lead:
     config: AnnotationConfig = AnnotationConfig()  # noqa: RUF009 (frozen)
 
 
-class AnchoredLM(HFLM):
+class AnchoredLM(_HFLM):
     """lm-eval's Hugging Face model with the encoding and the annotations of this package.
 
     Args:
@@ -101,7 +102,7 @@ class AnchoredLM(HFLM):
                 tokenizer=source.tokenizer.hf,
                 max_length=limit or sys.maxsize,  # 2048 otherwise
                 batch_size=batch_size,
-                softmax_dtype="float32",  # bfloat16 keeps three digits of a log-probability
+                softmax_dtype="float32",  # not rounded to a bfloat16's 8 bits
             )
         self.source, self.chat, self.lead = source, chat, lead
         self._encoder = Encoder(source, chat, limit)
@@ -133,19 +134,20 @@ class AnchoredLM(HFLM):
         Raises:
             DataError: a continuation is longer than what the model reads.
         """
-        prompts = [read_context(str(request.args[0]), self.chat) for request in requests]
-        places = [(int(r.doc_id or 0), int(r.args[0] == "")) for r in requests]
+        prompts = [read_context(str(request.arguments[0]), self.chat) for request in requests]
+        places = [(int(r.doc_id or 0), int(r.arguments[0] == "")) for r in requests]
         self._expect(requests, places)
         shared = self._shared_annotations(requests, prompts, places)
         rows = [
-            self._fitted(self._encoder.to_score(prompt, str(request.args[1]), shared[place]))
+            self._fitted(self._encoder.to_score(prompt, str(request.arguments[1]), shared[place]))
             for request, prompt, place in zip(requests, prompts, places, strict=True)
         ]
         asked = {i: row for i, row in enumerate(rows) if row.target}
         self.logits_cache = _ends_apart(asked.values())
         self._scored = max((len(row.target) for row in asked.values()), default=0)
         found = self._loglikelihood_tokens(
-            [(requests[i].args, row.context, row.target) for i, row in asked.items()], disable_tqdm
+            [(requests[i].arguments, row.context, row.target) for i, row in asked.items()],
+            disable_tqdm,
         )
         answers = dict(zip(asked, found, strict=True))
         return [answers.get(i, (0.0, True)) for i in range(len(rows))]
@@ -156,9 +158,9 @@ class AnchoredLM(HFLM):
         Raises:
             ConfigError: the task asks for a way of decoding that is not honoured.
         """
-        options = _generation(self._task, requests[0].args[1], self.max_gen_toks)
+        options = _generation(self._task, requests[0].arguments[1], self.max_gen_toks)
         sampling = _sampling(self._task, options)
-        prompts = [read_context(str(request.args[0]), self.chat) for request in requests]
+        prompts = [read_context(str(request.arguments[0]), self.chat) for request in requests]
         repeats = Counter[int]()
         places: list[Place] = []
         for request in requests:
@@ -247,7 +249,7 @@ class AnchoredLM(HFLM):
         """One annotation for all choices of an item."""
         groups: dict[Place, list[Prompt]] = {}
         for request, prompt, place in zip(requests, prompts, places, strict=True):
-            before, _ = self._encoder.with_space(prompt, str(request.args[1]))
+            before, _ = self._encoder.with_space(prompt, str(request.arguments[1]))
             groups.setdefault(place, []).append(before)
         return self._annotations({place: shared_prompt(group) for place, group in groups.items()})
 
