@@ -51,14 +51,14 @@ class CapabilityConfig(Config):
         tasks: lm-eval's names, YAML files, or `paper-zero-shot` for the paper's nine.
         include_path: a folder with more task files.
         annotation: what stands before the answers of models that were trained with annotations;
-            the others are asked without. `sampled`: the model's own choice behind `pins`, once an
+            the others are asked without. `sampled`: the model's own choice behind `pins`, once per
             item. `given`: `pins` alone. `none`: nothing.
         pins: key and value of tags that every annotation starts with.
         annotations: how they are sampled.
         format: `chat` puts a task as a conversation, `document` as plain text; `auto` takes a
             conversation where the model was fine-tuned on them or has a chat template.
         num_fewshot: examples in the prompt; None leaves it to the task.
-        limit: the first so many items of each task, to try something out.
+        limit: only the first items of each task, to try something out.
         batch_size: sequences run together, or `auto`: as many as fit, as lm-eval measures it.
             Figures do not depend on it.
         dtype: of the weights; `auto` is the one they were saved in.
@@ -93,7 +93,7 @@ class CapabilityConfig(Config):
 
 
 def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]:
-    """Asks every model every task, shows the table on `console` and writes it into `out`.
+    """Ask every model every task, show the table on `console` and write it into `out`.
 
     What `out` already holds of an interrupted run is kept: `<model>/<task>/result.json` and
     `samples.jsonl`, whole or not at all. At the end `results.json` and `table.md`.
@@ -107,7 +107,7 @@ def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]
             another run.
     """
     names = _named(config.models)
-    claim(out, config)
+    claim(out, config, free=("device_map",))
     with released_if_unused(out):
         widths = {model: _width(model) for model in config.models}
         _check_annotation(config)
@@ -153,7 +153,7 @@ def _width(model: str) -> int:
 
 
 def _check_annotation(config: CapabilityConfig) -> None:
-    """Sees that tags given by the user reach a model at all, before any is loaded."""
+    """Check before any model is loaded that one of them follows the user's tags."""
     if config.pins and not any(
         (find_record(model) or {}).get("annotated") for model in config.models
     ):
@@ -173,7 +173,7 @@ def _announce(config: CapabilityConfig, tasks: Mapping[str, Any], console: Conso
 def _run_model(
     model: str, width: int, tasks: Mapping[str, Any], config: CapabilityConfig, out: Path
 ) -> dict[str, Any]:
-    """The kept results of each task; the model is loaded only if one is missing."""
+    """Results of each task; the model is loaded only if one is missing."""
     stamp = _stamp(model)
     missing = [name for name in tasks if not (out / name / RESULT).is_file()]
     if missing:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from pydantic import Field
@@ -108,6 +107,7 @@ class AnchoredLM(_HFLM):
         self._encoder = Encoder(source, chat, limit)
         self._width, self._seed = width, seed
         self._scored = self.max_length
+        self.cache_hook.add_partial = lambda *answer: self._step(1)  # once per answer scored
         self.begin("")
 
     def begin(
@@ -119,7 +119,6 @@ class AnchoredLM(_HFLM):
         total number.
         """
         self._task, self._progress, self._total = task, progress, 0
-        self.set_cache_hook(_Steps(self._step))
         self.annotations: dict[int, list[Annotation]] = {}
         self.malformed = 0
         self.truncated = 0
@@ -196,31 +195,18 @@ class AnchoredLM(_HFLM):
         """Not offered: `tasks.load_tasks` refuses the tasks that ask for it."""
         raise NotImplementedError("likelihoods of whole documents")
 
-    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """Ids of `string` as plain text, whatever control tokens it spells."""
-        return self.source.tokenizer.encode(string)
-
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Messages as a context that keeps them apart; see `prompting.write_context`."""
         return write_context(chat_history, add_generation_prompt)
 
-    @property
-    def tokenizer_name(self) -> str:
-        """What lm-eval tells cached requests apart by."""
-        return self.source.tokenizer.fingerprint
-
     @torch.inference_mode()
-    def _model_call(
-        self,
-        inps: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def _model_call(self, inps: torch.Tensor) -> torch.Tensor:
         """Logits (B, K, V) of the last K places: all that any of the rows (B, T) is scored at.
 
-        `HFLM` reads them from the end. The projection to the vocabulary is most of the memory.
+        `HFLM` finds a row's places from the end. The projection to the vocabulary is most of the
+        memory.
         """
         # A row is padded with 0 on the right. Ids of 0 that are not padding only raise K.
         places = torch.arange(inps.shape[1], device=inps.device)
@@ -321,17 +307,6 @@ class AnchoredLM(_HFLM):
         fitted = self._encoder.fitted(context, wanted)
         self.truncated += fitted is not context
         return tuple(fitted)
-
-
-class _Steps(CacheHook):
-    """Counts the answers where lm-eval would cache each."""
-
-    def __init__(self, step: Callable[[int], None]) -> None:
-        super().__init__(None)
-        self._step = step
-
-    def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        self._step(1)
 
 
 @contextlib.contextmanager

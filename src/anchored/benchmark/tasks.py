@@ -64,15 +64,14 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def load_tasks(names: Sequence[str], include: Path | None = None) -> dict[str, Task]:
-    """The tasks by name, with their data; a group or tag gives its tasks.
+    """Load tasks and their data, by name; a group or tag gives its tasks.
 
     Args:
         names: of lm-eval's tasks, of those in `include`, or YAML files.
         include: a folder with more task files.
 
     Raises:
-        ConfigError: no such task, one whose data cannot be had, or one of a kind that is not
-            offered.
+        ConfigError: a task does not exist, its data is unavailable, or its kind is not offered.
     """
     manager = _manager(names, include)
     tasks: dict[str, Task] = {}
@@ -144,9 +143,9 @@ def evaluate_task(
     limit: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """lm-eval's run of one task: its prompts, its filters, its metrics and their standard errors.
+    """Run one task with lm-eval's prompts, filters, metrics and standard errors.
 
-    lm-eval's own seeds, which choose the examples of few-shot prompts, stay as it has them.
+    The examples of few-shot prompts are chosen by lm-eval's own seeds.
 
     Raises:
         ConfigError: the task asks for what cannot be honoured.
@@ -214,7 +213,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Numbers by `metric` or `metric,filter`; None for a standard error that lm-eval has not."""
+    """Numbers by `metric` or `metric,filter`; None for a standard error that lm-eval lacks."""
     metrics: dict[str, float | None] = {}
     for key, value in found.items():
         metric, separator, kind = key.partition(",")
