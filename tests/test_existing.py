@@ -31,7 +31,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.models.build import ModelConfig, build_model
 from anchored.models.lora import without_adapter
 from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import OBJECTIVES, Kind, Message, assemble, conversation_segments
 from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer

@@ -29,7 +29,7 @@ from anchored.errors import ConfigError, DataError, EndpointError
 from anchored.files import read_jsonl, write_json
 from anchored.sampling import sampler as sampling
 from anchored.sampling.engine import Request, Sample, SampleConfig
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import Message
 from test_sample_run import build
 

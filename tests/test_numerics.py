@@ -20,7 +20,7 @@ from anchored.models.build import ModelConfig, build_model, load_model
 from anchored.models.record import read_record
 from anchored.publish.push import PushConfig, plan
 from anchored.publish.run import write
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import NO_LOSS
 from anchored.step.attention import DOCUMENT_ATTENTION
 from anchored.step.collate import DataCollator

@@ -36,7 +36,7 @@ from anchored.publish import push
 from anchored.publish.run import write
 from anchored.sampling import sampler
 from anchored.sampling.engine import Request, Sample
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer

@@ -20,7 +20,8 @@ from anchored.models.build import olmo2_config
 from anchored.models.record import read_record
 from anchored.sampling import engine, sampler
 from anchored.sampling.engine import Sample, SampleConfig, Sampling
-from anchored.sampling.run import load, run
+from anchored.sampling.run import run
+from anchored.sampling.sampler import load
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, RECORD, AnchoredTokenizer
 

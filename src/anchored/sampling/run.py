@@ -16,10 +16,8 @@ from anchored.errors import ConfigError
 from anchored.files import write_jsonl
 from anchored.models.precision import DeviceMap, Dtype
 from anchored.sampling.engine import Request, Sample, SampleConfig
-from anchored.sampling.sampler import LocalSampler, Sampler, load, pinned_tags
+from anchored.sampling.sampler import Sampler, load, pinned_tags
 from anchored.segments import Message
-
-Source = LocalSampler
 
 
 def run(
