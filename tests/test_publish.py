@@ -26,7 +26,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.files import write_json
 from anchored.models.record import origins, read_record
 from anchored.publish import PLACE
-from anchored.publish.card import front_matter, card
+from anchored.publish.card import card, front_matter
 from anchored.publish.check import SECRETS, problems, uploads
 from anchored.publish.push import PushConfig, plan, push
 from anchored.publish.run import write
