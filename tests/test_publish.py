@@ -97,7 +97,7 @@ def executed(code: str) -> tuple[dict[str, Any], str]:
     return names, printed.getvalue()
 
 
-def test_training_leaves_a_card_withfront_matter_objective_and_control_tokens(trained: Path):
+def test_training_leaves_a_card_with_front_matter_objective_and_control_tokens(trained: Path):
     text = (trained / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(text.split("---\n")[1])
     assert front == {
