@@ -20,6 +20,22 @@ OVERRIDES = Option(
 )
 
 
+LOADING = (
+    Option(
+        "--dtype",
+        "precision of the weights; default: auto, the one they were saved in",
+        field="dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    ),
+    Option(
+        "--device-map",
+        "auto to spread a model over GPUs, or a device",
+        field="device_map",
+        metavar="MAP",
+    ),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, without the whole usage."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
+    LOADING,
     OVERRIDES,
     command,
     existing_file,
@@ -379,6 +380,10 @@ def _run_score(options: argparse.Namespace) -> None:
         raise Incomplete(f"{failed} judgements failed{where}; run again to retry them")
 
 
+def _positive_or_auto(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
+
+
 _CAPABILITY = (
     Option("models", "model folder or hub id", field="models", nargs="+", metavar="MODEL"),
     Option(
@@ -426,11 +431,12 @@ _CAPABILITY = (
     ),
     Option(
         "--batch-size",
-        "number of sequences per batch",
+        "number of sequences per batch; auto: as many as fit into memory",
         field="batch_size",
-        type=positive,
-        metavar="N",
+        type=_positive_or_auto,
+        metavar="N|auto",
     ),
+    *LOADING,
     Option(
         "--seed",
         "random seed of annotations and sampled answers; default: 0",
