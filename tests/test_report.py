@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from anchored.data.generations import spread
 from anchored.escape import cut, escape, shorten, visible
 from anchored.report import finding, markdown_table, rich_table, write_report
 from anchored.report.collapsed import base_share
 from anchored.report.demo_page import render_report
 from anchored.report.drawing import style_of
-from anchored.report.page import MAX_BYTES, duration, spread
+from anchored.report.page import MAX_BYTES, duration
 from anchored.report.plots import (
     entropy_plot,
     frontier_plot,

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from anchored.data.generations import spread
 from anchored.escape import escape, shorten
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
@@ -20,7 +21,6 @@ from anchored.report.page import (
     folded,
     prose,
     report,
-    spread,
     table,
     tags,
     write_largest,

@@ -182,9 +182,3 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def spread(length: int, wanted: int) -> list[int]:
-    """At most `wanted` indices below `length`, evenly spaced, the first included."""
-    count = min(length, wanted)
-    return [place * length // count for place in range(count)]

@@ -1,12 +1,16 @@
-"""`report.html` of `anchored score`: the tables, what they look like, and the texts themselves."""
+"""The report of `anchored score` and `anchored evaluate`: tables, plots, the texts themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+
 from anchored.escape import escape
+from anchored.files import atomic_write
+from anchored.report import collapse_table, score_table
 from anchored.report.collapsed import collapsed_into, undone
 from anchored.report.page import (
     Row,
@@ -45,6 +49,46 @@ _TRADE_OFFS = (  # what is given up across, what is won up
     ("adoption", "semantic_entropy"),
     ("adoption", "dissimilarity"),
 )
+
+
+def report_score(results: Results, shown: Shown, out: Path | None, console: Console) -> None:
+    """Write table.md and report.html into `out`, if there is one, and print the tables.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    if out is not None:
+        atomic_write(out / "table.md", score_table.markdown(results))
+        write_score_report(results, shown, out / "report.html")
+    for printed in score_table.rich_tables(results):
+        console.print(printed)
+
+
+def report_evaluation(
+    results: Results, shown: Mapping[str, Shown], out: Path, console: Console
+) -> None:
+    """Write table.md and one page per benchmark into `out`, and print the tables.
+
+    Args:
+        results: of all benchmarks.
+        shown: by benchmark, the texts on its page.
+        out: folder; `report.html` is of the first benchmark, `report-<name>.html` of each other.
+        console: where the tables go.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    benchmarks = results["benchmarks"]
+    for place, (name, one) in enumerate(benchmarks.items()):
+        page = f"report-{name}.html" if place else "report.html"
+        write_score_report({**results, **one}, shown[name], out / page)
+    sections = (f"## {name}\n\n{collapse_table.markdown(one)}" for name, one in benchmarks.items())
+    atomic_write(out / "table.md", "\n".join(sections))
+    for name, one in benchmarks.items():
+        console.print(f"{name}:", style="bold", highlight=False)
+        for printed in collapse_table.rich_tables(one):
+            console.print(printed)
+    console.print(f"Every figure and difference: {out / 'table.md'}", highlight=False)
 
 
 def write_score_report(results: Results, shown: Shown, path: Path) -> None:
