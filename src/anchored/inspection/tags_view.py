@@ -9,16 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from anchored.escape import shorten
-from anchored.inspection.view import (
-    COVERAGE_INTRO,
-    Cells,
-    TagTable,
-    View,
-    show,
-    statistics_cells,
-    table_of,
-)
-from anchored.report.tables import MISSING, number, percent
+from anchored.formatting import MISSING, Cells, number, percent, table_of
+from anchored.inspection.view import COVERAGE_INTRO, TagTable, View, show, statistics_cells
 from anchored.tags.quality import TagQuality, TagsConfig, measure
 from anchored.tags.variants import Group, canonical_map
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from anchored.escape import shorten
 from anchored.files import atomic_write
-from anchored.report.tables import MISSING, interval, is_number, number
+from anchored.formatting import MISSING, interval, is_number, number
 
 Results = Mapping[str, Any]
 DIGITS = 3

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from anchored.formatting import percent
 from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
 from anchored.report.page import Row, Table
 from anchored.report.plots import top_shares
 from anchored.report.score_table import METRICS
-from anchored.report.tables import COLUMNS, Results, cell, model_label, percent
+from anchored.report.tables import COLUMNS, Results, cell, model_label
 
 _FAVOURITES = 4
 _TERMS = {**METRICS, **COLUMNS}

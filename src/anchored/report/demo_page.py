@@ -9,6 +9,7 @@ from typing import Any
 
 from anchored.data.generations import spread
 from anchored.escape import shorten
+from anchored.formatting import is_number
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
 from anchored.report.page import (
@@ -35,7 +36,6 @@ from anchored.report.tables import (
     cell,
     columns,
     finding,
-    is_number,
     model_label,
     sample_sizes,
 )

@@ -21,7 +21,8 @@ from markupsafe import escape as as_markup
 
 from anchored.escape import cut, shorten, visible
 from anchored.files import atomic_write
-from anchored.report.tables import Cell, Results, percent
+from anchored.formatting import percent
+from anchored.report.tables import Cell, Results
 
 MAX_BYTES = 3_000_000
 _FOLDER = Path(__file__).parent

@@ -10,9 +10,10 @@ from typing import Any
 from markupsafe import Markup
 
 from anchored.escape import shorten
+from anchored.formatting import number
 from anchored.report.drawing import marker, style_of
 from anchored.report.page import Section
-from anchored.report.tables import model_label, number
+from anchored.report.tables import model_label
 from anchored.scoring.shown import Shown, ShownPrompt, ShownText
 
 _ASPECT = 1.6  # width over height of a map, as in page.css
