@@ -13,13 +13,11 @@ from anchored.formatting import is_number
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
 from anchored.report.page import (
-    Figure,
     Row,
-    Section,
     Table,
     configuration,
+    drawn,
     duration,
-    figures,
     report,
     write_largest,
 )
@@ -56,36 +54,32 @@ def write_report(results: Results, path: Path) -> None:
 
 def render_report(results: Results, samples_shown: int = SAMPLES_SHOWN) -> str:
     """The page as text, with so many samples a model."""
-    sections = [
-        Section("comparison", "Comparison", caption(results), _comparison(results)),
-        Section(
-            "diversity",
-            "Diversity",
-            "The same numbers as pictures: who learnt, who kept the range, and where the mass "
-            "went.",
-            _diversity(results),
+    lists = {name: model.get("samples") or [] for name, model in results["models"].items()}
+    lists = {name: samples for name, samples in lists.items() if samples}
+    shortest = min(map(len, lists.values()), default=0)
+    places = spread(shortest, samples_shown)
+    sections = {
+        "comparison": _comparison(results),
+        "diversity": drawn(
+            scatter=partial(scatter_plot, results),
+            frontier=partial(frontier_plot, results),
+            entropy=partial(entropy_plot, results),
+            top=partial(top_values_plot, results),
         ),
-        Section(
-            "collapsed",
-            "What SFT collapsed into",
-            "Standard SFT's most frequent values; in brackets, how often the base writes them.",
-            collapsed_into(results, "base", "standard"),
-        ),
-        _samples(results, samples_shown),
-        Section(
-            "making",
-            "How each number was made",
-            "What it takes to make these numbers again; results.json has them in full.",
-            _making(results),
-        ),
-    ]
+        "collapsed": collapsed_into(results, "base", "standard"),
+        "samples": [
+            _sample(results, {name: samples[place] for name, samples in lists.items()})
+            for place in places
+        ],
+        "making": _making(results),
+    }
     return report(
         "demo",
-        "Diversity after post-training",
         sections,
-        overline="report",
         lede=finding(results),
         meta=_meta(results),
+        caption=caption(results),
+        shortest=shortest,
     )
 
 
@@ -114,52 +108,6 @@ def _comparison(results: Results) -> dict[str, Any]:
         "table": Table("Comparison of the models", head, rows),
         "terms": [(name, COLUMNS[name]) for name in shown],
     }
-
-
-def _diversity(results: Results) -> list[Figure]:
-    plots = [
-        (
-            "Diversity against adoption",
-            scatter_plot,
-            "Up is diverse, right has learnt what SFT taught. A model that learnt nothing sits at "
-            "the base, upper left: diversity counts only together with adoption. "
-            "Bars are 95% intervals; faint marks are seeds.",
-        ),
-        (
-            "Gap closed against adoption far from SFT",
-            frontier_plot,
-            "The taught form where the semantics are not SFT's own, against the diversity kept: "
-            "what a method gives up of one for the other. Bars are 95% intervals.",
-        ),
-        (
-            "Entropy of each attribute",
-            entropy_plot,
-            "Entropy of each attribute's values over the sampled texts, in nats.",
-        ),
-        (
-            "Most frequent values",
-            top_values_plot,
-            "Each block is one value, as wide as its share of the samples; grey is the rest.",
-        ),
-    ]
-    return figures((title, partial(plot, results), text) for title, plot, text in plots)
-
-
-def _samples(results: Results, shown: int) -> Section:
-    lists = {name: metrics.get("samples") or [] for name, metrics in results["models"].items()}
-    lists = {name: samples for name, samples in lists.items() if samples}
-    shortest = min(map(len, lists.values()), default=0)
-    places = spread(shortest, shown)
-    found = [
-        _sample(results, {name: samples[place] for name, samples in lists.items()})
-        for place in places
-    ]
-    intro = (
-        f"{len(places)} of {shortest} a model, evenly spaced, not picked. "
-        "Filled tags are the annotation the model wrote before its answer; "
-        "dotted ones were read off the text afterwards."
-    )
-    return Section("samples", "Samples side by side", intro, found)
 
 
 def _sample(results: Results, samples: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ as markup.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,21 +30,6 @@ _WIDE, _NARROW = 1024, 344
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a report: the block of the template that shows `data`, its title and intro."""
-
-    name: str
-    title: str
-    intro: str
-    data: Any
-
-    @property
-    def anchor(self) -> str:
-        """What links within the page call it."""
-        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
     """A row of a table: its heading and cells as plain text, and the colour of what it is about."""
 
@@ -63,16 +48,6 @@ class Table:
     kind: str = "comparison"
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A plot, drawn for a wide and for a narrow page, with its caption."""
-
-    title: str
-    wide: Markup
-    narrow: Markup
-    caption: str
-
-
 @cache
 def _templates() -> Environment:
     found = Environment(
@@ -83,6 +58,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
+        "anchor": _anchor,
         "breakable": _breakable,
         "percent": percent,
         "prose": _prose,
@@ -97,11 +73,10 @@ def render(template: str, **data: Any) -> str:
     return visible(_templates().get_template(f"{template}.html.j2").render(data))
 
 
-def report(template: str, title: str, sections: Iterable[Section], **data: Any) -> str:
-    """A whole report, with those of its sections that have something to show."""
-    shown = [section for section in sections if section.data]
-    found = {section.name: section.data for section in shown}
-    return render(template, title=title, sections=shown, **found, **data)
+def report(template: str, sections: Mapping[str, Any], **data: Any) -> str:
+    """A whole report: the template's block of this name for each section that has something."""
+    shown = {name: found for name, found in sections.items() if found}
+    return render(template, sections=list(shown), **shown, **data)
 
 
 def write_largest(pages: Iterable[str], path: Path) -> None:
@@ -117,19 +92,20 @@ def write_largest(pages: Iterable[str], path: Path) -> None:
     atomic_write(path, found)
 
 
-def figures(plots: Iterable[tuple[str, Callable[[int], str], str]]) -> list[Figure]:
-    """Those plots (title, what draws it at a width, caption) that have something to draw."""
-    found = []
-    for title, plot, caption in plots:
-        wide, narrow = plot(_WIDE), plot(_NARROW)
-        if wide:
-            found.append(Figure(title, Markup(wide), Markup(narrow), caption))
-    return found
+def drawn(**plots: Callable[[int], str]) -> dict[str, tuple[Markup, Markup]]:
+    """By name the plots that have something to draw, each for a wide and for a narrow page."""
+    found = {name: (Markup(plot(_WIDE)), Markup(plot(_NARROW))) for name, plot in plots.items()}
+    return {name: pair for name, pair in found.items() if pair[0]}
 
 
 def configuration(results: Results) -> str:
     """The configuration of these results, as YAML."""
     return yaml.safe_dump(results.get("config") or {}, sort_keys=False, allow_unicode=True)
+
+
+def _anchor(title: str) -> str:
+    """What links within the page call the section with this title."""
+    return "".join(c if c.isalnum() else "-" for c in title.lower())
 
 
 def _breakable(name: str) -> Markup:

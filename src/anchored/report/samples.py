@@ -12,7 +12,6 @@ from markupsafe import Markup
 from anchored.escape import shorten
 from anchored.formatting import number
 from anchored.report.drawing import marker, style_of
-from anchored.report.page import Section
 from anchored.report.tables import model_label
 from anchored.scoring.shown import Shown, ShownPrompt, ShownText
 
@@ -23,18 +22,10 @@ _BESIDE = 13  # pixels between markers of several models in one place
 _TIP_CHARS = 260
 
 
-def samples(shown: Shown, models: Iterable[str], chars: int) -> Section:
-    """The section, which the template cuts each text of to `chars`; empty where that is 0."""
+def samples(shown: Shown, models: Iterable[str]) -> list[dict[str, Any]]:
+    """What the template shows of each prompt."""
     names = list(models)
-    prompts = [_prompt(one, number, names) for number, one in enumerate(shown.prompts, 1)]
-    intro = (
-        f"{len(shown.prompts)} of {shown.of_prompts} prompts and {shown.texts} of "
-        f"{shown.of_texts} texts each, evenly spaced, not picked. Choose a prompt. On its map near "
-        "texts say similar things: point at a marker, or reach it with the Tab key, to read its "
-        "text; follow it to the text below. Filled tags are the annotation that the model wrote "
-        "before its text; dotted ones were read off the text."
-    )
-    return Section("texts", "Texts", intro, prompts if chars else [])
+    return [_prompt(one, place, names) for place, one in enumerate(shown.prompts, 1)]
 
 
 def _prompt(one: ShownPrompt, place: int, models: Sequence[str]) -> dict[str, Any]:

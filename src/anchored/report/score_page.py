@@ -13,12 +13,10 @@ from anchored.files import atomic_write
 from anchored.report import collapse_table, score_table
 from anchored.report.collapsed import collapsed_into, undone
 from anchored.report.page import (
-    Figure,
     Row,
-    Section,
     Table,
     configuration,
-    figures,
+    drawn,
     report,
     write_largest,
 )
@@ -39,7 +37,6 @@ from anchored.report.score_table import (
 from anchored.report.tables import Results, model_label
 from anchored.scoring.shown import Shown
 
-TITLE = "How diverse are these texts?"
 _UNFOLDED = 3  # comparisons, or pairs of sets, that are shown at once
 _TRADE_OFFS = (  # what is given up across, what is won up
     ("quality", "distinct_k"),
@@ -101,53 +98,40 @@ def write_score_report(results: Results, shown: Shown, path: Path) -> None:
 
 
 def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
-    """The page as text, with so many characters of each text."""
-    count = len(results["models"])
-    sections = [
-        Section("figures", "Figures", caption(results), _figures(results)),
-        Section(
-            "differences",
-            "Differences",
-            power_note(results).replace("`", ""),
-            list(_differences(results)),
+    """The page as text, with so many characters of each text; without texts where that is 0."""
+    first, *others = results["models"]
+    sections = {
+        "figures": _figures(results),
+        "differences": list(_differences(results)),
+        "undone": undone(results),
+        "attributes": drawn(
+            entropy=partial(entropy_plot, results), top=partial(top_values_plot, results)
         ),
-        Section(
-            "undone",
-            "Collapse undone",
-            "How much of the diversity that SFT lost each method keeps. One that falls short of "
-            "SFT in what was taught, or in quality, is marked and not ranked: not learning keeps "
-            "everything.",
-            undone(results),
+        "collapsed": [
+            (model_label(name), found)
+            for name in others[:_UNFOLDED]
+            if (found := collapsed_into(results, first, name))
+        ],
+        "trade_offs": drawn(
+            **{
+                f"{up} against {across}": partial(trade_off_plot, results, across=across, up=up)
+                for across, up in _TRADE_OFFS
+            }
         ),
-        Section(
-            "attributes",
-            "Attributes",
-            "What the texts are about, as the annotator reads them.",
-            _attributes(results),
-        ),
-        _collapsed(results),
-        Section(
-            "trade_offs",
-            "Diversity against quality",
-            "A model that answers nonsense is diverse, and so is one that learnt nothing.",
-            _trade_offs(results),
-        ),
-        samples(shown, results["models"], chars),
-        Section(
-            "making",
-            "How each number was made",
-            "What it takes to make these figures again; results.json has them in full.",
-            _making(results),
-        ),
-    ]
+        "texts": samples(shown, results["models"]) if chars else [],
+        "making": _making(results),
+    }
     return report(
         "score",
-        TITLE,
         sections,
-        overline=results["command"],
+        results=results,
+        version=_version(results),
         lede=finding(results),
-        meta=f"{count} set{'s' if count > 1 else ''} of texts · made by {_version(results)}",
+        caption=caption(results),
+        power=power_note(results).replace("`", ""),
         unfolded=_UNFOLDED,
+        first=model_label(first),
+        shown=shown,
         chars=chars,
     )
 
@@ -161,7 +145,6 @@ def _figures(results: Results) -> dict[str, Any]:
     head = ("", *map(short_name, results["models"]))
     return {
         "table": Table("Figures by set", head, rows, "figures"),
-        "notes": results["notes"],
         "terms": [(name, METRICS[name]) for name in metrics(results) if name in METRICS],
     }
 
@@ -172,49 +155,6 @@ def _differences(results: Results) -> Iterator[Table]:
         rows = [Row(metric, cells) for metric, cells in differences(found, order)]
         title = f"{short_name(name)} minus {short_name(other)}"
         yield Table(title, ("", *DIFFERENCE_COLUMNS), rows, "figures")
-
-
-def _attributes(results: Results) -> list[Figure]:
-    return figures(
-        [
-            (
-                "Entropy of each attribute",
-                partial(entropy_plot, results),
-                "Plug-in entropy of each attribute's values, in nats; bars are 95% intervals.",
-            ),
-            (
-                "Most frequent values",
-                partial(top_values_plot, results),
-                "Each block is one value, as wide as its share of all texts; grey is the rest. "
-                "(none): no value was read.",
-            ),
-        ]
-    )
-
-
-def _collapsed(results: Results) -> Section:
-    first, *others = results["models"]
-    found = [
-        (model_label(name), one)
-        for name in others[:_UNFOLDED]
-        if (one := collapsed_into(results, first, name))
-    ]
-    intro = (
-        f"The most frequent values of each attribute; in brackets, how often {model_label(first)} "
-        "has them."
-    )
-    return Section("collapsed", "What each fell back on", intro, found)
-
-
-def _trade_offs(results: Results) -> list[Figure]:
-    text = (
-        "Up is more diverse, right is better. Bars are 95% intervals; a line joins one model's "
-        "temperatures."
-    )
-    return figures(
-        (f"{up} against {across}", partial(trade_off_plot, results, across=across, up=up), text)
-        for across, up in _TRADE_OFFS
-    )
 
 
 def _making(results: Results) -> dict[str, Any]:
