@@ -61,10 +61,12 @@ def render_report(results: Results, samples_shown: int = SAMPLES_SHOWN) -> str:
     sections = {
         "comparison": _comparison(results),
         "diversity": drawn(
-            scatter=partial(scatter_plot, results),
-            frontier=partial(frontier_plot, results),
-            entropy=partial(entropy_plot, results),
-            top=partial(top_values_plot, results),
+            {
+                "scatter": partial(scatter_plot, results),
+                "frontier": partial(frontier_plot, results),
+                "entropy": partial(entropy_plot, results),
+                "top": partial(top_values_plot, results),
+            }
         ),
         "collapsed": collapsed_into(results, "base", "standard"),
         "samples": [

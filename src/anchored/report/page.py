@@ -92,7 +92,7 @@ def write_largest(pages: Iterable[str], path: Path) -> None:
     atomic_write(path, found)
 
 
-def drawn(**plots: Callable[[int], str]) -> dict[str, tuple[Markup, Markup]]:
+def drawn(plots: Mapping[str, Callable[[int], str]]) -> dict[str, tuple[Markup, Markup]]:
     """By name the plots that have something to draw, each for a wide and for a narrow page."""
     found = {name: (Markup(plot(_WIDE)), Markup(plot(_NARROW))) for name, plot in plots.items()}
     return {name: pair for name, pair in found.items() if pair[0]}

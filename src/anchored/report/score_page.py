@@ -105,7 +105,7 @@ def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
         "differences": list(_differences(results)),
         "undone": undone(results),
         "attributes": drawn(
-            entropy=partial(entropy_plot, results), top=partial(top_values_plot, results)
+            {"entropy": partial(entropy_plot, results), "top": partial(top_values_plot, results)}
         ),
         "collapsed": [
             (model_label(name), found)
@@ -113,7 +113,7 @@ def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
             if (found := collapsed_into(results, first, name))
         ],
         "trade_offs": drawn(
-            **{
+            {
                 f"{up} against {across}": partial(trade_off_plot, results, across=across, up=up)
                 for across, up in _TRADE_OFFS
             }
