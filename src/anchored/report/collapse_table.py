@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anchored.escape import shorten
+from anchored.metrics.table import METRICS
 from anchored.report import score_table
 from anchored.report.tables import MISSING, cell, is_number, number
 
@@ -116,8 +117,9 @@ def explanations(results: Results, call: Callable[[str], str] = _name) -> Iterat
 
 
 def _margin(short: Mapping[str, Any]) -> str:
-    """In the metric's own unit, but for perplexity's, which is a share of SFT's."""
-    if short["metric"] == "perplexity":
+    """In the metric's own unit, but as a share of SFT's where values compare by their ratio."""
+    metric = METRICS.get(short["metric"])
+    if metric and metric.is_ratio:
         return f"{100 * short['margin']:g} % of SFT's"
     return number(short["margin"])
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anchored.escape import escape, shorten
+from anchored.metrics.table import says
 from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
 from anchored.report.page import Row, definitions, folded, scrolling, table
 from anchored.report.plots import top_shares
-from anchored.report.score_table import METRICS
 from anchored.report.tables import (
-    COLUMNS,
     Results,
     cell,
     model_label,
@@ -20,7 +19,6 @@ from anchored.report.tables import (
 )
 
 _FAVOURITES = 4
-_TERMS = {**METRICS, **COLUMNS}
 
 
 def undone(results: Results) -> str:
@@ -35,10 +33,10 @@ def undone(results: Results) -> str:
     shown = columns(results)
     rows = [_undone_row(results, name, shown) for name in ranked]
     notes = explanations(results, model_label)
-    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    terms = definitions((name, _TERMS[name]) for name in shown if name in _TERMS)
+    below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    terms = definitions((name, said) for name in shown if (said := says(name)))
     body = table("Collapse undone", ("", *shown), rows)
-    return body + said + folded("What the columns mean", terms)
+    return body + below + folded("What the columns mean", terms)
 
 
 def _undone_row(results: Results, name: str, shown: Sequence[str]) -> Row:

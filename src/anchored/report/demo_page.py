@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.escape import escape, shorten
+from anchored.metrics.table import says
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
 from anchored.report.page import (
@@ -32,7 +33,6 @@ from anchored.report.plots import (
     top_values_plot,
 )
 from anchored.report.tables import (
-    COLUMNS,
     Results,
     caption,
     cell,
@@ -92,7 +92,7 @@ def _comparison(results: Results) -> Section:
     shown = columns(results)
     head = ("model", *(column.replace("_", " ") for column in shown))
     rows = (_comparison_row(results, model, shown) for model in results["models"])
-    terms = definitions((name, COLUMNS[name]) for name in shown)
+    terms = definitions((name, says(name) or "") for name in shown)
     body = table("Comparison of the models", head, rows)
     return Section("Comparison", caption(results), body + folded("What the columns mean", terms))
 

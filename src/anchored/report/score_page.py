@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from anchored.escape import escape
+from anchored.metrics.table import METRICS
 from anchored.report.collapsed import collapsed_into, undone
 from anchored.report.page import (
     Row,
@@ -23,7 +24,6 @@ from anchored.report.plots import entropy_plot, top_values_plot, trade_off_plot
 from anchored.report.samples import samples
 from anchored.report.score_table import (
     DIFFERENCE_COLUMNS,
-    METRICS,
     caption,
     described,
     differences,
@@ -91,7 +91,7 @@ def _version(results: Results) -> str:
 def _figures(results: Results) -> Section:
     rows = (Row(metric, cells) for metric, cells in figures(results))
     head = ("", *map(short_name, results["models"]))
-    terms = definitions((name, METRICS[name]) for name in metrics(results) if name in METRICS)
+    terms = definitions((name, METRICS[name].says) for name in metrics(results) if name in METRICS)
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in results["notes"])
     body = table("Figures by set", head, rows, "figures")
     body += notes + folded("What the figures mean", terms)

@@ -21,17 +21,12 @@ from anchored.judge.judging import Plan, projected
 from anchored.metrics import collapse, lexical
 from anchored.metrics.entropy import entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
+from anchored.metrics.table import ENTROPY_SAMPLES
 from anchored.report.score_page import write_score_report
 from anchored.report.score_table import markdown, rich_tables
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.backends import JOURNAL, ReadersConfig, inquiry, load_readers
-from anchored.scoring.measure import (
-    ENTROPY_SAMPLES,
-    Measured,
-    Readers,
-    common_sizes,
-    on_common_prompts,
-)
+from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
 from anchored.scoring.shown import Shown, choose
 
 
@@ -247,9 +242,9 @@ def by_key(
     without it, and is what `semantic_entropy` is the mean of. Of several seeds, which are `runs`,
     `measured` holds all texts; `within_prompts` is the mean over seeds.
     """
-    if attributes is None or not any(measured.counted):
+    readings = [reading for one in measured.observed for reading in one.readings]
+    if attributes is None or not readings:
         return {}
-    readings = [reading for answers in measured.counted for reading in answers]
     return {
         key: {
             "entropy": found.entropy,
@@ -266,7 +261,7 @@ def _within_prompts(
     runs: Sequence[Measured], key: str, config: ReadersConfig
 ) -> dict[str, float] | None:
     """None for one prompt, and where prompts have too few texts for an entropy."""
-    counted = [[answers for answers in run.counted if answers] for run in runs]
+    counted = [[one.readings for one in run.observed if one.readings] for run in runs]
     if len(counted[0]) < 2 or min(len(a) for run in counted for a in run) < ENTROPY_SAMPLES:
         return None
     values = [[entropy([first_value(r, key) for r in a]) for a in run] for run in counted]
