@@ -244,20 +244,23 @@ def _judged(runs: Runs) -> dict[str, float]:
 def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any]:
     found = {}
     for metric in panel.metrics:
-        sides = [runs_of(runs, metric) for runs in (base, sft, treatment)]
-        if None not in sides:
-            statistic = sides[0][0]  # pyright: ignore[reportOptionalSubscript]
-            of = [side[1] for side in sides if side]
-            compared = collapse.compare(
-                of[0], of[1], of[2], statistic, panel.settings.resamples, panel.settings.seed
-            )
-            found[metric] = compared.as_json()
+        of_base, of_sft, of_treatment = (runs_of(side, metric) for side in (base, sft, treatment))
+        if of_base and of_sft and of_treatment:
+            found[metric] = gap(of_base, of_sft, of_treatment, panel.settings)
     main, *others = found
     return {
         "metric": main,
         **found[main],
         **{f"by_{metric}": found[metric] for metric in others},
     }
+
+
+def gap(base: Sampled, sft: Sampled, treatment: Sampled, settings: ReadersConfig) -> dict[str, Any]:
+    """`gap_closed` and `collapse_reduction` by one statistic, in the form of `results.json`."""
+    statistic, of_base = base
+    return collapse.compare(
+        of_base, sft[1], treatment[1], statistic, settings.resamples, settings.seed
+    ).as_json()
 
 
 def runs_of(runs: Runs, metric: str) -> Sampled | None:

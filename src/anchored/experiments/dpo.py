@@ -29,8 +29,9 @@ from anchored.data.readers import SourceConfig
 from anchored.errors import DataError
 from anchored.experiments.demo import sample_model
 from anchored.experiments.demo_config import BASES, DemoConfig
-from anchored.experiments.measure import SFT, kept_of, measure
+from anchored.experiments.measure import SFT
 from anchored.experiments.stages import Stage, execute
+from anchored.experiments.storyworld_measure import kept_of, measure
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
 from anchored.models.build import load_model, quiet_transformers
 from anchored.models.record import read_preferences

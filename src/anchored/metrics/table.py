@@ -79,8 +79,8 @@ class Resampling:
     Attributes:
         items: what is drawn, one item per text.
         within: statistic of the mean over prompts of each prompt's figure.
-        pooled: statistic of the figure of all prompts' texts together; None where that is not
-            asked for.
+        pooled: statistic of the figure of all prompts' texts together; None where texts of
+            different prompts do not mix, and it is `within` too.
     """
 
     items: Callable[[Observed], Sequence[Any]]
@@ -132,12 +132,11 @@ class Metric:
         return of.within(first), [[of.items(one) for one in run] for run in known]
 
     def sampled_together(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """The same for the figure of all texts of a seed together."""
-        assert self.resampling is not None
-        statistic = self.resampling.pooled
-        assert statistic is not None, f"{self.name}: has no statistic of all texts together"
-        items = [[self.resampling.items(one) for one in run] for run in runs]
-        return statistic(runs[0][0]), items
+        """The same for the figure of all texts of a seed together, however few they are."""
+        of = self.resampling
+        assert of is not None, f"{self.name}: has no statistic of texts"
+        statistic = (of.pooled or of.within)(runs[0][0])
+        return statistic, [[of.items(one) for one in run] for run in runs]
 
     def _is_known(self, observed: Observed) -> bool:
         return len(observed.readings) >= self.least_readings

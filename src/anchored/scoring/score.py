@@ -21,7 +21,7 @@ from anchored.judge.judging import Plan, projected
 from anchored.metrics import collapse, lexical
 from anchored.metrics.entropy import entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
-from anchored.metrics.table import ENTROPY_SAMPLES
+from anchored.metrics.table import ENTROPY_SAMPLES, Sampled
 from anchored.report.score_page import write_score_report
 from anchored.report.score_table import markdown, rich_tables
 from anchored.scoring.attributes import AttributeReader
@@ -218,15 +218,22 @@ def _model(
 def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, float]]:
     """`{low, high}` of each figure that has an interval, over prompts or, with one, its texts."""
     if measured.samples:
-        found = {
-            name: collapse.interval(runs, statistic, config.resamples, config.seed)
-            for name, (statistic, runs) in measured.samples.items()
-        }
-    else:
-        found = {
-            name: mean_interval(values, config.resamples, config.seed)
-            for name, values in measured.values.items()
-        }
+        return sampled_intervals(measured.samples, config)
+    found = {
+        name: mean_interval(values, config.resamples, config.seed)
+        for name, values in measured.values.items()
+    }
+    return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
+
+
+def sampled_intervals(
+    samples: Mapping[str, Sampled], config: ReadersConfig
+) -> dict[str, dict[str, float]]:
+    """`{low, high}` of each figure by resampling its texts."""
+    found = {
+        name: collapse.interval(runs, statistic, config.resamples, config.seed)
+        for name, (statistic, runs) in samples.items()
+    }
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
