@@ -34,7 +34,7 @@ from anchored.monitor.snapshot import Look, compared
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import pretrain
+from anchored.workflow import pretrain
 from processes import FORKS, free_port
 
 TEXTS = ["Mara went to the forest.", "Ben slept in a boat.", "Ana sang by the sea."]

@@ -35,7 +35,7 @@ from anchored.config import Config, to_yaml, versions
 from anchored.data.readers import SourceConfig, load_schema
 from anchored.errors import DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, write_json
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.tags.agreement import cohens_kappa
 from anchored.tags.observations import Part, read_parts
 

@@ -22,8 +22,8 @@ from anchored.experiments.measure import (
     semantics,
     spread,
 )
-from anchored.metrics.embedding import StaticEmbedder
 from anchored.metrics.equivalence import Exact
+from anchored.models.embedders import StaticEmbedder
 from anchored.scoring.measure import Readers
 from anchored.storyworld import Reading, Storyworld
 

@@ -27,11 +27,11 @@ from anchored.errors import ConfigError
 from anchored.files import write_json
 from anchored.metrics.equivalence import Equivalence, WordOverlap
 from anchored.models.embedders import load_embedder
-from anchored.monitor.config import CollapseConfig, MonitorConfig
 from anchored.monitor.probe import Probe, Prompt, check_whole
 from anchored.monitor.schedule import Pace, StepTimer
 from anchored.monitor.snapshot import Attributes, Look, Reader, compared
 from anchored.segments import OBJECTIVES
+from anchored.train.config import CollapseConfig, MonitorConfig
 from anchored.train.metrics_log import COLLAPSE
 
 BASELINE = "collapse_baseline.json"

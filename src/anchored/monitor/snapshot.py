@@ -14,10 +14,9 @@ from typing import Any
 from anchored.annotation import Annotation
 from anchored.errors import DataError
 from anchored.metrics.collapse import entropy_within, share_kept
-from anchored.metrics.embedding import mean_dissimilarity
+from anchored.metrics.embedding import Embedder, mean_dissimilarity
 from anchored.metrics.entropy import annotation_drift, drift_floor, semantic_entropy
 from anchored.metrics.equivalence import Equivalence
-from anchored.models.embedders import Embedder
 from anchored.monitor.probe import Answer
 
 RESAMPLES = 500

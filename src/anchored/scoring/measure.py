@@ -15,11 +15,11 @@ from anchored.annotation import Annotation
 from anchored.data.generations import Generations, given_stamp, own
 from anchored.judge.judging import Answers, JudgedPartition
 from anchored.metrics import lexical, table
+from anchored.metrics.embedding import Embedder
 from anchored.metrics.equivalence import EmbeddingThreshold, Equivalence
 from anchored.metrics.noveltybench import Stamp
 from anchored.metrics.self_bleu import signature
 from anchored.metrics.table import Metric, Observed, Sampled
-from anchored.models.embedders import Embedder
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.quality import Grades, Quality
 
