@@ -213,7 +213,7 @@ def build_pairs(config: DPOConfig, study: DemoConfig, name: str, folder: Path, s
             out=folder / "pairs",
             model=str(_initial(config, treatment, seed)),
             source=SourceConfig(path=str(asked)),
-            reward="anchored.experiments.dpo:rate",
+            reward="studies.dpo:rate",
             candidates=config.candidates,
             annotation=treatment.annotation,
             sample=SampleConfig(
@@ -314,3 +314,6 @@ def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:
 def _pairs(out: Path, name: str, seed: int) -> int:
     path = out / f"seed-{seed}" / name / "pairs" / "manifest.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+STUDY = (DPOConfig, run)
