@@ -17,9 +17,9 @@ from anchored.annotators.offline import OfflineAnnotator
 from anchored.experiments.measure import (
     ANNOTATED_BASE,
     BASE,
-    Answers,
     Figures,
     Row,
+    SeedSamples,
     comparisons,
     mean,
     observe,
@@ -38,31 +38,31 @@ from anchored.scoring.measure import Readers
 
 
 @dataclass(frozen=True)
-class Panel:
+class ProseReaders:
     """What reads all models' texts alike."""
 
     readers: Readers
     classifier: AdoptionClassifier
     reference: ReferenceModel
 
-    def answers(self, rows: Sequence[Row]) -> Answers:
+    def samples(self, rows: Sequence[Row]) -> SeedSamples:
         """One seed's samples as read."""
         ordered, observed = observe(self.readers, rows)
         adopted = self.classifier.adopted([row["response"] for row in ordered])
-        return Answers(ordered, observed, {"adoption": adopted.tolist()})
+        return SeedSamples(ordered, observed, {"adoption": adopted.tolist()})
 
-    def figures(self, answers: Answers) -> Figures:
+    def figures(self, samples: SeedSamples) -> Figures:
         """The scalar figures of one model and seed; None where one does not apply."""
-        texts = answers.together.texts
+        texts = samples.together.texts
         written = [text for text in texts if text]
         return {
-            **semantics(answers),
-            "adherence_by_chance": _by_chance(answers),
-            "adoption": answers.share("adoption"),
+            **semantics(samples),
+            "adherence_by_chance": _by_chance(samples),
+            "adoption": samples.share("adoption"),
             **dict.fromkeys(("adoption_far", "well_formed", "consistent", "answer_accuracy")),
             "perplexity": self.perplexity(written) if written else None,
-            **spread(answers),
-            "finished": mean(row["finished"] for row in answers.rows),
+            **spread(samples),
+            "finished": mean(row["finished"] for row in samples.rows),
             "empty": len(texts) - len(written),
         }
 
@@ -105,53 +105,55 @@ def measure(
         reference: model folder.
     """
     annotator = Attributes(OfflineAnnotator.load(schema, calibration), str(calibration))
-    panel = Panel(
+    readers = ProseReaders(
         Readers(StaticEmbedder(), Exact(), annotator, None, (1.0,), "13a"),
         AdoptionClassifier.train(taught, base_continuations),
         ReferenceModel.load(str(reference)),
     )
-    answers = {name: [panel.answers(seed) for seed in seeds] for name, seeds in rows.items()}
-    before = [tags for seed in answers[ANNOTATED_BASE] for tags in seed.annotations]
-    n = len(answers[BASE][0].rows)
-    by_distance = comparisons(answers, "dissimilarity")
+    samples = {name: [readers.samples(seed) for seed in seeds] for name, seeds in rows.items()}
+    before = [tags for seed in samples[ANNOTATED_BASE] for tags in seed.annotations]
+    n = len(samples[BASE][0].rows)
+    by_distance = comparisons(samples, "dissimilarity")
     return {
-        "models": {name: _model(panel, seeds, before) for name, seeds in answers.items()},
+        "models": {name: _model(readers, seeds, before) for name, seeds in samples.items()},
         "comparisons": {
             name: {**found, "by_dissimilarity": by_distance[name]}
-            for name, found in comparisons(answers).items()
+            for name, found in comparisons(samples).items()
         },
         "data": {
-            "taught": panel.of_corpus(taught[:n]),
-            "pretrained": panel.of_corpus(corpus[:n]),
+            "taught": readers.of_corpus(taught[:n]),
+            "pretrained": readers.of_corpus(corpus[:n]),
         },
-        "adoption_classifier": asdict(panel.classifier.quality),
+        "adoption_classifier": asdict(readers.classifier.quality),
         "reference": reference.parent.name,
     }
 
 
-def _model(panel: Panel, seeds: Sequence[Answers], before: Sequence[Annotation]) -> dict[str, Any]:
+def _model(
+    readers: ProseReaders, seeds: Sequence[SeedSamples], before: Sequence[Annotation]
+) -> dict[str, Any]:
     uncertain = ("adoption", "semantic_entropy", "dissimilarity")
     annotations = [tags for seed in seeds for tags in seed.annotations]
     readings = [reading for seed in seeds for reading in seed.annotated_readings]
     keys = seeds[0].together.keys
     return {
-        **of_model(seeds, [panel.figures(seed) for seed in seeds], before, uncertain),
+        **of_model(seeds, [readers.figures(seed) for seed in seeds], before, uncertain),
         "annotation_drift_floor": drift_floor(before, annotations, keys) if annotations else None,
         "adherence_by_key": adherence(annotations, readings, keys).by_key,
         "samples": [sample for seed in seeds for sample in _samples(seed)],
     }
 
 
-def _by_chance(answers: Answers) -> float | None:
+def _by_chance(samples: SeedSamples) -> float | None:
     """Adherence to the annotation of another sample: what common values alone give."""
-    annotations = answers.annotations
+    annotations = samples.annotations
     shifted = [*annotations[1:], *annotations[:1]]
-    return adherence(shifted, answers.annotated_readings, answers.together.keys).mean
+    return adherence(shifted, samples.annotated_readings, samples.together.keys).mean
 
 
-def _samples(answers: Answers) -> list[dict[str, Any]]:
+def _samples(samples: SeedSamples) -> list[dict[str, Any]]:
     """Each sample's form in `results.json`."""
-    read = zip(answers.rows, answers.together.readings, answers.shown["adoption"], strict=True)
+    read = zip(samples.rows, samples.together.readings, samples.shown["adoption"], strict=True)
     return [_sample(row, reading, bool(adopted)) for row, reading, adopted in read]
 
 

@@ -21,7 +21,7 @@ from anchored.metrics.frontier import Sweep, common_box, frontier_area
 from anchored.metrics.table import METRICS, Sampled, joined
 from anchored.scoring.backends import ReadersConfig
 from anchored.scoring.measure import Measured, Readers, on_common_prompts
-from anchored.scoring.score import by_key, differences, intervals
+from anchored.scoring.score import by_key, differences, intervals, of_share, sampled_intervals
 
 FloatArray = NDArray[np.float64]
 QUALITIES = tuple(name for name, metric in METRICS.items() if metric.better)
@@ -364,5 +364,5 @@ def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[st
     adopted = [run.adopted for run in runs if run.adopted is not None]
     if not adopted:
         return {}
-    found = collapse.interval(adopted, collapse.mean_of, settings.resamples, settings.seed)
-    return {"adoption": {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}}
+    ends = sampled_intervals({"adoption": (collapse.mean_of, adopted)}, settings)
+    return {"adoption": of_share(ends["adoption"])}

@@ -26,7 +26,7 @@ from anchored.metrics.entropy import (
 from anchored.metrics.table import METRICS, Observed, Sampled, joined
 from anchored.scoring.backends import ReadersConfig
 from anchored.scoring.measure import Readers
-from anchored.scoring.score import sampled_intervals
+from anchored.scoring.score import of_share, sampled_intervals
 
 Row = Mapping[str, Any]
 Figures = dict[str, float | None]
@@ -36,7 +36,7 @@ SETTINGS = ReadersConfig()  # of intervals
 
 
 @dataclass(frozen=True)
-class Answers:
+class SeedSamples:
     """One model's samples of one seed as read, prompt by prompt.
 
     Attributes:
@@ -91,31 +91,31 @@ def observe(readers: Readers, rows: Sequence[Row]) -> tuple[list[Row], list[Obse
     return [row for group in groups.values() for row in group], observed
 
 
-def semantics(answers: Answers) -> Figures:
+def semantics(samples: SeedSamples) -> Figures:
     """Entropies and adherence of one model and seed."""
-    together, annotations = answers.together, answers.annotations
+    together, annotations = samples.together, samples.annotations
     return {
-        "n": len(answers.rows),
+        "n": len(samples.rows),
         **{name: METRICS[name].function(together) for name in ("semantic_entropy", GAP_METRIC)},
         "annotation_entropy": annotation_entropy(annotations, together.keys).mean
         if annotations
         else None,
-        "adherence": adherence(annotations, answers.annotated_readings, together.keys).mean,
+        "adherence": adherence(annotations, samples.annotated_readings, together.keys).mean,
     }
 
 
-def spread(answers: Answers) -> Figures:
+def spread(samples: SeedSamples) -> Figures:
     """How far one model's texts of one seed lie apart, and how varied their words are."""
     distance = METRICS["dissimilarity"]
     return {
-        "dissimilarity": mean([distance.function(one) for one in answers.observed]),
-        **{name: METRICS[name].function(answers.together) for name in ("vendi", "distinct_2")},
-        "malformed": sum(row["malformed"] for row in answers.rows),
+        "dissimilarity": mean([distance.function(one) for one in samples.observed]),
+        **{name: METRICS[name].function(samples.together) for name in ("vendi", "distinct_2")},
+        "malformed": sum(row["malformed"] for row in samples.rows),
     }
 
 
 def of_model(
-    seeds: Sequence[Answers],
+    seeds: Sequence[SeedSamples],
     by_seed: Sequence[Figures],
     before: Sequence[Annotation],
     uncertain: Sequence[str],
@@ -143,7 +143,7 @@ def of_model(
     }
 
 
-def _resampled(seeds: Sequence[Answers], name: str) -> Sampled:
+def _resampled(seeds: Sequence[SeedSamples], name: str) -> Sampled:
     """A metric of the table over all texts of a seed, or a share of them."""
     if name in METRICS:
         return METRICS[name].sampled_together([seed.observed for seed in seeds])
@@ -151,16 +151,11 @@ def _resampled(seeds: Sequence[Answers], name: str) -> Sampled:
 
 
 def _intervals(sampled: Mapping[str, Sampled]) -> dict[str, dict[str, float]]:
-    """Intervals of the figures; a share's ends are shares."""
-    return {
-        name: ends
-        if name in METRICS
-        else {"low": max(ends["low"], 0.0), "high": min(ends["high"], 1.0)}
-        for name, ends in sampled_intervals(sampled, SETTINGS).items()
-    }
+    found = sampled_intervals(sampled, SETTINGS)
+    return {n: ends if n in METRICS else of_share(ends) for n, ends in found.items()}
 
 
-def _by_key(seeds: Sequence[Answers], keys: Sequence[str]) -> dict[str, Any]:
+def _by_key(seeds: Sequence[SeedSamples], keys: Sequence[str]) -> dict[str, Any]:
     each = [semantic_entropy(seed.together.readings, keys).by_key for seed in seeds]
     pooled = semantic_entropy([r for seed in seeds for r in seed.together.readings], keys)
     return {
@@ -174,7 +169,7 @@ def _by_key(seeds: Sequence[Answers], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def comparisons(
-    models: Mapping[str, Sequence[Answers]], metric: str = GAP_METRIC
+    models: Mapping[str, Sequence[SeedSamples]], metric: str = GAP_METRIC
 ) -> dict[str, dict[str, Any]]:
     """`gap_closed` and `collapse_reduction` by a metric, of all but the base and standard SFT."""
     runs = {name: _resampled(seeds, metric) for name, seeds in models.items()}
@@ -185,7 +180,9 @@ def comparisons(
     }
 
 
-def kept(init: Sequence[Answers], sft: Sequence[Answers], run: Sequence[Answers]) -> dict[str, Any]:
+def kept(
+    init: Sequence[SeedSamples], sft: Sequence[SeedSamples], run: Sequence[SeedSamples]
+) -> dict[str, Any]:
     """What `run`, trained from `init`, keeps of the gap that `init` closes.
 
     (D_run - D_sft) / (D_init - D_sft) by semantic entropy, with its 95 % interval.

@@ -11,9 +11,9 @@ from anchored.data.generations import Generations
 from anchored.experiments.measure import (
     ANNOTATED_BASE,
     SFT,
-    Answers,
     Figures,
     Row,
+    SeedSamples,
     comparisons,
     kept,
     mean,
@@ -55,7 +55,7 @@ class StoryworldReader:
         return None
 
 
-class Panel:
+class StoryReaders:
     """Everything that reads the samples of models of one storyworld."""
 
     def __init__(self, world: Storyworld) -> None:
@@ -63,7 +63,7 @@ class Panel:
         self.parser = StoryworldReader(world)
         self.readers = Readers(StaticEmbedder(), Exact(), self.parser, None, (1.0,), "13a")
 
-    def stories(self, rows: Sequence[Row]) -> Answers:
+    def stories(self, rows: Sequence[Row]) -> SeedSamples:
         """The stories among one seed's samples, with whether each is adopted, well-formed, ..."""
         rows, observed = observe(self.readers, [row for row in rows if row["kind"] == "story"])
         parsed = [self.parser.parse(row["response"]) for row in rows]
@@ -73,9 +73,9 @@ class Panel:
             "well_formed": [reading.well_formed for reading in parsed],
             "consistent": [reading.consistent for reading in parsed],
         }
-        return Answers(rows, observed, shown)
+        return SeedSamples(rows, observed, shown)
 
-    def figures(self, stories: Answers, rows: Sequence[Row]) -> Figures:
+    def figures(self, stories: SeedSamples, rows: Sequence[Row]) -> Figures:
         """The scalar figures of one model and seed; None where one does not apply."""
         asked = [row for row in rows if row["kind"] == "question"]
         return {
@@ -117,22 +117,22 @@ def measure(world: Storyworld, rows: Rows) -> dict[str, Any]:
         world: the storyworld that the models were trained on.
         rows: raw samples, stories and answers to questions.
     """
-    panel = Panel(world)
-    stories = {name: [panel.stories(seed) for seed in seeds] for name, seeds in rows.items()}
+    readers = StoryReaders(world)
+    stories = {name: [readers.stories(seed) for seed in seeds] for name, seeds in rows.items()}
     before = [tags for seed in stories[ANNOTATED_BASE] for tags in seed.annotations]
     uncertain = ("semantic_entropy", "adoption", "well_formed", "consistent")
     models = {}
     for name, seeds in stories.items():
-        by_seed = [panel.figures(*both) for both in zip(seeds, rows[name], strict=True)]
+        by_seed = [readers.figures(*both) for both in zip(seeds, rows[name], strict=True)]
         models[name] = {
             **of_model(seeds, by_seed, before, uncertain),
-            "samples": [panel.as_json(row) for seed in seeds for row in seed.rows],
+            "samples": [readers.as_json(row) for seed in seeds for row in seed.rows],
         }
     return {"models": models, "comparisons": comparisons(stories)}
 
 
 def kept_of(world: Storyworld, rows: Rows, init: str, name: str) -> dict[str, Any]:
     """What `name`, trained from `init`, keeps of the gap that `init` closes."""
-    panel = Panel(world)
-    start, sft, run = ([panel.stories(s) for s in rows[model]] for model in (init, SFT, name))
+    readers = StoryReaders(world)
+    start, sft, run = ([readers.stories(s) for s in rows[model]] for model in (init, SFT, name))
     return kept(start, sft, run)

@@ -237,6 +237,11 @@ def sampled_intervals(
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
 
 
+def of_share(ends: Mapping[str, float]) -> dict[str, float]:
+    """The ends of a share's interval, which are shares too."""
+    return {"low": max(ends["low"], 0.0), "high": min(ends["high"], 1.0)}
+
+
 def by_key(
     measured: Measured,
     attributes: AttributeReader | None,
