@@ -182,152 +182,153 @@ def _means(item: Callable[[str], float]) -> Resampling:
 
 
 # In the order in which tables show them.
-_TABLE = (
-    Metric(
-        "distinct_k",
-        "Classes of equivalent texts among a prompt's k.",
-        +1,
-        "partition",
-        _classes,
-    ),
-    Metric(
-        "utility_k",
-        "Mean worth from 1 to 10 of the next answer to one who asks k times and gains nothing from "
-        "repeats.",
-        +1,
-        "quality",
-        _scored(noveltybench.utility_k),
-    ),
-    Metric(
-        "quality",
-        "Mean score from 1 to 10 of the first text of each class.",
-        0,
-        "quality",
-        _scored(noveltybench.mean_quality),
-        better=+1,
-    ),
-    Metric(
-        "perplexity",
-        "Of the texts under a reference model, all tokens together: lower is more fluent, or "
-        "duller.",
-        0,
-        "quality",
-        lambda o: o.perplexity,
-        better=-1,
-        is_ratio=True,
-    ),
-    Metric(
-        "semantic_entropy",
-        "Shannon entropy of each attribute over the texts, averaged over attributes, in nats; "
-        "plug-in: compares at equal numbers of texts only.",
-        +1,
-        "readings",
-        lambda o: semantic_entropy(o.readings, o.keys).mean,
-        Resampling(
-            lambda o: o.readings,
-            within=lambda o: entropy_within(o.keys, corrected=False),
-            pooled=lambda o: entropy_of(o.keys, corrected=False),
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "distinct_k",
+            "Classes of equivalent texts among a prompt's k.",
+            +1,
+            "partition",
+            _classes,
         ),
-        least_readings=ENTROPY_SAMPLES,
-    ),
-    Metric(
-        "semantic_entropy_miller_madow",
-        "The same with its bias corrected to first order.",
-        +1,
-        "readings",
-        lambda o: semantic_entropy(o.readings, o.keys).mean_miller_madow,
-        Resampling(
-            lambda o: o.readings,
-            within=lambda o: entropy_within(o.keys),
-            pooled=lambda o: entropy_of(o.keys),
+        Metric(
+            "utility_k",
+            "Mean worth from 1 to 10 of the next answer to one who asks k times and gains nothing from "
+            "repeats.",
+            +1,
+            "quality",
+            _scored(noveltybench.utility_k),
         ),
-        least_readings=ENTROPY_SAMPLES,
-    ),
-    Metric(
-        "dissimilarity",
-        "1 - cosine of the embeddings, mean over all pairs of a prompt's texts.",
-        +1,
-        "vectors",
-        lambda o: dissimilarity(o.vectors),
-        Resampling(lambda o: list(o.vectors), lambda o: dissimilarity_of),
-    ),
-    Metric(
-        "nearest_distance",
-        "1 - cosine to the most similar other text of the prompt.",
-        +1,
-        "vectors",
-        lambda o: nearest_distance(o.vectors),
-    ),
-    _vendi(1),
-    Metric(
-        "distinct_1",
-        "Distinct words over all words of a prompt's texts; falls with length.",
-        +1,
-        "texts",
-        lambda o: lexical.distinct_n(o.texts, 1),
-    ),
-    Metric(
-        "distinct_2",
-        "The same of word pairs.",
-        +1,
-        "texts",
-        lambda o: lexical.distinct_n(o.texts, 2),
-    ),
-    Metric(
-        "distinct_3",
-        "The same of word triples.",
-        +1,
-        "texts",
-        lambda o: lexical.distinct_n(o.texts, 3),
-    ),
-    Metric(
-        "ead",
-        "Distinct words over those expected of as many random draws.",
-        +1,
-        "texts",
-        lambda o: lexical.ead(o.texts),
-    ),
-    Metric(
-        "self_bleu",
-        "BLEU of each text against the others of its prompt: high is repetitive.",
-        -1,
-        "texts",
-        _self_bleu,
-    ),
-    Metric(
-        "compression_ratio",
-        "Bytes over compressed bytes of a prompt's texts, all sets cut to the same bytes: high is "
-        "repetitive.",
-        -1,
-        "texts",
-        lambda o: lexical.compression_ratio(o.texts, o.size),
-    ),
-    Metric(
-        "exact_duplicate_rate",
-        "Share of texts that repeat an earlier one of their prompt.",
-        -1,
-        "texts",
-        lambda o: lexical.exact_duplicate_rate(o.texts),
-    ),
-    Metric(
-        "empty_rate",
-        "Share of texts that hold nothing but white space.",
-        0,
-        "texts",
-        lambda o: lexical.empty_rate(o.texts),
-        _means(lambda text: float(not text.strip())),
-    ),
-    Metric(
-        "words",
-        "Words and punctuation marks per text.",
-        0,
-        "texts",
-        lambda o: lexical.length_statistics(o.texts)["words"]["mean"],
-        _means(lambda text: float(len(lexical.words(text)))),
-    ),
-)
-
-METRICS = {metric.name: metric for metric in _TABLE}
+        Metric(
+            "quality",
+            "Mean score from 1 to 10 of the first text of each class.",
+            0,
+            "quality",
+            _scored(noveltybench.mean_quality),
+            better=+1,
+        ),
+        Metric(
+            "perplexity",
+            "Of the texts under a reference model, all tokens together: lower is more fluent, or "
+            "duller.",
+            0,
+            "quality",
+            lambda o: o.perplexity,
+            better=-1,
+            is_ratio=True,
+        ),
+        Metric(
+            "semantic_entropy",
+            "Shannon entropy of each attribute over the texts, averaged over attributes, in nats; "
+            "plug-in: compares at equal numbers of texts only.",
+            +1,
+            "readings",
+            lambda o: semantic_entropy(o.readings, o.keys).mean,
+            Resampling(
+                lambda o: o.readings,
+                within=lambda o: entropy_within(o.keys, corrected=False),
+                pooled=lambda o: entropy_of(o.keys, corrected=False),
+            ),
+            least_readings=ENTROPY_SAMPLES,
+        ),
+        Metric(
+            "semantic_entropy_miller_madow",
+            "The same with its bias corrected to first order.",
+            +1,
+            "readings",
+            lambda o: semantic_entropy(o.readings, o.keys).mean_miller_madow,
+            Resampling(
+                lambda o: o.readings,
+                within=lambda o: entropy_within(o.keys),
+                pooled=lambda o: entropy_of(o.keys),
+            ),
+            least_readings=ENTROPY_SAMPLES,
+        ),
+        Metric(
+            "dissimilarity",
+            "1 - cosine of the embeddings, mean over all pairs of a prompt's texts.",
+            +1,
+            "vectors",
+            lambda o: dissimilarity(o.vectors),
+            Resampling(lambda o: list(o.vectors), lambda o: dissimilarity_of),
+        ),
+        Metric(
+            "nearest_distance",
+            "1 - cosine to the most similar other text of the prompt.",
+            +1,
+            "vectors",
+            lambda o: nearest_distance(o.vectors),
+        ),
+        _vendi(1),
+        Metric(
+            "distinct_1",
+            "Distinct words over all words of a prompt's texts; falls with length.",
+            +1,
+            "texts",
+            lambda o: lexical.distinct_n(o.texts, 1),
+        ),
+        Metric(
+            "distinct_2",
+            "The same of word pairs.",
+            +1,
+            "texts",
+            lambda o: lexical.distinct_n(o.texts, 2),
+        ),
+        Metric(
+            "distinct_3",
+            "The same of word triples.",
+            +1,
+            "texts",
+            lambda o: lexical.distinct_n(o.texts, 3),
+        ),
+        Metric(
+            "ead",
+            "Distinct words over those expected of as many random draws.",
+            +1,
+            "texts",
+            lambda o: lexical.ead(o.texts),
+        ),
+        Metric(
+            "self_bleu",
+            "BLEU of each text against the others of its prompt: high is repetitive.",
+            -1,
+            "texts",
+            _self_bleu,
+        ),
+        Metric(
+            "compression_ratio",
+            "Bytes over compressed bytes of a prompt's texts, all sets cut to the same bytes: high is "
+            "repetitive.",
+            -1,
+            "texts",
+            lambda o: lexical.compression_ratio(o.texts, o.size),
+        ),
+        Metric(
+            "exact_duplicate_rate",
+            "Share of texts that repeat an earlier one of their prompt.",
+            -1,
+            "texts",
+            lambda o: lexical.exact_duplicate_rate(o.texts),
+        ),
+        Metric(
+            "empty_rate",
+            "Share of texts that hold nothing but white space.",
+            0,
+            "texts",
+            lambda o: lexical.empty_rate(o.texts),
+            _means(lambda text: float(not text.strip())),
+        ),
+        Metric(
+            "words",
+            "Words and punctuation marks per text.",
+            0,
+            "texts",
+            lambda o: lexical.length_statistics(o.texts)["words"]["mean"],
+            _means(lambda text: float(len(lexical.words(text)))),
+        ),
+    )
+}
 
 # Figures of all of a model's samples, or of models held against each other.
 OF_MODELS = {
@@ -354,7 +355,7 @@ def measured(vendi_orders: Iterable[float] = (1.0,)) -> list[Metric]:
     That is by what they are read off, and as in `METRICS` within that.
     """
     orders = [_vendi(q) for q in vendi_orders]
-    every = chain.from_iterable(orders if m.name == "vendi" else [m] for m in _TABLE)
+    every = chain.from_iterable(orders if m.name == "vendi" else [m] for m in METRICS.values())
     return sorted(every, key=lambda metric: SOURCES.index(metric.source))
 
 
