@@ -272,8 +272,9 @@ def runs_of(runs: Runs, metric: str) -> Sampled | None:
     if metric not in measured[0].values:
         return None
     declared = METRICS.get(metric)
-    if declared and (of_texts := declared.sampled([one.observed for one in measured])):
-        return of_texts
+    if declared and declared.resampling:
+        observed = [filter(declared.has_readings, one.observed) for one in measured]
+        return declared.sampled([list(prompts) for prompts in observed])
     return _resampled(measured, metric) if len(measured[0].observed) > 1 else None
 
 

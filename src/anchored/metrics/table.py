@@ -7,7 +7,7 @@ is one entry in `METRICS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
@@ -50,8 +50,8 @@ class Observed:
         tokenize: sacrebleu's tokenizer.
     """
 
-    texts: Sequence[str]
-    vectors: NDArray[np.float64]
+    texts: Sequence[str] = ()
+    vectors: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     partition: Sequence[int] | None = None
     scores: Sequence[float | None] | None = None
     perplexity: float | None = None
@@ -116,30 +116,30 @@ class Metric:
 
     def value(self, observed: Observed) -> float | None:
         """The figure of one prompt, or None where it cannot be had."""
-        return self.function(observed) if self._is_known(observed) else None
+        return self.function(observed) if self.has_readings(observed) else None
 
-    def sampled(self, runs: Sequence[Sequence[Observed]]) -> Sampled | None:
-        """What to resample text by text: seeds x prompts that have the figure.
+    def has_readings(self, observed: Observed) -> bool:
+        """True if as many attributes were read as the figure takes."""
+        return len(observed.readings) >= self.least_readings
 
-        None where the figure has no statistic of texts, or no prompt has the figure.
-        """
-        if self.resampling is None:
-            return None
-        of, known = self.resampling, [[one for one in run if self._is_known(one)] for run in runs]
-        if not any(known):
-            return None
-        first = next(chain.from_iterable(known))
-        return of.within(first), [[of.items(one) for one in run] for run in known]
+    def sampled(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
+        """What to resample text by text: of seeds x prompts, for the mean over prompts."""
+        assert self.resampling is not None, f"{self.name}: has no statistic of texts"
+        return self._sampled(self.resampling.within, runs)
 
     def sampled_together(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """The same for the figure of all texts of a seed together, however few they are."""
-        of = self.resampling
-        assert of is not None, f"{self.name}: has no statistic of texts"
-        statistic = (of.pooled or of.within)(runs[0][0])
-        return statistic, [[of.items(one) for one in run] for run in runs]
+        """The same for the figure of all texts of a seed together."""
+        assert self.resampling is not None, f"{self.name}: has no statistic of texts"
+        return self._sampled(self.resampling.pooled or self.resampling.within, runs)
 
-    def _is_known(self, observed: Observed) -> bool:
-        return len(observed.readings) >= self.least_readings
+    def _sampled(
+        self,
+        statistic: Callable[[Observed], Statistic[Any]],
+        runs: Sequence[Sequence[Observed]],
+    ) -> Sampled:
+        assert self.resampling is not None
+        items = self.resampling.items
+        return statistic(runs[0][0]), [[items(one) for one in run] for run in runs]
 
 
 def _classes(observed: Observed) -> float | None:
@@ -194,8 +194,8 @@ METRICS = {
         ),
         Metric(
             "utility_k",
-            "Mean worth from 1 to 10 of the next answer to one who asks k times and gains nothing from "
-            "repeats.",
+            "Mean worth from 1 to 10 of the next answer to one who asks k times and gains nothing "
+            "from repeats.",
             +1,
             "quality",
             _scored(noveltybench.utility_k),
@@ -298,8 +298,8 @@ METRICS = {
         ),
         Metric(
             "compression_ratio",
-            "Bytes over compressed bytes of a prompt's texts, all sets cut to the same bytes: high is "
-            "repetitive.",
+            "Bytes over compressed bytes of a prompt's texts, all sets cut to the same bytes: high "
+            "is repetitive.",
             -1,
             "texts",
             lambda o: lexical.compression_ratio(o.texts, o.size),

@@ -144,8 +144,11 @@ def _samples(metrics: Sequence[Metric], observed: Sequence[Observed]) -> dict[st
     """With one prompt, what its own texts can be resampled for."""
     if len(observed) > 1:
         return {}
-    sampled = {metric.name: metric.sampled([observed]) for metric in metrics}
-    return {name: found for name, found in sampled.items() if found is not None}
+    return {
+        metric.name: metric.sampled([observed])
+        for metric in metrics
+        if metric.resampling and metric.has_readings(observed[0])
+    }
 
 
 @dataclass(frozen=True)
