@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import subprocess
@@ -13,7 +14,16 @@ from typing import Any
 import pytest
 import yaml
 
-from anchored import __version__, cli
+from anchored import __version__, cli, config
+from anchored.cli import corpus, evaluation, training
+from anchored.cli.options import (
+    Option,
+    add_options,
+    as_overrides,
+    fields_given,
+    names_in_errors,
+    nested,
+)
 from anchored.config import Config
 from anchored.errors import DataError
 
@@ -376,3 +386,63 @@ def test_a_seed_of_score_is_a_whole_number(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["score", str(path), "--seed", "-1"])
     assert "argument --seed: '-1' is not a whole number" in error_line(capsys)
+
+
+def test_an_option_is_given_when_its_value_is_zero_and_not_when_it_is_absent():
+    table = (
+        Option("--price-in", "", field="endpoint.price_in", type=float),
+        Option("--pin", "", field="pins", repeatable=True, default=[]),
+        Option("--pairwise", "", field="compare", value=lambda _: "pairwise", switch=True),
+        Option("--out", ""),
+    )
+    parser = argparse.ArgumentParser()
+    add_options(parser, table)
+    assert fields_given(table, parser.parse_args(["--out", "o"])) == {}
+    parsed = parser.parse_args(["--price-in", "0", "--pin", "a", "--pin", "b", "--pairwise"])
+    found = fields_given(table, parsed)
+    assert nested(found) == {
+        "endpoint": {"price_in": 0.0},
+        "pins": ["a", "b"],
+        "compare": "pairwise",
+    }
+    assert as_overrides(found)[:2] == ["endpoint.price_in=0.0", 'pins=["a", "b"]']
+    assert names_in_errors(table, under="x.")["x.endpoint.price_in"] == "--price-in"
+
+
+def test_every_option_sets_a_field_that_its_configuration_has():
+    from anchored.benchmark.capability import CapabilityConfig
+    from anchored.benchmark.settings import EvaluateConfig
+    from anchored.corpus.choose import ChooseConfig
+    from anchored.corpus.distil import DistilConfig
+    from anchored.corpus.endpoint_run import EndpointAnnotateConfig
+    from anchored.corpus.offline_run import AnnotateConfig
+    from anchored.experiments.demo import DemoConfig
+    from anchored.sampling.engine import SampleConfig
+    from anchored.scoring.score import ScoreConfig
+    from anchored.tags.quality import TagsConfig
+    from anchored.tags.suggest import SuggestConfig
+
+    tables = [
+        (training._DEMO, [DemoConfig]),
+        (training._SAMPLE, [SampleConfig]),
+        (corpus._SUGGEST, [SuggestConfig]),
+        (corpus._ANNOTATE, [AnnotateConfig, EndpointAnnotateConfig]),
+        (corpus._ANNOTATE_ENDPOINT, [EndpointAnnotateConfig]),
+        (corpus._DISTIL, [DistilConfig, ChooseConfig]),
+        (corpus._INSPECT, [TagsConfig]),
+        (evaluation._READERS + evaluation._JUDGE + evaluation._SCORE, [ScoreConfig]),
+        (evaluation._EVALUATE, [EvaluateConfig]),
+        (evaluation._CAPABILITY, [CapabilityConfig]),
+    ]
+    unknown = [
+        (classes[0].__name__, option.name)
+        for table, classes in tables
+        for option in table
+        if option.field
+        and not any(
+            option.field.rpartition(".")[2]
+            in config._fields_at(cls, (*option.field.split(".")[:-1],))
+            for cls in classes
+        )
+    ]
+    assert unknown == []

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCardData
 from transformers import AutoTokenizer
 
 from anchored.cli import main
@@ -25,7 +26,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.files import write_json
 from anchored.models.record import origins, read_record
 from anchored.publish import PLACE
-from anchored.publish.card import card
+from anchored.publish.card import card, front_matter
 from anchored.publish.check import SECRETS, problems, uploads
 from anchored.publish.push import PushConfig, plan, push
 from anchored.publish.run import write
@@ -257,6 +258,34 @@ def test_results_stand_on_the_card_with_adoption_beside_the_gap(model: Path, tmp
         "adoption": "0.90",
     }
     assert "Nothing was measured" not in text
+
+
+@pytest.mark.parametrize("adoption", [0.9, None])
+def test_the_hub_lists_what_a_benchmark_found_for_the_model_and_no_gap_without_adoption(
+    trained: Path, adoption: float | None
+):
+    reduction = {"mean": None, "low": 3.0, "lower_bound": True}
+    found = {
+        "models": {
+            "base": {"dissimilarity": 0.6, "adoption": 0.0},
+            "sft": {"dissimilarity": 0.3, "adoption": 0.8},
+            "mine": {"dissimilarity": 0.5, "adoption": adoption},
+        },
+        "comparisons": {
+            "mine": {"gap_closed": {"mean": 0.7}, "collapse_reduction": reduction, "short_of": []}
+        },
+        "benchmark": {"metrics": ["dissimilarity"]},
+    }
+    data = ModelCardData(
+        **yaml.safe_load(
+            front_matter(read_record(trained), "mine", {"benchmarks": {"stories": found}})
+        )
+    )
+    compared = {"gap_closed": 0.7, "collapse_reduction": "≥ 3.0×", "adoption": 0.9}
+    listed = {"dissimilarity": 0.5} | (compared if adoption else {})
+    assert data.model_name == "mine" and data.eval_results is not None
+    assert {one.metric_type: one.metric_value for one in data.eval_results} == listed
+    assert {one.dataset_name for one in data.eval_results} == {"stories"}
 
 
 def test_results_of_another_kind_are_refused_and_the_card_stays(

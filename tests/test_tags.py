@@ -11,6 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import cohen_kappa_score, mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from anchored.annotation import Annotation
 from anchored.cli import main
@@ -195,6 +200,14 @@ def test_kappa_is_that_of_the_textbook():
     assert cohens_kappa([("y", "y")] * 3) is None
 
 
+def test_kappa_is_that_of_sklearn():
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 7, 300)
+    second = np.where(rng.random(300) < 0.6, first, rng.integers(0, 9, 300))
+    pairs = [*zip(first.tolist(), second.tolist(), strict=True)]
+    assert cohens_kappa(pairs) == pytest.approx(cohen_kappa_score(first, second), abs=1e-12)
+
+
 def test_agreement_is_over_the_texts_where_either_has_the_key():
     pairs = [
         (Annotation.of({"who": ["Mara", "Tom"], "mood": "sad"}), Annotation.of({"who": "mara"})),
@@ -222,6 +235,19 @@ def test_ridge_finds_exactly_what_is_linear_and_nothing_in_noise():
     scaled = signal / signal.std() + noise / noise.std()
     assert explained(x, scaled, folds) == pytest.approx(0.5, abs=0.05)
     assert explained(np.zeros((400, 1)), signal, folds) == pytest.approx(0, abs=0.05)
+
+
+def test_ridge_is_that_of_sklearn():
+    rng = np.random.default_rng(0)
+    x, folds = rng.normal(size=(400, 8)) * 10.0 ** np.arange(-3, 5), np.arange(400) % 2
+    y = x / x.std(0) @ rng.normal(size=(8, 6)) + 2 * rng.normal(size=(400, 6)) + 5
+    wrong, spread = 0.0, 0.0
+    for fold in (0, 1):
+        seen, held = folds != fold, folds == fold
+        model = make_pipeline(StandardScaler(), RidgeCV(10.0 ** np.arange(-2, 5)))
+        wrong += ((y[held] - model.fit(x[seen], y[seen]).predict(x[held])) ** 2).sum()
+        spread += ((y[held] - y[seen].mean(0)) ** 2).sum()
+    assert explained(x, y, folds) == pytest.approx(1 - wrong / spread, abs=1e-9)
 
 
 def test_the_parts_of_one_row_are_never_in_two_folds():
@@ -268,6 +294,15 @@ def test_mutual_information_of_equal_codes_is_their_entropy_and_of_crossed_ones_
     codes = np.arange(8)
     assert mutual_information(codes % 4, codes % 4) == pytest.approx(math.log(4))
     assert mutual_information(codes % 2, codes // 2) == pytest.approx(0)
+
+
+def test_information_and_its_mean_by_chance_are_those_of_sklearn():
+    rng = np.random.default_rng(0)
+    groups, values = rng.integers(0, 20, 2000), rng.integers(0, 9, 2000)
+    table = contingency_matrix(groups, values, sparse=True)
+    found, by_chance, *_ = adjusted_information(groups, values, rng)
+    assert found == pytest.approx(mutual_info_score(groups, values), abs=1e-12)
+    assert by_chance == pytest.approx(expected_mutual_information(table, 2000), rel=0.02)
 
 
 def test_the_adjusted_share_is_one_where_all_is_decided_and_zero_by_chance():

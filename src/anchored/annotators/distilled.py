@@ -54,7 +54,9 @@ class KeyModel:
 
     def probabilities(self, vectors: Floats) -> Floats:
         """[N, C]; vectors are [N, D]."""
-        return softmax(self.logits(vectors) / self.temperature)
+        from scipy.special import softmax  # of the extra, which the offline annotator does without
+
+        return softmax(self.logits(vectors) / self.temperature, axis=1)
 
     def best(self, vectors: Floats) -> tuple[list[str | None], Floats]:
         """The likeliest value of each text, threshold or not, and its probability."""
@@ -65,12 +67,6 @@ class KeyModel:
         """The likeliest value of each text, or None where it is unlikely or there is none."""
         values, p = self.best(vectors)
         return [v if one >= self.threshold else None for v, one in zip(values, p, strict=True)]
-
-
-def softmax(logits: Floats) -> Floats:
-    """Rows to probabilities."""
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    return p / p.sum(1, keepdims=True)
 
 
 class _SavedKey(Config):

@@ -20,7 +20,7 @@ from anchored.errors import AnchoredError, Incomplete
 
 
 class _Version(argparse.Action):
-    """`--version`: this package and what it stands on, as a result's `versions` has them."""
+    """`--version`: versions of this package and its main dependencies, as results record them."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from anchored.config import versions
@@ -32,7 +32,7 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser, with one sub-parser a command."""
+    """Build the parser, with one sub-parser per command."""
     parser = Parser(prog="anchored", description=_purpose, allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of one command, `handler` among them; exits with 2 where they make no sense."""
+    """Parse the options of one command, its `handler` among them; exit with 2 on bad usage."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse before 3.13 does not match a `*` positional behind an option (cpython #59317).
@@ -61,12 +61,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status; a bug leaves as the exception that it is."""
+    """Run one command and return its exit status; a bug propagates as its exception."""
     options = parse(arguments)
     try:
         options.handler(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # `anchored inspect ... | head` is no fault
+    except BrokenPipeError:  # `anchored inspect ... | head` is not a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AnchoredError as error:
         return _complain(str(error), status=1 if isinstance(error, Incomplete) else 2)

@@ -1,68 +1,87 @@
-"""What all commands share: types of arguments, overrides, JSON, the missing extra."""
+"""What all commands share: types of arguments, overrides, JSON output, missing extras."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from anchored.cli.options import Option, add_options
 from anchored.errors import AnchoredError
+
+OVERRIDES = Option(
+    "overrides",
+    "configuration fields to override; values are parsed as YAML",
+    nargs="*",
+    metavar="a.b=c",
+)
+
+
+LOADING = (
+    Option(
+        "--dtype",
+        "precision of the weights; default: auto, the one they were saved in",
+        field="dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    ),
+    Option(
+        "--device-map",
+        "auto to spread a model over GPUs, or a device",
+        field="device_map",
+        metavar="MAP",
+    ),
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, in place of the whole usage."""
+    """A parser that reports a mistake in one line, without the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Exits with status 2."""
+        """Exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def command(
-    commands: Any, name: str, summary: str, handler: Callable[[argparse.Namespace], None]
+    commands: Any,
+    name: str,
+    summary: str,
+    handler: Callable[[argparse.Namespace], None],
+    options: Iterable[Option] = (),
 ) -> argparse.ArgumentParser:
-    """Adds a command and returns its parser."""
+    """Add a command with its options and return its parser."""
     parser = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     parser.set_defaults(handler=handler)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON to stdout")
+    add_options(parser, options)
     return parser
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds `a.b=c` arguments."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="a.b=c",
-        help="fields of the configuration to replace; values are read as YAML",
-    )
-
-
 def existing_file(text: str) -> Path:
-    """The type of an argument that names a file."""
-    if not Path(text).is_file():  # said here, before seconds of imports
+    """Parse the path of an existing file."""
+    if not Path(text).is_file():  # checked here, before seconds of imports
         raise argparse.ArgumentTypeError(f"{text!r}: no such file")
     return Path(text)
 
 
 def positive(text: str) -> int:
-    """The type of a whole number above 0."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def whole_number(text: str) -> int:
-    """The type of a whole number from 0."""
+    """Parse a non-negative integer."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def above_zero(text: str) -> float:
-    """The type of a number above 0."""
+    """Parse a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -73,7 +92,7 @@ def above_zero(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """The type of a number above 0, up to 1."""
+    """Parse a number above 0 and at most 1."""
     value = above_zero(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is above 1")
@@ -81,45 +100,16 @@ def share(text: str) -> float:
 
 
 def key_value(text: str) -> tuple[str, str]:
-    """The type of `key=value`."""
+    """Parse `key=value`."""
     key, separator, value = text.partition("=")
     if not separator or not value.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: write key=value")
     return key.strip(), value
 
 
-def same_flags(*fields: str) -> dict[str, str]:
-    """The flags of fields that are called as they are."""
-    return {field: f"--{field.replace('_', '-')}" for field in fields}
-
-
-def flags_used(
-    flags: Mapping[str, str],
-    given: Collection[str],
-    config: Path | None,
-    overrides: Iterable[str] = (),
-) -> dict[str, str]:
-    """The flags that an error should name in place of fields.
-
-    Args:
-        flags: by field.
-        given: the fields that were given by flags.
-        config: the file that all others come from; without one a missing field is a missing flag.
-        overrides: `a.b=c` arguments, which come after flags.
-    """
-    replaced = {override.partition("=")[0] for override in overrides}
-    wanted = given if config else flags
-    return {field: flags[field] for field in wanted if field in flags and field not in replaced}
-
-
-def only_given(**fields: Any) -> dict[str, Any]:
-    """The fields that are not None."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Says which extra brings what an import in the body lacks."""
+    """Name the extra that installs what an import in the body lacks."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -129,5 +119,5 @@ def extra(name: str) -> Iterator[None]:
 
 
 def print_json(data: Any) -> None:
-    """Prints a result for other programs."""
+    """Print a result for other programs."""
     print(json.dumps(data, ensure_ascii=False, indent=2))

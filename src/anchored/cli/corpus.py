@@ -1,4 +1,4 @@
-"""Commands on a corpus: schema, annotate, distil, prepare, export, inspect."""
+"""Commands that work on a corpus: schema, annotate, distil, prepare, export, inspect."""
 
 from __future__ import annotations
 
@@ -9,32 +9,66 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
+    OVERRIDES,
     Parser,
-    add_overrides,
     command,
     existing_file,
     extra,
-    flags_used,
     positive,
     print_json,
-    same_flags,
     whole_number,
+)
+from anchored.cli.options import (
+    Option,
+    add_options,
+    as_overrides,
+    fields_given,
+    flags_used,
+    names_in_errors,
 )
 from anchored.errors import AnchoredError
 
 
+def _as_source(path: str) -> dict[str, str]:
+    return {"path": path}
+
+
+_SUGGEST = (
+    Option(
+        "corpus",
+        "rows, annotated or not",
+        field="corpus",
+        value=_as_source,
+        shown="CORPUS",
+        metavar="CORPUS",
+    ),
+    Option(
+        "--sft", "rows with prompts and responses", field="sft", value=_as_source, metavar="SRC"
+    ),
+    Option(
+        "--schema",
+        "schema whose keys are tried on rows without tags: built-in or a YAML file; "
+        "default: general",
+        field="schema_name",
+    ),
+    Option(
+        "--sample",
+        "number of texts to use; default: 2000",
+        field="sample",
+        type=positive,
+        metavar="N",
+    ),
+    Option("--out", "write the schema to FILE as YAML", type=Path, metavar="FILE"),
+)
+
+
 def add_schema(commands: Any) -> None:
-    """Adds `anchored schema`."""
-    summary = "which keys an annotation of a corpus should have"
+    """Add `anchored schema`."""
+    summary = "choose the keys of a corpus's annotations"
     parser = commands.add_parser("schema", help=summary, description=summary, allow_abbrev=False)
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
-    summary = "keys that vary in a corpus and that prompts leave open, as a schema"
-    parser = command(actions, "suggest", summary, _run_schema_suggest)
-    parser.add_argument("corpus", metavar="CORPUS", help="rows, annotated or not")
-    parser.add_argument("--sft", metavar="SRC", help="rows with prompts and responses")
-    parser.add_argument("--schema", help="keys to try on rows without tags; default: general")
-    parser.add_argument("--sample", type=positive, metavar="N", help="texts used; default: 2000")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the schema as YAML")
+    summary = "suggest a schema: keys that vary in a corpus and that prompts leave open"
+    command(actions, "suggest", summary, _run_schema_suggest, _SUGGEST)
 
 
 def _run_schema_suggest(options: argparse.Namespace) -> None:
@@ -45,82 +79,15 @@ def _run_schema_suggest(options: argparse.Namespace) -> None:
     with extra("annotate"):
         from anchored.tags.suggest import SuggestConfig, run
 
-    given = {
-        "corpus": {"path": options.corpus},
-        "sft": options.sft and {"path": options.sft},
-        "schema_name": options.schema,
-        "sample": options.sample,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    flags = {"corpus": "CORPUS", "schema_name": "--schema", **same_flags("sft", "sample")}
-    config = validated(SuggestConfig, known, source="command line", flags=flags)
+    config = validated(
+        SuggestConfig,
+        fields_given(_SUGGEST, options),
+        source="command line",
+        flags=names_in_errors(_SUGGEST),
+    )
     found = run(config, options.out, Console(stderr=options.json))
     if options.json:
         print_json(found.data())
-
-
-_ANNOTATE_FLAGS = {
-    "source": "SRC",
-    "schema_name": "--schema",
-    "serve.model": "--serve",
-    "serve.server": "--server",
-    **same_flags("out", "annotator", "context_tags", "max_failed"),
-    **{
-        f"endpoint.{field}": flag
-        for field, flag in same_flags(
-            "url", "model", "key_env", "concurrency", "price_in", "price_out"
-        ).items()
-    },
-}
-
-
-def add_annotate(commands: Any) -> None:
-    """Adds `anchored annotate`."""
-    summary = "write tags to the chunks of documents and to the responses of conversations"
-    parser = command(commands, "annotate", summary, _run_annotate)
-    parser.add_argument(
-        "source",
-        metavar="SRC|CONFIG",
-        help="rows to annotate (.jsonl, .json, .txt, .md, .gz, .xz or .zst of these, .parquet, a "
-        "folder, hf://owner/name), or a .yaml",
-    )
-    parser.add_argument("--out", help="folder for the shards; run again to resume")
-    parser.add_argument("--annotator", help="offline (default), distilled:FOLDER or endpoint")
-    parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
-    parser.add_argument("--cluster", choices=("ray",), help="spread over a Ray cluster's machines")
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="processes; default: one a core, of an endpoint one a machine",
-    )
-    _add_endpoint(parser.add_argument_group("the endpoint annotator"))
-    add_overrides(parser)
-
-
-def _add_endpoint(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--url", help="of an OpenAI-compatible server")
-    group.add_argument("--model", metavar="NAME", help="as the server calls it")
-    group.add_argument("--serve", metavar="MODEL", help="start a server of this model, in place of")
-    group.add_argument("--server", choices=("vllm", "transformers"), help="which; default: vllm")
-    group.add_argument(
-        "--key-env", metavar="NAME", help="variable with the key; default: OPENAI_API_KEY"
-    )
-    group.add_argument("--concurrency", type=positive, metavar="N", help="most requests at once")
-    group.add_argument(
-        "--context-tags", type=whole_number, metavar="N", help="show the tags of N chunks before"
-    )
-    group.add_argument(
-        "--max-failed", type=whole_number, metavar="N", help="stop when more have failed"
-    )
-    group.add_argument("--price-in", type=float, metavar="X", help="of a million tokens read")
-    group.add_argument("--price-out", type=float, metavar="X", help="of a million tokens written")
-    group.add_argument(
-        "--dry-run", type=positive, metavar="N", help="ask about N chunks and project the rest"
-    )
-    group.add_argument(
-        "--shard", type=_share, metavar="I/N", help="annotate the I-th of N parts, from 0"
-    )
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -130,19 +97,125 @@ def _share(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+_ANNOTATE = (
+    Option(
+        "source",
+        "rows to annotate (.jsonl, .json, .txt, .md, .gz, .xz or .zst of these, .parquet, a "
+        "folder, hf://owner/name), or a .yaml configuration",
+        field="source",
+        shown="SRC",
+        metavar="SRC|CONFIG",
+    ),
+    Option("--out", "folder for the shards; run again to resume", field="out"),
+    Option(
+        "--annotator",
+        "offline (default), distilled:FOLDER or endpoint",
+        field="annotator",
+    ),
+    Option("--schema", "a built-in schema or a YAML file; default: general", field="schema_name"),
+    Option(
+        "--cluster",
+        "distribute the work over the machines of a Ray cluster",
+        field="cluster",
+        choices=("ray",),
+    ),
+    Option(
+        "--workers",
+        "number of processes; default: one per core, or one per machine with an endpoint",
+        field="workers",
+        type=positive,
+        metavar="N",
+    ),
+    OVERRIDES,
+)
+_ANNOTATE_ENDPOINT = (
+    Option("--url", "URL of an OpenAI-compatible server", field="endpoint.url"),
+    Option("--model", "model name on the server", field="endpoint.model", metavar="NAME"),
+    Option(
+        "--serve",
+        "launch a server for MODEL instead of using --url",
+        field="serve.model",
+        metavar="MODEL",
+    ),
+    Option(
+        "--server",
+        "server that --serve launches; default: vllm",
+        field="serve.server",
+        choices=("vllm", "transformers"),
+    ),
+    Option(
+        "--key-env",
+        "environment variable that holds the API key; default: OPENAI_API_KEY",
+        field="endpoint.key_env",
+        metavar="NAME",
+    ),
+    Option(
+        "--concurrency",
+        "maximum number of concurrent requests",
+        field="endpoint.concurrency",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--context-tags",
+        "show the model the tags of the N preceding chunks",
+        field="context_tags",
+        type=whole_number,
+        metavar="N",
+    ),
+    Option(
+        "--max-failed",
+        "stop when more than N chunks have failed",
+        field="max_failed",
+        type=whole_number,
+        metavar="N",
+    ),
+    Option(
+        "--price-in",
+        "price per million input tokens",
+        field="endpoint.price_in",
+        type=float,
+        metavar="X",
+    ),
+    Option(
+        "--price-out",
+        "price per million output tokens",
+        field="endpoint.price_out",
+        type=float,
+        metavar="X",
+    ),
+    Option(
+        "--dry-run",
+        "annotate N chunks and project tokens, time and cost for the rest",
+        type=positive,
+        metavar="N",
+    ),
+    Option("--shard", "annotate part I of N, counted from 0", type=_share, metavar="I/N"),
+)
+
+
+def add_annotate(commands: Any) -> None:
+    """Add `anchored annotate`."""
+    summary = "write tags for the chunks of documents and the responses of conversations"
+    parser = command(commands, "annotate", summary, _run_annotate, _ANNOTATE)
+    add_options(parser.add_argument_group("endpoint annotator"), _ANNOTATE_ENDPOINT)
+
+
 def _run_annotate(options: argparse.Namespace) -> None:
     from anchored.config import read_yaml
 
     path = Path(options.source) if options.source.endswith((".yaml", ".yml")) else None
-    fields = _annotate_fields(options, path)
-    overrides = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
-    overrides += options.overrides
-    flags = flags_used(_ANNOTATE_FLAGS, fields, path, options.overrides)
+    declared = (*_ANNOTATE, *_ANNOTATE_ENDPOINT)
+    fields = fields_given(declared, options)
+    if path:
+        del fields["source"]  # the argument names the file
+    overrides = [*as_overrides(fields), *options.overrides]
+    flags = flags_used(names_in_errors(declared), fields, path, options.overrides)
     named = options.annotator or ((path and read_yaml(path)) or {}).get("annotator")
     if named == "endpoint" or (named is None and (options.url or options.serve)):
         manifest = _annotate_by_endpoint(options, path, overrides, flags)
     elif options.dry_run or options.shard:
-        raise AnchoredError("--dry-run and --shard are of `--annotator endpoint` alone")
+        raise AnchoredError("--dry-run and --shard require `--annotator endpoint`")
     else:
         from anchored.config import load_config
         from anchored.corpus.offline_run import AnnotateConfig, run
@@ -167,43 +240,44 @@ def _annotate_by_endpoint(
     return run(config, share=share, dry_run=options.dry_run or 0)
 
 
-def _annotate_fields(options: argparse.Namespace, config: Path | None) -> dict[str, Any]:
-    """The fields whose options were given."""
-    fields = {
-        "source": None if config else options.source,
-        "out": options.out,
-        "annotator": options.annotator,
-        "schema_name": options.schema,
-        "cluster": options.cluster,
-        "workers": options.workers,
-        "endpoint.url": options.url,
-        "endpoint.model": options.model,
-        "endpoint.key_env": options.key_env,
-        "endpoint.concurrency": options.concurrency,
-        "endpoint.price_in": options.price_in,
-        "endpoint.price_out": options.price_out,
-        "serve.model": options.serve,
-        "serve.server": options.server,
-        "context_tags": options.context_tags,
-        "max_failed": options.max_failed,
-    }
-    return {field: value for field, value in fields.items() if value is not None}
+_DISTIL = (
+    Option(
+        "source",
+        "annotated rows; with --choose, any rows",
+        field="source",
+        value=_as_source,
+        shown="LABELLED|SRC",
+        metavar="LABELLED|SRC",
+    ),
+    Option(
+        "--out",
+        "folder of the annotator; with --choose, file of the chosen texts",
+        field="out",
+        required=True,
+    ),
+    Option("--schema", "a built-in schema or a YAML file; default: general", field="schema_name"),
+    Option(
+        "--target-precision",
+        "precision of the tags written; default: 0.8",
+        field="target_precision",
+        type=float,
+        metavar="X",
+    ),
+    Option(
+        "--choose",
+        "choose N representative texts of SRC to be labelled, and stop",
+        field="count",
+        type=positive,
+        metavar="N",
+    ),
+    Option("--seed", "random seed; default: 0", field="seed", type=whole_number, default=0),
+)
 
 
 def add_distil(commands: Any) -> None:
-    """Adds `anchored distil`."""
-    summary = "learn an annotator from labelled texts, or choose the texts to have labelled"
-    parser = command(commands, "distil", summary, _run_distil)
-    parser.add_argument("source", metavar="LABELLED|SRC", help="annotated rows, or any")
-    parser.add_argument("--out", required=True, help="folder of the annotator, or file of texts")
-    parser.add_argument("--schema", help="a built-in schema or a YAML file; default: general")
-    parser.add_argument(
-        "--target-precision", type=float, metavar="X", help="of the tags written; default: 0.8"
-    )
-    parser.add_argument(
-        "--choose", type=positive, metavar="N", help="write N texts of SRC that stand for all"
-    )
-    parser.add_argument("--seed", type=whole_number, default=0)
+    """Add `anchored distil`."""
+    summary = "train an annotator on labelled texts, or choose the texts to label"
+    command(commands, "distil", summary, _run_distil, _DISTIL)
 
 
 def _run_distil(options: argparse.Namespace) -> None:
@@ -214,42 +288,33 @@ def _run_distil(options: argparse.Namespace) -> None:
     with extra("annotate"):
         from anchored.corpus import choose, distil
 
-    given = {
-        "source": {"path": options.source},
-        "out": options.out,
-        "schema_name": options.schema,
-        "target_precision": options.target_precision,
-        "count": options.choose,
-        "seed": options.seed,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    flags = {
-        "source": "LABELLED|SRC",
-        "schema_name": "--schema",
-        "count": "--choose",
-        **same_flags("out", "target_precision"),
-    }
+    given, flags = fields_given(_DISTIL, options), names_in_errors(_DISTIL)
     if options.choose is None:
-        wanted = validated(distil.DistilConfig, known, source="command line", flags=flags)
+        wanted = validated(distil.DistilConfig, given, source="command line", flags=flags)
         result = distil.run(wanted)
     else:
-        config = validated(choose.ChooseConfig, known, source="command line", flags=flags)
+        config = validated(choose.ChooseConfig, given, source="command line", flags=flags)
         result = asdict(choose.run(config))
     if options.json:
         print_json(result)
 
 
-def add_prepare(commands: Any) -> None:
-    """Adds `anchored prepare`."""
-    summary = "encode, mask and pack a corpus into a dataset that trains anywhere"
-    parser = command(commands, "prepare", summary, _run_prepare)
-    parser.add_argument(
+_PREPARE = (
+    Option(
         "config",
+        "YAML file with the fields of PrepareConfig, or one for `anchored pretrain` or "
+        "`anchored sft`, whose `data` is prepared",
         type=existing_file,
         metavar="CONFIG",
-        help="YAML file of a PrepareConfig, or of `pretrain` or `sft`, whose `data` it prepares",
-    )
-    add_overrides(parser)
+    ),
+    OVERRIDES,
+)
+
+
+def add_prepare(commands: Any) -> None:
+    """Add `anchored prepare`."""
+    summary = "encode, mask and pack a corpus into a dataset that any trainer can load"
+    command(commands, "prepare", summary, _run_prepare, _PREPARE)
 
 
 def _run_prepare(options: argparse.Namespace) -> None:
@@ -278,15 +343,22 @@ def _prepare_ahead(options: argparse.Namespace, console: Any) -> Path:
     return prepare_ahead(load_config(stage, options.config, options.overrides), console)
 
 
+_EXPORT = (
+    Option("dataset", "dataset from `anchored prepare`", type=Path, metavar="DATASET"),
+    Option(
+        "--format",
+        "trainer to write for",
+        required=True,
+        choices=("axolotl", "llamafactory", "torchtune"),
+    ),
+    Option("--out", "new folder for the output", type=Path, required=True, metavar="DIR"),
+)
+
+
 def add_export(commands: Any) -> None:
-    """Adds `anchored export`."""
-    summary = "write a prepared dataset in the columns that another trainer reads"
-    parser = command(commands, "export", summary, _run_export)
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="from `anchored prepare`")
-    parser.add_argument(
-        "--format", required=True, choices=("axolotl", "llamafactory", "torchtune"), help="whose"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    """Add `anchored export`."""
+    summary = "write a prepared dataset in the columns of another trainer"
+    command(commands, "export", summary, _run_export, _EXPORT)
 
 
 def _run_export(options: argparse.Namespace) -> None:
@@ -298,34 +370,63 @@ def _run_export(options: argparse.Namespace) -> None:
     print_json(found) if options.json else print(advice(found, options.out))
 
 
-def add_inspect(commands: Any) -> None:
-    """Adds `anchored inspect`."""
-    summary = "a coloured view of segments and masks, tag statistics, or a model's facts"
-    parser = command(commands, "inspect", summary, _run_inspect)
-    parser.add_argument(
-        "path", metavar="DATASET|MODEL|SRC", help="prepared data, annotated rows or a model"
-    )
-    parser.add_argument("-n", type=positive, default=3, help="rows of prepared data to show")
-    parser.add_argument(
-        "--row", type=whole_number, default=0, help="the first of them, counted from 0"
-    )
-    parser.add_argument("--split", choices=("train", "validation"), default="train")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the view as one HTML file")
-    parser.add_argument(
-        "--tags", action="store_true", help="are the tags of these annotated rows any good?"
-    )
-    parser.add_argument(
-        "--against", metavar="SRC", help="with --tags: the same texts, tagged by somebody else"
-    )
-    parser.add_argument(
-        "--canonical", type=Path, metavar="FILE", help="with --tags: write the variants found"
-    )
-    parser.add_argument(
+_INSPECT = (
+    Option(
+        "path",
+        "prepared data, annotated rows or a model",
+        field="source",
+        value=_as_source,
+        shown="SRC",
+        metavar="DATASET|MODEL|SRC",
+    ),
+    Option("-n", "number of prepared rows to show; default: 3", type=positive, default=3),
+    Option(
+        "--row",
+        "first row to show, counted from 0; default: 0",
+        type=whole_number,
+        default=0,
+    ),
+    Option(
+        "--split",
+        "split to show; default: train",
+        choices=("train", "validation"),
+        default="train",
+    ),
+    Option("--html", "write the view to FILE as one HTML page", type=Path, metavar="FILE"),
+    Option("--tags", "report on the quality of the tags of annotated rows", switch=True),
+    Option(
+        "--against",
+        "with --tags: the same texts with the tags of another annotator",
+        field="against",
+        value=_as_source,
+        metavar="SRC",
+    ),
+    Option(
+        "--canonical",
+        "with --tags: write the variants of values that were found to FILE",
+        type=Path,
+        metavar="FILE",
+    ),
+    Option(
         "--embedder",
+        "with --tags: static or sentence-transformers:<folder or hub id>",
+        field="embedder",
         metavar="NAME",
-        help="with --tags: static or sentence-transformers:<folder or hub id>",
-    )
-    parser.add_argument("--sample", type=positive, metavar="N", help="with --tags: texts used")
+    ),
+    Option(
+        "--sample",
+        "with --tags: number of texts to use",
+        field="sample",
+        type=positive,
+        metavar="N",
+    ),
+)
+
+
+def add_inspect(commands: Any) -> None:
+    """Add `anchored inspect`."""
+    summary = "show segments and masks in colour, tag statistics, or facts about a model"
+    command(commands, "inspect", summary, _run_inspect, _INSPECT)
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
@@ -348,13 +449,10 @@ def _run_inspect_tags(options: argparse.Namespace) -> None:
         from anchored.inspection.tags_view import run
         from anchored.tags.quality import TagsConfig
 
-    given = {
-        "source": {"path": options.path},
-        "against": options.against and {"path": options.against},
-        "embedder": options.embedder,
-        "sample": options.sample,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    flags = {"source": "SRC", **same_flags("against", "embedder", "sample")}
-    config = validated(TagsConfig, known, source="command line", flags=flags)
+    config = validated(
+        TagsConfig,
+        fields_given(_INSPECT, options),
+        source="command line",
+        flags=names_in_errors(_INSPECT),
+    )
     run(config, options.canonical, html=options.html, as_json=options.json)

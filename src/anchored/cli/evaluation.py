@@ -1,95 +1,253 @@
-"""Commands that measure: evaluate, score, capability."""
+"""Commands that measure models and texts: evaluate, score, capability."""
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
-    add_overrides,
+    LOADING,
+    OVERRIDES,
     command,
     existing_file,
     extra,
-    flags_used,
     key_value,
-    only_given,
     positive,
     print_json,
-    same_flags,
     whole_number,
+)
+from anchored.cli.options import (
+    Option,
+    add_options,
+    as_overrides,
+    fields_given,
+    flags_used,
+    names_in_errors,
+    nested,
 )
 from anchored.errors import AnchoredError, Incomplete
 
-_READER_FLAGS = {
-    **same_flags("embedder", "embedder_key_env", "equivalence", "threshold", "quality"),
-    **same_flags("attributes", "calibration", "journal"),
-    "schema_name": "--schema",
-    "vendi_orders": "--vendi-q",
-    "judge.url": "--judge-url",
-    "judge.model": "--judge-model",
-    "judge.key_env": "--judge-key-env",
-    "judge.sampling": "--judge-set",
-    **{
-        f"judge.{field}": flag
-        for field, flag in same_flags(
-            "concurrency", "timeout", "requests_per_minute", "tokens_per_minute", "price_in",
-            "price_out",
-        ).items()
-    },
-}  # fmt: skip
-_EVALUATE_FLAGS = {
-    **same_flags("out", "base", "sft", "seeds", "samples", "limit", "concurrency"),
-    "benchmarks": "--benchmark",
-    "temperatures": "--temperature",
-    "max_tokens": "--max-new-tokens",
-    **{f"readers.{field}": flag for field, flag in _READER_FLAGS.items()},
-}
+_READERS = (
+    Option(
+        "--embedder",
+        "static, sentence-transformers:<folder or hub id> or endpoint:<url>#<model>",
+        field="embedder",
+        metavar="NAME",
+    ),
+    Option(
+        "--embedder-key-env",
+        "environment variable that holds the API key of the embedder's endpoint",
+        field="embedder_key_env",
+        metavar="NAME",
+    ),
+    Option(
+        "--equivalence",
+        "what makes two answers the same: exact, overlap, embedding, "
+        "classifier[:<folder or hub id>], judge or given",
+        field="equivalence",
+        metavar="NAME",
+    ),
+    Option(
+        "--threshold",
+        "similarity from which two answers are the same",
+        field="threshold",
+        type=float,
+        metavar="X",
+    ),
+    Option(
+        "--quality",
+        "given (the file's generation_scores, 1 to 10), judge, perplexity:<model>, "
+        "reward:<model> or none",
+        field="quality",
+        metavar="NAME",
+    ),
+    Option(
+        "--attributes",
+        "reader of the attributes whose semantic entropy is measured",
+        field="attributes",
+        choices=("offline", "judge", "none"),
+    ),
+    Option(
+        "--schema",
+        "schema of these attributes; default: general",
+        field="schema_name",
+        metavar="NAME",
+    ),
+    Option(
+        "--calibration",
+        "saved calibration of the offline annotator",
+        field="calibration",
+        value=str,
+        type=existing_file,
+        metavar="FILE",
+    ),
+    Option(
+        "--vendi-q",
+        "order of the Vendi score; repeatable",
+        field="vendi_orders",
+        type=float,
+        repeatable=True,
+        metavar="Q",
+    ),
+)
+
+
+def _as_sampling(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    from anchored.config import parse_yaml
+
+    return {name: parse_yaml(value, f"--judge-set {name}") for name, value in pairs}
+
+
+_JUDGE = (
+    Option("--judge-url", "URL of an OpenAI-compatible server", field="judge.url", metavar="URL"),
+    Option("--judge-model", "model name on the server", field="judge.model", metavar="NAME"),
+    Option(
+        "--judge-key-env",
+        "environment variable that holds the API key; default: OPENAI_API_KEY",
+        field="judge.key_env",
+        metavar="NAME",
+    ),
+    Option(
+        "--judge-set",
+        "sampling parameter; the value is parsed as YAML; repeatable",
+        field="judge.sampling",
+        value=_as_sampling,
+        type=key_value,
+        repeatable=True,
+        default=[],
+        metavar="NAME=VALUE",
+    ),
+    Option(
+        "--concurrency",
+        "maximum number of concurrent requests",
+        field="judge.concurrency",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--timeout",
+        "time limit for one answer in seconds",
+        field="judge.timeout",
+        type=float,
+        metavar="S",
+    ),
+    Option(
+        "--requests-per-minute",
+        "maximum number of requests per minute",
+        field="judge.requests_per_minute",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--tokens-per-minute",
+        "maximum number of tokens per minute",
+        field="judge.tokens_per_minute",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--price-in",
+        "price per million input tokens",
+        field="judge.price_in",
+        type=float,
+        metavar="X",
+    ),
+    Option(
+        "--price-out",
+        "price per million output tokens",
+        field="judge.price_out",
+        type=float,
+        metavar="X",
+    ),
+    Option(
+        "--journal",
+        "file that keeps the judge's answers; default: in --out",
+        field="journal",
+        metavar="FILE",
+    ),
+    Option(
+        "--dry-run",
+        "project the number, tokens and cost of the judge's requests, and stop",
+        switch=True,
+    ),
+)
+
+
+def _add_readers(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a `ReadersConfig`."""
+    add_options(parser.add_argument_group("backends that read the texts"), _READERS)
+    add_options(parser.add_argument_group("the judge that these backends may ask"), _JUDGE)
+
+
+_EVALUATE = (
+    Option(
+        "models",
+        "folders, hub ids or endpoint:URL#NAME; models named base and sft take these roles. Or "
+        "one .yaml configuration, followed by a.b=c",
+        nargs="+",
+        metavar="[NAME=]MODEL|CONFIG",
+    ),
+    OVERRIDES,
+    Option(
+        "--benchmark",
+        "stories; noveltybench, wildchat or infinitychat, each also with =PATH or =hub; or a "
+        ".txt or .jsonl file of prompts; repeatable",
+        field="benchmarks",
+        repeatable=True,
+        metavar="NAME",
+    ),
+    Option("--out", "output folder; run again to resume", field="out", metavar="DIR"),
+    Option("--base", "the model before fine-tuning", field="base", metavar="NAME"),
+    Option("--sft", "the model that may have collapsed", field="sft", metavar="NAME"),
+    Option(
+        "--seeds",
+        "number of sets of samples; default: 1",
+        field="seeds",
+        value=lambda count: list(range(count)),
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--temperature",
+        "sampling temperature; repeatable for a sweep",
+        field="temperatures",
+        type=float,
+        repeatable=True,
+        metavar="T",
+    ),
+    Option(
+        "--samples",
+        "number of samples per prompt",
+        field="samples",
+        type=positive,
+        metavar="K",
+    ),
+    Option("--limit", "use only the first P prompts", field="limit", type=positive, metavar="P"),
+    Option(
+        "--max-new-tokens",
+        "maximum number of response tokens",
+        field="max_tokens",
+        type=positive,
+        metavar="N",
+    ),
+    Option("--pin", "tag to impose; repeatable", repeatable=True, default=[], metavar="KEY=VALUE"),
+    Option("--no-annotation", "sample responses without annotations", switch=True),
+    Option(
+        "--ask",
+        "give the prompt to model NAME as a chat turn, or as text to continue; repeatable",
+        repeatable=True,
+        default=[],
+        metavar="NAME=chat|prefill",
+    ),
+)
 
 
 def add_evaluate(commands: Any) -> None:
-    """Adds `anchored evaluate`."""
-    summary = "sample models on benchmarks by name, and tell how much of a collapse is undone"
-    parser = command(commands, "evaluate", summary, _run_evaluate)
-    parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="[NAME=]MODEL|CONFIG",
-        help="folders, hub ids or endpoint:URL#NAME; those called base and sft take these roles. "
-        "Or one .yaml with a.b=c behind it",
-    )
-    add_overrides(parser)
-    parser.add_argument(
-        "--benchmark",
-        action="append",
-        metavar="NAME",
-        help="stories; noveltybench, wildchat, infinitychat, each also with =PATH or =hub; or a "
-        ".txt or .jsonl file of prompts; repeatable",
-    )
-    parser.add_argument("--out", metavar="DIR", help="run again to resume")
-    parser.add_argument("--base", metavar="NAME", help="the model before fine-tuning")
-    parser.add_argument("--sft", metavar="NAME", help="the model that may have collapsed")
-    parser.add_argument("--seeds", type=positive, metavar="N", help="sets of samples; default: 1")
-    parser.add_argument(
-        "--temperature", type=float, action="append", metavar="T", help="repeatable: a sweep"
-    )
-    parser.add_argument("--samples", type=positive, metavar="K", help="of each prompt")
-    parser.add_argument("--limit", type=positive, metavar="P", help="the first P prompts")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="of a response")
-    parser.add_argument(
-        "--pin", action="append", default=[], metavar="KEY=VALUE", help="a tag to impose"
-    )
-    parser.add_argument("--no-annotation", action="store_true", help="leave annotations out")
-    parser.add_argument(
-        "--ask",
-        action="append",
-        default=[],
-        metavar="NAME=chat|prefill",
-        help="put the prompt to this model as a user's turn, or let it go on from it; repeatable",
-    )
-    _add_backends(parser.add_argument_group("what reads the texts"))
-    _add_judge(parser.add_argument_group("a judge, for what is called judge above"))
+    """Add `anchored evaluate`."""
+    summary = "sample models on benchmarks and measure how much of a collapse is undone"
+    _add_readers(command(commands, "evaluate", summary, _run_evaluate, _EVALUATE))
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
@@ -111,9 +269,8 @@ def _run_evaluate(options: argparse.Namespace) -> None:
         settings = {"annotation": not options.no_annotation, "pins": options.pin}
         path, rest = None, []
         fields["models"] = named_models(words, options.ask, settings)
-    overrides = [f"{field}={json.dumps(value)}" for field, value in fields.items()]
-    given = [name for field, value in fields.items() for name in _leaves(field, value)]
-    flags = flags_used(_EVALUATE_FLAGS, given, path, rest)
+    flags = flags_used(_evaluate_flags(), fields, path, rest)
+    overrides = as_overrides(_judge_together(fields))
     config = load_config(EvaluateConfig, path, [*overrides, *rest], flags)
     results = run(config, Console(stderr=options.json))
     if options.json:
@@ -124,118 +281,76 @@ def _run_evaluate(options: argparse.Namespace) -> None:
         raise Incomplete(f"{failed} judgements failed; run again to retry them")
 
 
-def _leaves(field: str, value: Any) -> list[str]:
-    """A field's name or, of the judge's mapping, those inside."""
-    return [f"{field}.{name}" for name in value] if isinstance(value, dict) else [field]
-
-
 def _evaluate_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of an `EvaluateConfig` that were given, but for the models."""
+    """The fields of an `EvaluateConfig` that were given, except for the models."""
     if options.dry_run:
         raise AnchoredError(
             "--dry-run: there are no texts yet to project from; sample without a judge, then "
             "anchored score --dry-run on the samples"
         )
-    readers = _reader_fields(options)
-    if not options.judge_url:  # --concurrency is an endpoint's too
-        readers.pop("judge", None)
-    return only_given(
-        out=options.out,
-        benchmarks=options.benchmark,
-        base=options.base,
-        sft=options.sft,
-        seeds=options.seeds and list(range(options.seeds)),
-        temperatures=options.temperature,
-        samples=options.samples,
-        limit=options.limit,
-        max_tokens=options.max_new_tokens,
-        concurrency=options.concurrency,
-        **{f"readers.{name}": value for name, value in readers.items()},
-    )
+    fields = fields_given(_EVALUATE, options)
+    if options.concurrency is not None:
+        fields["concurrency"] = options.concurrency  # for models behind an endpoint, too
+    readers = fields_given((*_READERS, *_JUDGE), options)
+    if not options.judge_url:
+        readers = {name: value for name, value in readers.items() if not name.startswith("judge.")}
+    return fields | {f"readers.{name}": value for name, value in readers.items()}
 
 
-def add_score(commands: Any) -> None:
-    """Adds `anchored score`."""
-    summary = "how diverse are these texts? Any model's generations, several files side by side"
-    parser = command(commands, "score", summary, _run_score)
-    parser.add_argument(
+def _evaluate_flags() -> dict[str, str]:
+    """Names in errors, by field of an `EvaluateConfig`."""
+    readers = names_in_errors((*_READERS, *_JUDGE), under="readers.")
+    return {**names_in_errors(_EVALUATE), "concurrency": "--concurrency", **readers}
+
+
+def _judge_together(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with those of the judge in one mapping, which replaces that of a file as a whole."""
+    under = "readers.judge."
+    judge = {n.removeprefix(under): v for n, v in fields.items() if n.startswith(under)}
+    others = {name: value for name, value in fields.items() if not name.startswith(under)}
+    return others | ({"readers.judge": judge} if judge else {})
+
+
+_SCORE = (
+    Option(
         "files",
+        "JSON Lines of {prompt, generations: [...]} or of {prompt, response}",
+        field="files",
+        value=lambda paths: [str(path) for path in paths],
         nargs="+",
         type=existing_file,
         metavar="FILE",
-        help="JSON lines of {prompt, generations: [...]} or of {prompt, response}",
-    )
-    parser.add_argument("--n", type=positive, metavar="K", help="the first K texts of each prompt")
-    parser.add_argument("--seed", type=whole_number, default=0, help="of the intervals")
-    parser.add_argument(
-        "--pairwise", action="store_true", help="compare all pairs, not each with the first file"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write results.json, table.md and report.html"
-    )
-    _add_backends(parser.add_argument_group("what reads the texts"))
-    _add_judge(parser.add_argument_group("a judge, for what is called judge above"))
+    ),
+    Option(
+        "--n", "use only the first K texts of each prompt", field="n", type=positive, metavar="K"
+    ),
+    Option(
+        "--seed",
+        "random seed of the confidence intervals; default: 0",
+        field="seed",
+        type=whole_number,
+        default=0,
+    ),
+    Option(
+        "--pairwise",
+        "compare all pairs of files instead of each file with the first",
+        field="compare",
+        value=lambda _: "pairwise",
+        switch=True,
+    ),
+    Option(
+        "--out",
+        "write results.json, table.md and report.html to DIR",
+        type=Path,
+        metavar="DIR",
+    ),
+)
 
 
-def _add_backends(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--embedder",
-        metavar="NAME",
-        help="static, sentence-transformers:<folder or hub id> or endpoint:<url>#<model>",
-    )
-    group.add_argument(
-        "--embedder-key-env", metavar="NAME", help="variable with the key of that endpoint"
-    )
-    group.add_argument(
-        "--equivalence",
-        metavar="NAME",
-        help="exact, overlap, embedding, classifier[:<folder or hub id>], judge or given",
-    )
-    group.add_argument("--threshold", type=float, metavar="X", help="of the equivalence")
-    group.add_argument(
-        "--quality",
-        metavar="NAME",
-        help="given (the file's generation_scores, 1 to 10), judge, perplexity:<model>, "
-        "reward:<model> or none",
-    )
-    group.add_argument(
-        "--attributes",
-        choices=("offline", "judge", "none"),
-        help="who reads what semantic entropy is of",
-    )
-    group.add_argument("--schema", metavar="NAME", help="its attributes; default: general")
-    group.add_argument("--calibration", type=existing_file, metavar="FILE", help="of the annotator")
-    group.add_argument(
-        "--vendi-q", type=float, action="append", metavar="Q", help="orders of Vendi; repeatable"
-    )
-
-
-def _add_judge(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--judge-url", metavar="URL", help="of an OpenAI-compatible server")
-    group.add_argument("--judge-model", metavar="NAME", help="as the server calls it")
-    group.add_argument(
-        "--judge-key-env", metavar="NAME", help="variable with its key; default: OPENAI_API_KEY"
-    )
-    group.add_argument(
-        "--judge-set",
-        type=key_value,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a sampling parameter, the value read as YAML; repeatable",
-    )
-    group.add_argument("--concurrency", type=positive, metavar="N", help="most requests at once")
-    group.add_argument("--timeout", type=float, metavar="S", help="seconds for one answer")
-    group.add_argument("--requests-per-minute", type=positive, metavar="N")
-    group.add_argument("--tokens-per-minute", type=positive, metavar="N")
-    group.add_argument("--price-in", type=float, metavar="X", help="of a million tokens read")
-    group.add_argument("--price-out", type=float, metavar="X", help="of a million tokens written")
-    group.add_argument(
-        "--journal", metavar="FILE", help="where its answers are kept; default: in --out"
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="print what it would be asked and cost, and stop"
-    )
+def add_score(commands: Any) -> None:
+    """Add `anchored score`."""
+    summary = "measure the diversity of any model's texts; compare several files"
+    _add_readers(command(commands, "score", summary, _run_score, _SCORE))
 
 
 def _run_score(options: argparse.Namespace) -> None:
@@ -246,8 +361,13 @@ def _run_score(options: argparse.Namespace) -> None:
     with extra("evaluate"):
         from anchored.scoring.score import ScoreConfig, project, run
 
-    flags = {**same_flags("n", "seed"), **_READER_FLAGS}
-    config = validated(ScoreConfig, _score_fields(options), source="command line", flags=flags)
+    declared = (*_SCORE, *_READERS, *_JUDGE)
+    config = validated(
+        ScoreConfig,
+        nested(fields_given(declared, options)),
+        source="command line",
+        flags=names_in_errors(declared),
+    )
     if options.dry_run:
         plan = project(config, options.out)
         print_json(plan.as_json()) if options.json else print(plan)
@@ -260,99 +380,78 @@ def _run_score(options: argparse.Namespace) -> None:
         raise Incomplete(f"{failed} judgements failed{where}; run again to retry them")
 
 
-def _score_fields(options: argparse.Namespace) -> dict[str, Any]:
-    return only_given(
-        files=[str(path) for path in options.files],
-        n=options.n,
-        compare="pairwise" if options.pairwise else None,
-        seed=options.seed,
-        **_reader_fields(options),
-    )
+def _positive_or_auto(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
 
 
-def _reader_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a `ReadersConfig` that were given."""
-    return only_given(
-        embedder=options.embedder,
-        embedder_key_env=options.embedder_key_env,
-        equivalence=options.equivalence,
-        threshold=options.threshold,
-        quality=options.quality,
-        attributes=options.attributes,
-        schema_name=options.schema,
-        calibration=options.calibration and str(options.calibration),
-        vendi_orders=options.vendi_q,
-        judge=_judge_fields(options) or None,
-        journal=options.journal,
-    )
-
-
-def _judge_fields(options: argparse.Namespace) -> dict[str, Any]:
-    from anchored.config import parse_yaml
-
-    sampling = {name: parse_yaml(value, f"--judge-set {name}") for name, value in options.judge_set}
-    return only_given(
-        url=options.judge_url,
-        model=options.judge_model,
-        key_env=options.judge_key_env,
-        sampling=sampling or None,
-        concurrency=options.concurrency,
-        timeout=options.timeout,
-        requests_per_minute=options.requests_per_minute,
-        tokens_per_minute=options.tokens_per_minute,
-        price_in=options.price_in,
-        price_out=options.price_out,
-    )
+_CAPABILITY = (
+    Option("models", "model folder or hub id", field="models", nargs="+", metavar="MODEL"),
+    Option(
+        "--task",
+        "lm-eval task, YAML file, or paper-zero-shot; repeatable",
+        field="tasks",
+        repeatable=True,
+        required=True,
+        metavar="NAME",
+    ),
+    Option("--include-path", "folder with more task files", field="include_path", metavar="DIR"),
+    Option(
+        "--annotation",
+        "annotation before an annotated model's answers; default: sampled",
+        field="annotation",
+        choices=("sampled", "given", "none"),
+    ),
+    Option(
+        "--pin",
+        "tag to impose; repeatable",
+        field="pins",
+        type=key_value,
+        repeatable=True,
+        metavar="KEY=VALUE",
+    ),
+    Option(
+        "--format",
+        "format in which tasks are presented; default: auto",
+        field="format",
+        choices=("auto", "chat", "document"),
+    ),
+    Option(
+        "--num-fewshot",
+        "number of examples in the prompt; default: that of the task",
+        field="num_fewshot",
+        type=whole_number,
+        metavar="N",
+    ),
+    Option(
+        "--limit",
+        "use only the first N items of each task",
+        field="limit",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--batch-size",
+        "number of sequences per batch; auto: as many as fit into memory",
+        field="batch_size",
+        type=_positive_or_auto,
+        metavar="N|auto",
+    ),
+    *LOADING,
+    Option(
+        "--seed",
+        "random seed of annotations and sampled answers; default: 0",
+        field="seed",
+        type=whole_number,
+        default=0,
+    ),
+    Option("--out", "output folder; run again to resume", type=Path, required=True),
+)
 
 
 def add_capability(commands: Any) -> None:
-    """Adds `anchored capability`."""
-    summary = "lm-eval's tasks on models, behind their annotations where they have them"
-    parser = command(commands, "capability", summary, _run_capability)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="model folder or hub id")
-    parser.add_argument(
-        "--task",
-        action="append",
-        required=True,
-        metavar="NAME",
-        help="a task of lm-eval, a YAML file, or paper-zero-shot; repeatable",
-    )
-    parser.add_argument("--include-path", metavar="DIR", help="a folder with more task files")
-    parser.add_argument(
-        "--annotation",
-        choices=("sampled", "given", "none"),
-        help="what stands before an annotated model's answers; default: sampled",
-    )
-    parser.add_argument(
-        "--pin", type=key_value, action="append", metavar="KEY=VALUE", help="a tag to impose"
-    )
-    parser.add_argument(
-        "--format", choices=("auto", "chat", "document"), help="how tasks are put; default: auto"
-    )
-    parser.add_argument("--num-fewshot", type=whole_number, metavar="N", help="default: the task's")
-    parser.add_argument("--limit", type=positive, metavar="N", help="first items of each task")
-    parser.add_argument(
-        "--batch-size",
-        type=_positive_or_auto,
-        metavar="N|auto",
-        help="sequences run together; auto: as many as fit",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="precision of the weights; default: auto, the one they were saved in",
-    )
-    parser.add_argument(
-        "--device-map", metavar="MAP", help="auto to spread a model over GPUs, or a device"
-    )
-    parser.add_argument(
-        "--seed", type=whole_number, default=0, help="of annotations and sampled answers"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="run again to resume")
-
-
-def _positive_or_auto(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
+    """Add `anchored capability`."""
+    summary = "run lm-eval tasks on models, after an annotation for models that have them"
+    command(commands, "capability", summary, _run_capability, _CAPABILITY)
 
 
 def _run_capability(options: argparse.Namespace) -> None:
@@ -363,23 +462,12 @@ def _run_capability(options: argparse.Namespace) -> None:
     with extra("lm-eval"):
         from anchored.benchmark.capability import CapabilityConfig, run
 
-    given = {
-        "models": options.models,
-        "tasks": options.task,
-        "include_path": options.include_path,
-        "annotation": options.annotation,
-        "pins": options.pin,
-        "format": options.format,
-        "num_fewshot": options.num_fewshot,
-        "limit": options.limit,
-        "batch_size": options.batch_size,
-        "dtype": options.dtype,
-        "device_map": options.device_map,
-        "seed": options.seed,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    flags = {"tasks": "--task", "pins": "--pin", **same_flags("include_path", "batch_size")}
-    config = validated(CapabilityConfig, known, source="command line", flags=flags)
+    config = validated(
+        CapabilityConfig,
+        fields_given(_CAPABILITY, options),
+        source="command line",
+        flags=names_in_errors(_CAPABILITY),
+    )
     results = run(config, options.out, Console(stderr=options.json))
     if options.json:
         print_json(results)

@@ -1,4 +1,4 @@
-"""Commands on models for others: card, push."""
+"""Commands that publish models: card, push."""
 
 from __future__ import annotations
 
@@ -7,20 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import command, existing_file, print_json
+from anchored.cli.options import Option
+
+_MODEL = Option("model", "folder of a model trained by anchored", type=Path, metavar="MODEL")
+_CARD = (
+    _MODEL,
+    Option("--name", "title of the card; default: the name of the run"),
+    Option(
+        "--results",
+        "results.json whose tables the card shows",
+        type=existing_file,
+        metavar="FILE",
+    ),
+    Option("--overwrite", "replace a card that was edited by hand", switch=True),
+)
+_PUSH = (
+    _MODEL,
+    Option(
+        "--repo",
+        "repository on the hub; created if it does not exist",
+        required=True,
+        metavar="OWNER/NAME",
+    ),
+    Option("--private", "make the repository private if it is created", switch=True),
+    Option("--dry-run", "check the files, list what would be uploaded, and stop", switch=True),
+)
 
 
 def add_card(commands: Any) -> None:
-    """Adds `anchored card`."""
-    summary = "write a model's card anew: training, schema, control tokens, sampling, results"
-    parser = command(commands, "card", summary, _run_card)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model trained here")
-    parser.add_argument("--name", help="heading; default: the name of the run")
-    parser.add_argument(
-        "--results", type=existing_file, metavar="FILE", help="results.json whose tables it shows"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a card that was changed by hand"
-    )
+    """Add `anchored card`."""
+    summary = "write a model's card: training, schema, control tokens, sampling, results"
+    command(commands, "card", summary, _run_card, _CARD)
 
 
 def _run_card(options: argparse.Namespace) -> None:
@@ -31,15 +48,9 @@ def _run_card(options: argparse.Namespace) -> None:
 
 
 def add_push(commands: Any) -> None:
-    """Adds `anchored push`."""
-    summary = "send a model to the hub; the token is read from HF_TOKEN"
-    parser = command(commands, "push", summary, _run_push)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of a model trained here")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made if not there")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check, list what would be sent, and stop"
-    )
+    """Add `anchored push`."""
+    summary = "upload a model to the hub; the token is read from HF_TOKEN"
+    command(commands, "push", summary, _run_push, _PUSH)
 
 
 def _run_push(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Commands on models: demo, experiment, plan, pretrain, sft, preferences, sample."""
+"""Commands that train or sample: demo, experiment, plan, pretrain, sft, preferences, sample."""
 
 from __future__ import annotations
 
@@ -7,64 +7,80 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
+    OVERRIDES,
     above_zero,
-    add_overrides,
     command,
     existing_file,
     key_value,
-    only_given,
     positive,
     print_json,
     share,
     whole_number,
 )
+from anchored.cli.options import Option, as_overrides, fields_given, names_in_errors, nested
+
+_DEMO = (
+    Option("--out", "output folder; default: %(default)s", type=Path, default=Path("runs/demo")),
+    Option(
+        "--seeds",
+        "number of runs to average over; default: %(default)s",
+        field="seeds",
+        value=lambda count: list(range(count)),
+        type=positive,
+        default=1,
+    ),
+    Option(
+        "--regime",
+        "what the SFT data covers: all semantics, unevenly (broad), or only a few values "
+        "(narrow); default: %(default)s",
+        field="regime",
+        choices=("broad", "narrow"),
+        default="broad",
+    ),
+    Option(
+        "--strength",
+        "learning rate of SFT, low (light) or high (hard); default: %(default)s",
+        field="strength",
+        choices=("light", "hard"),
+        default="light",
+    ),
+    OVERRIDES,
+)
 
 
 def add_demo(commands: Any) -> None:
-    """Adds `anchored demo`."""
-    summary = "collapse and its cure on a story corpus with known semantics, on a CPU, in minutes"
-    parser = command(commands, "demo", summary, _run_demo)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
-    parser.add_argument("--seeds", type=positive, default=1, help="runs to average over")
-    parser.add_argument(
-        "--regime",
-        choices=("broad", "narrow"),
-        default="broad",
-        help="does the SFT data cover all semantics, if unevenly (broad), or only a few values",
-    )
-    parser.add_argument(
-        "--strength",
-        choices=("light", "hard"),
-        default="light",
-        help="learning rate of SFT",
-    )
-    add_overrides(parser)
+    """Add `anchored demo`."""
+    summary = "reproduce collapse and its cure on a synthetic story corpus, on a CPU, in minutes"
+    command(commands, "demo", summary, _run_demo, _DEMO)
 
 
 def _run_demo(options: argparse.Namespace) -> None:
     from anchored.config import load_config
     from anchored.experiments import demo
 
-    given = [
-        f"seeds={list(range(options.seeds))}",
-        f"regime={options.regime}",
-        f"strength={options.strength}",
-    ]
+    given = as_overrides(fields_given(_DEMO, options))
     config = load_config(demo.DemoConfig, None, [*given, *options.overrides])
     results = demo.run(config, options.out)
     if options.json:
         print_json(results)
 
 
+_EXPERIMENT = (
+    Option(
+        "config",
+        "YAML file of a study; its field `experiment` names the kind",
+        type=existing_file,
+        metavar="CONFIG",
+    ),
+    Option("--out", "output folder; run again to resume", type=Path, required=True),
+    OVERRIDES,
+)
+
+
 def add_experiment(commands: Any) -> None:
-    """Adds `anchored experiment`."""
-    summary = "run a study from its configuration: bases, treatments, samples, measures, report"
-    parser = command(commands, "experiment", summary, _run_experiment)
-    parser.add_argument(
-        "config", metavar="CONFIG", type=existing_file, help="its `experiment` says which"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="run again to resume")
-    add_overrides(parser)
+    """Add `anchored experiment`."""
+    summary = "run a study from its configuration: bases, treatments, samples, metrics, report"
+    command(commands, "experiment", summary, _run_experiment, _EXPERIMENT)
 
 
 def _run_experiment(options: argparse.Namespace) -> None:
@@ -75,36 +91,55 @@ def _run_experiment(options: argparse.Namespace) -> None:
         print_json(results)
 
 
-def add_plan(commands: Any) -> None:
-    """Adds `anchored plan`."""
-    summary = "what a training run will take: FLOPs, memory, hours, disk and money"
-    parser = command(commands, "plan", summary, _run_plan)
-    parser.add_argument(
-        "config", type=existing_file, metavar="CONFIG", help="of `pretrain` or `sft`"
-    )
-    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="how many")
-    parser.add_argument(
-        "--device", default="h100", help="h100, h200, a100, ..., or cpu; default: %(default)s"
-    )
-    for name, unit, what in (
-        ("--peak-tflops", "X", "of another device, in bf16"),
-        ("--memory-gib", "Y", "of another device"),
-        ("--price-per-hour", "P", "of a device"),
-    ):
-        parser.add_argument(name, type=above_zero, metavar=unit, help=what)
-    parser.add_argument(
+_PLAN = (
+    Option(
+        "config",
+        "YAML file for `anchored pretrain` or `anchored sft`",
+        type=existing_file,
+        metavar="CONFIG",
+    ),
+    Option("--devices", "number of devices; default: 1", type=positive, default=1, metavar="N"),
+    Option("--device", "h100, h200, a100, ..., or cpu; default: %(default)s", default="h100"),
+    Option(
+        "--peak-tflops",
+        "peak bf16 TFLOP/s of a device that has no name here",
+        type=above_zero,
+        metavar="X",
+    ),
+    Option(
+        "--memory-gib",
+        "memory in GiB of a device that has no name here",
+        type=above_zero,
+        metavar="Y",
+    ),
+    Option("--price-per-hour", "price per device-hour", type=above_zero, metavar="P"),
+    Option(
         "--mfu",
+        "model FLOPs utilization, as in metrics.jsonl; default: the value at which all FLOPs "
+        "together reach 40%% of the peak",
         type=share,
-        help="as in metrics.jsonl; default: what it is where all FLOPs make 40%% of the peak",
-    )
-    parser.add_argument(
-        "--supervised", type=share, metavar="S", help="share of tokens with loss, if not prepared"
-    )
-    parser.add_argument(
-        "--annotation", type=existing_file, metavar="FILE", help="JSON of `annotate --dry-run N`"
-    )
-    parser.add_argument("--stage", choices=("pretrain", "sft"), help="default: what CONFIG holds")
-    add_overrides(parser)
+    ),
+    Option(
+        "--supervised",
+        "share of tokens that carry loss, if the data is not prepared yet",
+        type=share,
+        metavar="S",
+    ),
+    Option(
+        "--annotation",
+        "JSON output of `anchored annotate --dry-run N --json`",
+        type=existing_file,
+        metavar="FILE",
+    ),
+    Option("--stage", "stage to plan; default: read from CONFIG", choices=("pretrain", "sft")),
+    OVERRIDES,
+)
+
+
+def add_plan(commands: Any) -> None:
+    """Add `anchored plan`."""
+    summary = "estimate a training run: FLOPs, memory, hours, disk and cost"
+    command(commands, "plan", summary, _run_plan, _PLAN)
 
 
 def _run_plan(options: argparse.Namespace) -> None:
@@ -139,14 +174,22 @@ def _run_plan(options: argparse.Namespace) -> None:
         show(rich_table(found))
 
 
-def add_pretrain(commands: Any) -> None:
-    """Adds `anchored pretrain`."""
-    summary = "train on documents from scratch, or go on from `model.init`; run again to resume"
-    parser = command(commands, "pretrain", summary, _run_pretrain)
-    parser.add_argument(
-        "config", type=existing_file, metavar="CONFIG", help="YAML file of a PretrainConfig"
+def _stage(config: str) -> tuple[Option, ...]:
+    """The arguments of a command that a configuration alone describes."""
+    return (
+        Option(
+            "config", f"YAML file with the fields of {config}", type=existing_file, metavar="CONFIG"
+        ),
+        OVERRIDES,
     )
-    add_overrides(parser)
+
+
+def add_pretrain(commands: Any) -> None:
+    """Add `anchored pretrain`."""
+    summary = (
+        "train on documents, from scratch or from the checkpoint `model.init`; run again to resume"
+    )
+    command(commands, "pretrain", summary, _run_pretrain, _stage("PretrainConfig"))
 
 
 def _run_pretrain(options: argparse.Namespace) -> None:
@@ -158,13 +201,9 @@ def _run_pretrain(options: argparse.Namespace) -> None:
 
 
 def add_sft(commands: Any) -> None:
-    """Adds `anchored sft`."""
+    """Add `anchored sft`."""
     summary = "fine-tune on conversations: standard, anchored, anchored-replay or tagged"
-    parser = command(commands, "sft", summary, _run_sft)
-    parser.add_argument(
-        "config", type=existing_file, metavar="CONFIG", help="YAML file of an SFTConfig"
-    )
-    add_overrides(parser)
+    command(commands, "sft", summary, _run_sft, _stage("SFTConfig"))
 
 
 def _run_sft(options: argparse.Namespace) -> None:
@@ -176,13 +215,9 @@ def _run_sft(options: argparse.Namespace) -> None:
 
 
 def add_preferences(commands: Any) -> None:
-    """Adds `anchored preferences`."""
-    summary = "pairs for TRL's DPO, or prompts for its GRPO, with the annotation inside the prompt"
-    parser = command(commands, "preferences", summary, _run_preferences)
-    parser.add_argument(
-        "config", type=existing_file, metavar="CONFIG", help="YAML file of a PreferencesConfig"
-    )
-    add_overrides(parser)
+    """Add `anchored preferences`."""
+    summary = "build pairs for TRL's DPO or prompts for its GRPO, with the annotation in the prompt"
+    command(commands, "preferences", summary, _run_preferences, _stage("PreferencesConfig"))
 
 
 def _run_preferences(options: argparse.Namespace) -> None:
@@ -205,39 +240,52 @@ def _print_model(model: Path, options: argparse.Namespace) -> None:
         print(model)
 
 
-def add_sample(commands: Any) -> None:
-    """Adds `anchored sample`."""
-    summary = "sample answers: an annotation first, then the response given it"
-    parser = command(commands, "sample", summary, _run_sample)
-    parser.add_argument("model", metavar="MODEL", help="model folder or hub id")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument(
-        "--prefill", default="", metavar="TEXT", help="text that the response starts with"
+def _sampling(part: str, prefix: str) -> tuple[Option, ...]:
+    """Options for sampling one part of an answer."""
+    return tuple(
+        Option(
+            f"--{prefix}{name}",
+            f"{name} for sampling the {part}",
+            field=f"{part}.{name.replace('-', '_')}",
+            type=float,
+            metavar="X",
+        )
+        for name in ("temperature", "top-p", "min-p")
     )
-    parser.add_argument("-n", type=positive, default=1, help="samples a prompt")
-    parser.add_argument(
+
+
+_SAMPLE = (
+    Option("model", "model folder or hub id", metavar="MODEL"),
+    Option("--prompt", "user prompt; repeatable", repeatable=True, default=[], metavar="TEXT"),
+    Option("--prefill", "text that the response starts with", default="", metavar="TEXT"),
+    Option("-n", "number of samples per prompt; default: 1", type=positive, default=1),
+    Option(
         "--pin",
+        "tag to impose; repeatable",
         type=key_value,
-        action="append",
+        repeatable=True,
         default=[],
         metavar="KEY=VALUE",
-        help="a tag to impose",
-    )
-    parser.add_argument("--no-annotation", action="store_true", help="leave the annotation out")
-    for name in ("temperature", "top-p", "min-p"):
-        for part in ("", "annotation-"):
-            whose = "of the annotation" if part else "of the response"
-            parser.add_argument(f"--{part}{name}", type=float, metavar="X", help=whose)
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="of the response")
-    parser.add_argument("--seed", type=whole_number, default=0)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the samples as JSON lines")
+    ),
+    Option("--no-annotation", "sample the response without an annotation", switch=True),
+    *_sampling("response", ""),
+    *_sampling("annotation", "annotation-"),
+    Option(
+        "--max-new-tokens",
+        "maximum number of response tokens",
+        field="max_response_tokens",
+        type=positive,
+        metavar="N",
+    ),
+    Option("--seed", "random seed; default: 0", field="seed", type=whole_number, default=0),
+    Option("--out", "write the samples to FILE as JSON Lines", type=Path, metavar="FILE"),
+)
 
 
-_SAMPLE_FLAGS = {
-    f"{part}.{name}": f"--{prefix}{name.replace('_', '-')}"
-    for part, prefix in (("response", ""), ("annotation", "annotation-"))
-    for name in ("temperature", "top_p", "min_p")
-}
+def add_sample(commands: Any) -> None:
+    """Add `anchored sample`."""
+    summary = "sample answers: first an annotation, then the response given it"
+    command(commands, "sample", summary, _run_sample, _SAMPLE)
 
 
 def _run_sample(options: argparse.Namespace) -> None:
@@ -245,18 +293,8 @@ def _run_sample(options: argparse.Namespace) -> None:
     from anchored.sampling.engine import SampleConfig
     from anchored.sampling.run import run
 
-    config = {
-        "annotation": only_given(
-            temperature=options.annotation_temperature,
-            top_p=options.annotation_top_p,
-            min_p=options.annotation_min_p,
-        ),
-        "response": only_given(
-            temperature=options.temperature, top_p=options.top_p, min_p=options.min_p
-        ),
-        "seed": options.seed,
-        **only_given(max_response_tokens=options.max_new_tokens),
-    }
+    given = nested(fields_given(_SAMPLE, options))
+    flags = names_in_errors(_SAMPLE)
     run(
         options.model,
         prompts=options.prompt,
@@ -264,7 +302,7 @@ def _run_sample(options: argparse.Namespace) -> None:
         pins=options.pin,
         prefill=options.prefill,
         annotated=not options.no_annotation,
-        config=validated(SampleConfig, config, source="command line", flags=_SAMPLE_FLAGS),
+        config=validated(SampleConfig, given, source="command line", flags=flags),
         out=options.out,
         as_json=options.json,
     )

@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from anchored.annotation import Annotation, Key, Schema
@@ -28,7 +29,6 @@ from anchored.annotators.distilled import (
     Floats,
     KeyModel,
     rules_schema,
-    softmax,
 )
 from anchored.annotators.offline import OfflineAnnotator
 from anchored.config import Config, to_yaml, versions
@@ -236,7 +236,7 @@ def _nll(logits: Floats, right: np.ndarray) -> float:
     """Mean negative log-likelihood."""
     if not len(right):
         return 0.0
-    return float(-np.log(softmax(logits)[np.arange(len(right)), right] + 1e-12).mean())
+    return float(-np.log(softmax(logits, axis=1)[np.arange(len(right)), right] + 1e-12).mean())
 
 
 def threshold(values: Labels, p: Floats, labels: Labels, target: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from anchored.annotation import Key, Schema
 from anchored.errors import DataError
@@ -16,11 +16,13 @@ from anchored.files import atomic_write
 from anchored.publish import CARD
 from anchored.publish.snippets import Asked, with_anchored, with_transformers, with_vllm
 from anchored.report import collapse_table
-from anchored.report.tables import markdown_table
+from anchored.report.collapse_table import columns
+from anchored.report.tables import cell, markdown_table
 from anchored.segments import OBJECTIVES, Kind, Objective
 from anchored.tokenizer import AnchoredTokenizer
 
 _MARK = "\n<!-- written by anchored, {digest}: a card that was changed by hand is kept -->\n"
+_LIBRARY, _TASK = "transformers", "text-generation"
 _VALUES_SHOWN = 12
 _LEARNT = {
     Kind.PROMPT: "prompts",
@@ -78,7 +80,8 @@ def card(
         *_limits(record["annotated"], results),
         *_versions(record["versions"]),
     ]
-    body = f"{_front_matter(record)}\n" + "\n\n".join(sections) + "\n"
+    front = front_matter(record, name, results)
+    body = f"---\n{front}\n---\n\n" + "\n\n".join(sections) + "\n"
     return body + _MARK.format(digest=_digest(body))
 
 
@@ -93,16 +96,37 @@ def _is_ours(data: bytes) -> bool:
     return bool(found) and text == body + _MARK.format(digest=_digest(body))
 
 
-def _front_matter(record: Mapping[str, Any]) -> str:
-    fields = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "base_model": record.get("base_model"),
-        "datasets": record.get("datasets"),
-        "tags": ["anchored", f"objective-{record['objective']}", *_trainers(record)],
-    }
-    known = {field: value for field, value in fields.items() if value}
-    return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
+def front_matter(record: Mapping[str, Any], name: str, results: Mapping[str, Any] | None) -> str:
+    """The card's metadata as YAML; figures that the hub lists where `results` know the model."""
+    figures = [*_figures(results, name)] if results else []
+    data = ModelCardData(
+        base_model=record.get("base_model") or None,
+        datasets=record.get("datasets") or None,
+        library_name=_LIBRARY,
+        pipeline_tag=_TASK,
+        tags=["anchored", f"objective-{record['objective']}", *_trainers(record)],
+        model_name=name if figures else None,
+        eval_results=figures or None,
+    )
+    return data.to_yaml(original_order=["library_name", "pipeline_tag"])
+
+
+def _figures(results: Mapping[str, Any], name: str) -> Iterator[EvalResult]:
+    """What each benchmark of `anchored evaluate` found for the model called `name`."""
+    for benchmark, found in results.get("benchmarks", {}).items():
+        if name not in found["models"]:
+            continue
+        for metric in columns(found):
+            figure = cell(found, name, metric)  # empty for a gap without adoption
+            if figure.exact is not None:
+                bound = figure.value.startswith("≥")
+                yield EvalResult(
+                    task_type=_TASK,
+                    dataset_type=benchmark,
+                    dataset_name=benchmark,
+                    metric_type=metric,
+                    metric_value=figure.value if bound else figure.exact,
+                )
 
 
 def _training(record: Mapping[str, Any]) -> Iterator[str]:

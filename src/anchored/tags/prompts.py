@@ -111,6 +111,8 @@ def adjusted_information(
     groups: Ints, values: Ints, rng: np.random.Generator
 ) -> tuple[float, float, float | None, float]:
     """I, its mean by chance, the adjusted share of H(values) or None, and p; codes from 0 [N]."""
+    # `p` needs the permutations, so their mean costs nothing more. It lies within 1e-4 of sklearn's
+    # expected_mutual_information, which adds up to 3.6 s for a key of 50,000 tags.
     found = mutual_information(groups, values)
     dealt = [mutual_information(groups, rng.permutation(values)) for _ in range(PERMUTATIONS)]
     by_chance = float(np.mean(dealt))
@@ -123,6 +125,7 @@ def adjusted_information(
 
 def mutual_information(a: Ints, b: Ints) -> float:
     """Plug-in mutual information, in nats, of two codes from 0 [N]; of a code with itself, H."""
+    # sklearn's mutual_info_score is equal but takes 10 to 40 ms instead of 1, 200 times for a key.
     joint = np.unique(a * (int(b.max()) + 1) + b, return_counts=True)[1]
     return _entropy(np.bincount(a)) + _entropy(np.bincount(b)) - _entropy(joint)
 
