@@ -24,7 +24,6 @@ from anchored.annotation import Annotation
 from anchored.config import load_config, to_yaml, versions
 from anchored.errors import ConfigError, DataError
 from anchored.experiments.demo_config import TREATMENTS, DemoConfig
-from anchored.experiments.dpo import DPOConfig, load_study, optimise, rate
 from anchored.files import write_json
 from anchored.models import RECORD
 from anchored.models.build import ModelConfig, build_model
@@ -40,6 +39,7 @@ from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
 from families import FAMILIES
+from studies.dpo import DPOConfig, load_study, optimise, rate
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]
