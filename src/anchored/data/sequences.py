@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.chat import ChatTemplate
-from anchored.data.readers import Conversation, Document, Item
+from anchored.data.rows import Conversation, Document, Item
 from anchored.errors import DataError
 from anchored.segments import (
     OBJECTIVES,

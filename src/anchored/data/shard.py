@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from anchored.annotation import Schema
 from anchored.data.canonical import CanonicalMap
 from anchored.data.packing import BestFit, Sized, split_document
-from anchored.data.readers import Document, Item, SourceConfig, parse_row, read_rows
+from anchored.data.readers import SourceConfig, read_rows
+from anchored.data.rows import Document, Item, canonical_row
 from anchored.data.sequences import Plan, Planner
 from anchored.data.standoff import StandOff, refuse_stand_off
 from anchored.data.store import SplitWriter
@@ -130,8 +131,8 @@ def _stream(
     rows = read_rows(source, config.prompted_share)
     for place, row in rows if number is None else islice(rows, number, None, config.shards):
         try:
-            item = parse_row(row, place, beside.split if beside else split)
-            item = beside.attach(row, item) if beside else item
+            item = canonical_row(row, place, beside.split if beside else split)
+            item = beside.attach(item) if beside else item
             item = canonical.apply_to(item) if canonical else item
             check(item, place, objective)
         except DataError:
