@@ -151,7 +151,7 @@ def test_one_process_or_two_write_the_same(tmp_path: Path):
 
 DIE_IN_THE_THIRD_SHARD = """
 import os, signal, sys
-from anchored.annotate import run as module
+from anchored.corpus import offline_run as module
 
 from anchored import files
 
