@@ -23,6 +23,7 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 bench: setup
 	@for script in benchmarks/*.py; do echo "== $$script" && $(BIN)/python $$script || exit 1; done

@@ -25,7 +25,7 @@ from anchored.annotation import Annotation, Key, Schema, Tag
 from anchored.annotators import labels
 from anchored.corpus.choose import choose
 from anchored.corpus.distil import KeyReport, Scores, distil
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.tags.observations import Part
 
 SIZES = (150, 500, 1500)

@@ -22,13 +22,12 @@ from anchored.data.readers import SourceConfig
 from anchored.experiments.demo import sft_steps
 from anchored.experiments.demo_config import DemoConfig
 from anchored.files import write_json
-from anchored.metrics.embedding import StaticEmbedder
 from anchored.models.build import ModelConfig
-from anchored.monitor.config import MonitorConfig
+from anchored.models.embedders import StaticEmbedder
 from anchored.storyworld import Storyworld
-from anchored.train.config import SFTConfig
+from anchored.train.config import MonitorConfig, SFTConfig
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import sft
+from anchored.workflow import sft
 
 PROMPTS = 4
 WORLD = Storyworld("small")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["anchored.train.run", "transformers.models.olmo2", "processes"])
+FORKS.set_forkserver_preload(["anchored.workflow", "transformers.models.olmo2", "processes"])
 
 
 def start(arguments: Sequence[str], **environment: str) -> BaseProcess:

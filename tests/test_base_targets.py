@@ -27,7 +27,7 @@ from anchored.train import replay as replay_module
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import SFTConfig
 from anchored.train.metrics_log import LossByKind
-from anchored.train.run import sft
+from anchored.workflow import sft
 
 TINY = {
     "model_type": "olmo2",

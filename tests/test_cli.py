@@ -304,7 +304,7 @@ def test_training_prints_where_the_model_is(stage, tmp_path, capsys, name):
     train = Called(tmp_path / "model")
     record = Called({"objective": "anchored"})
     stage("anchored.train.config", PretrainConfig=RunConfig, SFTConfig=RunConfig)
-    stage("anchored.train.run", **{name: train})
+    stage("anchored.workflow", **{name: train})
     stage("anchored.models.record", read_record=record)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"steps": 1}))

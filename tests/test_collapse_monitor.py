@@ -29,12 +29,12 @@ from anchored.metrics.equivalence import Exact
 from anchored.monitor import callback
 from anchored.monitor.callback import BASELINE, CollapseMonitor
 from anchored.monitor.probe import Answer, Probe
-from anchored.monitor.schedule import Pace
-from anchored.monitor.snapshot import Look, compared
+from anchored.monitor.schedule import TurnScheduler
+from anchored.monitor.snapshot import DiversitySnapshot, compared
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import pretrain
+from anchored.workflow import pretrain
 from processes import FORKS, free_port
 
 TEXTS = ["Mara went to the forest.", "Ben slept in a boat.", "Ana sang by the sea."]
@@ -238,12 +238,12 @@ def test_an_unknown_setting_is_refused_with_the_one_that_was_meant(tokenizer: An
         CollapseMonitor(PROMPTS, tokenizer, sample=3)
 
 
-def look(values: str, plans: str = "") -> Look:
-    return Look([[{"hero": v} for v in values]], [[{"hero": v} for v in plans]], 0.25)
+def snapshot(values: str, plans: str = "") -> DiversitySnapshot:
+    return DiversitySnapshot([[{"hero": v} for v in values]], [[{"hero": v} for v in plans]], 0.25)
 
 
 def test_what_is_kept_is_the_share_of_the_baselines_semantic_entropy():
-    figures = compared(look("abcd" * 8), look("ab" * 16))
+    figures = compared(snapshot("abcd" * 8), snapshot("ab" * 16))
     assert figures["semantic_entropy"] == pytest.approx(0.6931472)
     assert figures["kept"] == pytest.approx(0.5)
     assert figures["kept_low"] < 0.5 < figures["kept_high"] < 0.6
@@ -252,13 +252,13 @@ def test_what_is_kept_is_the_share_of_the_baselines_semantic_entropy():
 
 
 def test_nothing_is_kept_or_lost_of_a_baseline_without_any_diversity():
-    assert "kept" not in compared(look("aaaa"), look("abab"))
+    assert "kept" not in compared(snapshot("aaaa"), snapshot("abab"))
     statistic = entropy_within(["hero"], corrected=False)
-    assert share_kept([look("aaaa").readings], [look("abab").readings], statistic) is None
+    assert share_kept([snapshot("aaaa").readings], [snapshot("abab").readings], statistic) is None
 
 
 def test_drift_is_that_of_the_annotations_beside_what_chance_alone_shows():
-    figures = compared(look("abab", "aaab" * 4), look("abab", "abbb" * 4))
+    figures = compared(snapshot("abab", "aaab" * 4), snapshot("abab", "abbb" * 4))
     # 12.5 and 4.5 of 17 against the reverse: (8 / 17) ln(12.5 / 4.5)
     assert figures["annotation_drift"] == pytest.approx(0.4807771, abs=1e-6)
     assert 0 < figures["annotation_drift_floor"] < figures["annotation_drift"]
@@ -404,22 +404,22 @@ def test_a_baseline_of_other_settings_is_refused_on_a_resumed_run(
 
 
 def test_turns_are_paid_by_the_budget_with_the_baseline_and_are_densest_at_the_start():
-    pace = Pace(every=10, budget=0.05, first_step=0, last_step=1000, spent=1.0)
+    schedule = TurnScheduler(every=10, budget=0.05, first_step=0, last_step=1000, spent=1.0)
     # 1000 steps of 0.1 s: 5 s, of which the baseline took one; four turns are left.
     turns, last = [], 0
-    while (step := pace.next_turn(last + 1, last, cost=1.0, step_seconds=0.1)) is not None:
+    while (step := schedule.next_turn(last + 1, last, cost=1.0, step_seconds=0.1)) is not None:
         turns, last = [*turns, step], step
-        pace.spent += 1.0
+        schedule.spent += 1.0
     assert turns == [32, 95, 255, 1000]
-    assert pace.spent == 5.0
+    assert schedule.spent == 5.0
 
 
 def test_cheap_turns_come_as_often_as_was_asked_for():
-    pace = Pace(every=50, budget=0.05, first_step=100, last_step=1000, spent=0.01)
-    assert pace.next_turn(110, 100, cost=0.01, step_seconds=0.1) == 150
-    assert pace.next_turn(951, 950, cost=0.01, step_seconds=0.1) == 1000
-    assert pace.next_turn(991, 990, cost=0.01, step_seconds=0.1) is None
-    assert Pace(50, None, 0, 1000, spent=1e9).next_turn(10, 0, 1e9, 0.1) == 50
+    schedule = TurnScheduler(every=50, budget=0.05, first_step=100, last_step=1000, spent=0.01)
+    assert schedule.next_turn(110, 100, cost=0.01, step_seconds=0.1) == 150
+    assert schedule.next_turn(951, 950, cost=0.01, step_seconds=0.1) == 1000
+    assert schedule.next_turn(991, 990, cost=0.01, step_seconds=0.1) is None
+    assert TurnScheduler(50, None, 0, 1000, spent=1e9).next_turn(10, 0, 1e9, 0.1) == 50
 
 
 def test_a_budget_that_pays_for_no_turn_is_said_before_the_run_is_over(

@@ -27,8 +27,9 @@ from anchored.train import replay
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.layout import check_layout
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import pretrain, sft, wait_for
+from anchored.train.run import wait_for
 from anchored.train.run_checkpoints import SHARDED_WEIGHTS
+from anchored.workflow import pretrain, sft
 from processes import run_ranks
 
 MODEL = {

@@ -10,7 +10,6 @@ import vendi_score.vendi
 
 from anchored.errors import DataError
 from anchored.metrics.embedding import (
-    StaticEmbedder,
     dissimilarity,
     mean_dissimilarity,
     nearest_distance,
@@ -18,6 +17,7 @@ from anchored.metrics.embedding import (
     unit,
     vendi,
 )
+from anchored.models.embedders import StaticEmbedder
 
 
 def clustered(n: int, d: int, seed: int) -> np.ndarray:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from anchored.errors import ConfigError
 from anchored.metrics.equivalence import (
-    Classifier,
     EmbeddingThreshold,
     Exact,
     WordOverlap,
@@ -20,6 +19,7 @@ from anchored.metrics.equivalence import (
     overlap,
     short_rule,
 )
+from anchored.models.equivalence_classifier import Classifier
 
 
 def test_each_text_joins_the_first_class_whose_first_member_it_matches() -> None:

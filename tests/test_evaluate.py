@@ -27,7 +27,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.files import read_jsonl
 from anchored.metrics.collapse import compare as gap
 from anchored.metrics.collapse import dissimilarity_of
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.report.collapse_table import MARK, columns, explanations, markdown, order
 from anchored.sampling.engine import Sample, SampleConfig
 from anchored.scoring import backends

@@ -37,7 +37,7 @@ from anchored.step.collate import Collator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.run import sft
+from anchored.workflow import sft
 from conftest import ROOT
 from families import FAMILIES
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from anchored.annotation import Annotation
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import AnchoredError, DataError
-from anchored.inspection.inspect import Shown, Span, run, segment_view, spans, view_of
+from anchored.inspection.inspect import Shown, run, view_of
 from anchored.segments import (
     NO_LOSS,
     OBJECTIVES,
@@ -25,6 +25,7 @@ from anchored.segments import (
     conversation_segments,
 )
 from anchored.tags.statistics import statistics
+from anchored.token_view import Span, segment_view, spans
 from anchored.tokenizer import AnchoredTokenizer
 
 Row = tuple[list[int], list[int], list[int], list[int]]

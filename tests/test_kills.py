@@ -15,8 +15,8 @@ import pytest
 from anchored.config import to_yaml
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import pretrain, sft
 from anchored.train.run_checkpoints import newest_checkpoint
+from anchored.workflow import pretrain, sft
 from processes import start
 
 # Dropout, so that the state of the random generators counts.

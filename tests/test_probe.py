@@ -24,7 +24,7 @@ from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import SFTConfig
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import sft
+from anchored.workflow import sft
 from families import FAMILIES
 
 HI = [Message("user", "Hi"), Message("assistant", "")]

@@ -33,7 +33,7 @@ from anchored.sampling.run import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.run import pretrain, sft
+from anchored.workflow import pretrain, sft
 from conftest import ROOT
 from fake_hub import Hub, serving
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from anchored.escape import cut, escape, shorten, visible
+from anchored.formatting import number
 from anchored.report import finding, markdown_table, rich_table, write_report
 from anchored.report.collapsed import base_share
 from anchored.report.demo_page import render_report
@@ -26,7 +27,7 @@ from anchored.report.plots import (
     top_shares,
     top_values_plot,
 )
-from anchored.report.tables import Cell, caption, cell, columns, number
+from anchored.report.tables import Cell, caption, cell, columns
 
 PLOTS = (entropy_plot, top_values_plot, scatter_plot)
 

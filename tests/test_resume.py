@@ -21,8 +21,8 @@ from anchored.errors import ConfigError
 from anchored.files import read_jsonl
 from anchored.train.config import PretrainConfig
 from anchored.train.layout import MAY_CHANGE
-from anchored.train.run import pretrain
 from anchored.train.run_checkpoints import newest_checkpoint
+from anchored.workflow import pretrain
 
 # Dropout, so that the state of the random generators counts.
 MODEL = {
@@ -57,7 +57,7 @@ from transformers import Trainer
 from anchored.config import load_config
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig
-from anchored.train.run import pretrain
+from anchored.workflow import pretrain
 
 def dying(original, step):
     def method(self, *arguments, **named):

@@ -12,9 +12,10 @@ from anchored.config import validated
 from anchored.errors import ConfigError, DataError
 from anchored.metrics import lexical, self_bleu
 from anchored.metrics.collapse import interval
-from anchored.metrics.embedding import StaticEmbedder, dissimilarity, nearest_distance, vendi
+from anchored.metrics.embedding import dissimilarity, nearest_distance, vendi
 from anchored.metrics.equivalence import WordOverlap
 from anchored.metrics.statistics import mean_interval, paired_difference
+from anchored.models.embedders import StaticEmbedder
 from anchored.report.score_table import METRICS, markdown, metrics
 from anchored.scoring.score import ScoreConfig, score
 

@@ -15,7 +15,8 @@ import pytest
 
 from anchored.annotation import Annotation
 from anchored.data.generations import Generations
-from anchored.metrics.embedding import StaticEmbedder, principal_axes
+from anchored.metrics.embedding import principal_axes
+from anchored.models.embedders import StaticEmbedder
 from anchored.report.collapsed import undone
 from anchored.report.drawing import style_of
 from anchored.report.page import MAX_BYTES

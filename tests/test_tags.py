@@ -19,7 +19,7 @@ from anchored.data.prepare import PrepareConfig, prepare
 from anchored.data.rows import canonical_row
 from anchored.errors import ConfigError, DataError
 from anchored.inspection.inspect import view_of
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.tags.agreement import agreement, cohens_kappa
 from anchored.tags.informativeness import explained, informativeness, row_folds, tag_features
 from anchored.tags.observations import Part, Sample, parts_of, prompted

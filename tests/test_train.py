@@ -41,7 +41,7 @@ from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
 from anchored.train.config import PretrainConfig, SFTConfig, training_arguments
 from anchored.train.metrics_log import read_metrics
-from anchored.train.run import pretrain, sft
+from anchored.workflow import pretrain, sft
 
 MODEL = {
     "model_type": "olmo2",

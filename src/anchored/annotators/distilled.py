@@ -21,7 +21,7 @@ from anchored.annotators.offline import Calibration, OfflineAnnotator
 from anchored.config import Config
 from anchored.errors import ConfigError, DataError
 from anchored.files import digest, write_json
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.models.static_vectors import static_model_name
 
 MODEL, WEIGHTS, CALIBRATION = "distilled.json", "weights.safetensors", "calibration.json"

@@ -152,7 +152,7 @@ def add_pretrain(commands: Any) -> None:
 def _run_pretrain(options: argparse.Namespace) -> None:
     from anchored.config import load_config
     from anchored.train.config import PretrainConfig
-    from anchored.train.run import pretrain
+    from anchored.workflow import pretrain
 
     _print_model(pretrain(load_config(PretrainConfig, options.config, options.overrides)), options)
 
@@ -170,7 +170,7 @@ def add_sft(commands: Any) -> None:
 def _run_sft(options: argparse.Namespace) -> None:
     from anchored.config import load_config
     from anchored.train.config import SFTConfig
-    from anchored.train.run import sft
+    from anchored.workflow import sft
 
     _print_model(sft(load_config(SFTConfig, options.config, options.overrides)), options)
 

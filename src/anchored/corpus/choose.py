@@ -16,7 +16,7 @@ from anchored.config import Config
 from anchored.data.readers import SourceConfig
 from anchored.errors import DataError
 from anchored.files import write_jsonl
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.tags.observations import Part, Sample, read_parts
 
 _BLOCK = 1024

@@ -35,7 +35,7 @@ from anchored.config import Config, to_yaml, versions
 from anchored.data.readers import SourceConfig, load_schema
 from anchored.errors import DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, write_json
-from anchored.metrics.embedding import StaticEmbedder
+from anchored.models.embedders import StaticEmbedder
 from anchored.tags.agreement import cohens_kappa
 from anchored.tags.observations import Part, read_parts
 
@@ -216,10 +216,10 @@ def _model(key: Key, fitting: _Split, choosing: _Split, target: float) -> KeyMod
     vectors = choosing.vectors[kept]
     right = np.array([classes.index(told[i]) for i in kept], dtype=np.int64)
     fitted = (_fit(classes, x, y, strength) for strength in _STRENGTHS)
-    model = min(fitted, key=lambda m: _surprise(m.logits(vectors), right))
+    model = min(fitted, key=lambda m: _nll(m.logits(vectors), right))
     logits = model.logits(vectors)
-    warmth = min(_TEMPERATURES, key=lambda t: _surprise(logits / t, right))
-    model = replace(model, temperature=float(warmth))
+    temperature = min(_TEMPERATURES, key=lambda t: _nll(logits / t, right))
+    model = replace(model, temperature=float(temperature))
     values, p = model.best(choosing.vectors)
     return replace(model, threshold=threshold(values, p, told, target))
 
@@ -232,7 +232,7 @@ def _fit(classes: tuple[str | None, ...], x: Floats, y: np.ndarray, strength: fl
     return KeyModel(classes, weights, bias)
 
 
-def _surprise(logits: Floats, right: np.ndarray) -> float:
+def _nll(logits: Floats, right: np.ndarray) -> float:
     """Mean negative log-likelihood."""
     if not len(right):
         return 0.0

@@ -35,7 +35,7 @@ from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.train.metrics_log import measure_matmul_peak
-from anchored.train.run import pretrain, sft
+from anchored.workflow import pretrain, sft
 
 _FRESH_DOCUMENTS = 1000  # added to the seed where a base goes on from another
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from anchored.annotation import Annotation
 from anchored.metrics.collapse import compare, entropy_of, interval, mean_of
-from anchored.metrics.embedding import StaticEmbedder, mean_dissimilarity, vendi
+from anchored.metrics.embedding import mean_dissimilarity, vendi
 from anchored.metrics.entropy import (
     adherence,
     annotation_drift,
@@ -18,6 +18,7 @@ from anchored.metrics.entropy import (
     semantic_entropy,
 )
 from anchored.metrics.lexical import distinct_n
+from anchored.models.embedders import StaticEmbedder
 from anchored.storyworld import Reading, Storyworld
 
 Row = Mapping[str, Any]

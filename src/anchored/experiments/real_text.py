@@ -37,7 +37,7 @@ from anchored.sampling.logits import Sampling
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.run import pretrain, sft
+from anchored.workflow import pretrain, sft
 
 OPENING = "Once upon a time"
 PRETRAINED = {**{name: base.objective for name, base in BASES.items()}, "reference": "reference"}

@@ -26,7 +26,7 @@ from anchored.metrics.collapse import (
     interval,
     mean_of,
 )
-from anchored.metrics.embedding import StaticEmbedder, mean_dissimilarity, vendi
+from anchored.metrics.embedding import mean_dissimilarity, vendi
 from anchored.metrics.entropy import (
     adherence,
     annotation_drift,
@@ -35,6 +35,7 @@ from anchored.metrics.entropy import (
     semantic_entropy,
 )
 from anchored.metrics.lexical import distinct_n
+from anchored.models.embedders import StaticEmbedder
 from anchored.models.perplexity import ReferenceModel, TextLoss, pooled_perplexity
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
@@ -26,41 +24,25 @@ from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
 from anchored.escape import escape, visible
 from anchored.files import read_jsonl
-from anchored.inspection.view import (
-    COVERAGE_INTRO,
-    View,
-    show,
-    statistics_cells,
-    table_html,
-    table_of,
-)
+from anchored.formatting import number, percent, table_of
+from anchored.inspection.view import COVERAGE_INTRO, View, show, statistics_cells, table_html
 from anchored.report.page import definitions
-from anchored.report.tables import number, percent
-from anchored.segments import NO_LOSS, Kind
+from anchored.segments import Kind
 from anchored.tags.observations import annotations_of
 from anchored.tags.standoff_join import stored_annotations
 from anchored.tags.statistics import statistics
+from anchored.token_view import (
+    Span,
+    document_title,
+    kind_name,
+    legend_line,
+    loss_account,
+    segment_view,
+    spans,
+)
 from anchored.tokenizer import AnchoredTokenizer
 
 RECORD = "anchored.json"
-_BRACKETS = ("⟦", "⟧")
-COLOURS = {
-    Kind.CONTROL: "magenta",
-    Kind.PROMPT: "cyan",
-    Kind.TAG_KEY: "yellow",
-    Kind.TAG_VALUE: "green",
-    Kind.TEXT: "default",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Neighbouring tokens of one kind, with or without loss alike; a control token is alone."""
-
-    text: str
-    kind: Kind
-    supervised: bool
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -105,143 +87,6 @@ def view_of(path: Path, shown: Shown = Shown()) -> View:
     return corpus_view(path)
 
 
-def spans(
-    input_ids: Sequence[int],
-    labels: Sequence[int],
-    kinds: Sequence[int],
-    seq_lengths: Sequence[int],
-    tokenizer: AnchoredTokenizer,
-) -> list[list[Span]]:
-    """One row of a prepared dataset as text: the spans of each document packed into it.
-
-    Raises:
-        DataError: the columns differ in length, or `seq_lengths` does not add up to it.
-    """
-    total = sum(map(int, seq_lengths))
-    if {len(input_ids), len(labels), len(kinds)} != {total}:
-        raise DataError(
-            f"row: {len(input_ids)} input_ids, {len(labels)} labels, {len(kinds)} kinds, and "
-            f"seq_lengths adds up to {total}; prepare the data again"
-        )
-    tokens = [
-        _Token(int(token), Kind(int(kind)), int(label) != NO_LOSS)
-        for token, label, kind in zip(input_ids, labels, kinds, strict=True)
-    ]
-    edges = [0, *accumulate(map(int, seq_lengths))]
-    return [list(_document_spans(tokens[a:b], tokenizer)) for a, b in pairwise(edges)]
-
-
-class _Token(NamedTuple):
-    token: int
-    kind: Kind
-    supervised: bool
-
-
-def _document_spans(tokens: Sequence[_Token], tokenizer: AnchoredTokenizer) -> Iterator[Span]:
-    for (kind, supervised, place), group in groupby(enumerate(tokens), key=_span_key):
-        ids = [token.token for _, token in group]
-        if kind is Kind.CONTROL:
-            text = f"‹{_control_name(ids[0], place == 0, tokenizer)}›"
-        else:
-            text = visible(tokenizer.decode(ids))
-        yield Span(text, kind, supervised, len(ids))
-
-
-def _span_key(placed: tuple[int, _Token]) -> tuple[Kind, bool, int]:
-    place, (_, kind, supervised) = placed
-    return kind, supervised, place if kind is Kind.CONTROL else -1
-
-
-def _control_name(token: int, is_first: bool, tokenizer: AnchoredTokenizer) -> str:
-    """bos, eos and pad may share an id: the first of a document is bos, any other eos.
-
-    What a chat template puts beside ours goes by its spelling.
-    """
-    control = tokenizer.control
-    if token == control.bos and is_first:
-        return "bos"
-    if token == control.eos:
-        return "eos"
-    names = {number: name for name, number in reversed(control.named().items())}
-    return names.get(token) or str(tokenizer.hf.convert_ids_to_tokens(token))
-
-
-def segment_view(
-    input_ids: Sequence[int],
-    labels: Sequence[int],
-    kinds: Sequence[int],
-    seq_lengths: Sequence[int],
-    tokenizer: AnchoredTokenizer,
-    legend: bool = True,
-) -> Text:
-    """One row in colour: a hue a kind, underlined with loss, dim without; documents apart.
-
-    Raises:
-        DataError: see `spans`.
-    """
-    documents = spans(input_ids, labels, kinds, seq_lengths, tokenizer)
-    view = Text()
-    for place, document in enumerate(documents, 1):
-        view.append(f"{_document_title(place, documents)}\n", style="dim italic")
-        view.append_text(_document_text(document)).append("\n")
-    view.append(loss_account(documents), style="italic")
-    return Text.assemble(_legend(), "\n", view) if legend else view
-
-
-def _document_text(document: Sequence[Span]) -> Text:
-    """Stretches with loss stand in brackets too: colours are lost in a log file."""
-    text = Text()
-    for supervised, stretch in groupby(document, key=lambda span: span.supervised):
-        opening, closing = _BRACKETS if supervised else ("", "")
-        text.append(opening, style="bold")
-        for span in stretch:
-            text.append(span.text, style=_style(span.kind, supervised))
-        text.append(closing, style="bold")
-    return text
-
-
-def _document_title(place: int, documents: Sequence[Sequence[Span]]) -> str:
-    spans_here = documents[place - 1]
-    tokens = sum(span.tokens for span in spans_here)
-    learnt = sum(span.tokens for span in spans_here if span.supervised)
-    return f"document {place} of {len(documents)}: {tokens:,} tokens, {learnt:,} with loss"
-
-
-def _style(kind: Kind, supervised: bool) -> str:
-    return f"{COLOURS[kind]} {'underline' if supervised else 'dim'}"
-
-
-def _legend() -> Text:
-    legend = Text()
-    for kind in Kind:
-        legend.append(_name(kind), style=COLOURS[kind]).append("  ")
-    legend.append("with loss".join(_BRACKETS), style="underline")
-    return legend.append("  ").append("without", style="dim")
-
-
-def _name(kind: Kind) -> str:
-    return _plain(kind.name.lower())
-
-
-def loss_account(documents: Iterable[Sequence[Span]]) -> str:
-    """How many tokens carry loss, in all and by kind, in one line."""
-    tokens, learnt = _counts(documents)
-    by_kind = ", ".join(
-        f"{_name(kind)} {learnt[kind]:,}/{tokens[kind]:,}" for kind in Kind if tokens[kind]
-    )
-    share = percent(learnt.total() / tokens.total()) if tokens else "0%"
-    return f"loss on {learnt.total():,} of {tokens.total():,} tokens ({share}): {by_kind}"
-
-
-def _counts(documents: Iterable[Sequence[Span]]) -> tuple[Counter[Kind], Counter[Kind]]:
-    tokens: Counter[Kind] = Counter()
-    learnt: Counter[Kind] = Counter()
-    for span in (span for document in documents for span in document):
-        tokens[span.kind] += span.tokens
-        learnt[span.kind] += span.tokens if span.supervised else 0
-    return tokens, learnt
-
-
 def dataset_view(path: Path, which: Shown) -> View:
     """Rows of a prepared dataset, and its manifest's account.
 
@@ -258,7 +103,7 @@ def dataset_view(path: Path, which: Shown) -> View:
     tokenizer = AnchoredTokenizer.load(path / "tokenizer")
     places = range(which.first, min(which.first + which.count, len(dataset)))
     shown = {place: _columns(dataset[place]) for place in places}
-    terminal: list[RenderableType] = [_legend()]
+    terminal: list[RenderableType] = [legend_line()]
     for place, row in shown.items():
         view = segment_view(*row, tokenizer, legend=False)
         terminal.append(Group(Rule(f"row {place}"), view))
@@ -329,9 +174,9 @@ def _dataset_html(
     manifest: Mapping[str, Any],
     facts: Mapping[str, str],
 ) -> str:
-    legend = "".join(f'<span class="k{kind:d}">{_name(kind)}</span> ' for kind in Kind)
-    legend += '<span class="loss">with loss</span> <span class="free">without</span>'
-    body = f'<p class="meta seq">{legend}</p>'
+    hues = "".join(f'<span class="k{kind:d}">{kind_name(kind)}</span> ' for kind in Kind)
+    hues += '<span class="loss">with loss</span> <span class="free">without</span>'
+    body = f'<p class="meta seq">{hues}</p>'
     for place, row in rows.items():
         parts = "".join(_document_html(number, row) for number in range(1, len(row) + 1))
         account = f'<p class="meta">{escape(loss_account(row))}</p>'
@@ -348,11 +193,11 @@ def _dataset_html(
 def _document_html(place: int, row: Sequence[Sequence[Span]]) -> str:
     marks = "".join(
         f'<span class="k{span.kind:d} {"loss" if span.supervised else "free"}" '
-        f'title="{_name(span.kind)}, {span.tokens} tokens">{escape(span.text)}</span>'
+        f'title="{kind_name(span.kind)}, {span.tokens} tokens">{escape(span.text)}</span>'
         for span in row[place - 1]
     )
     return (
-        f'<h3 class="meta">{_document_title(place, row)}</h3><p class="seq" dir="auto">{marks}</p>'
+        f'<h3 class="meta">{document_title(place, row)}</h3><p class="seq" dir="auto">{marks}</p>'
     )
 
 

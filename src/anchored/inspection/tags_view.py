@@ -10,16 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from anchored.escape import escape, shorten
-from anchored.inspection.view import (
-    COVERAGE_INTRO,
-    Cells,
-    View,
-    show,
-    statistics_cells,
-    table_html,
-    table_of,
-)
-from anchored.report.tables import MISSING, number, percent
+from anchored.formatting import MISSING, Cells, number, percent, table_of
+from anchored.inspection.view import COVERAGE_INTRO, View, show, statistics_cells, table_html
 from anchored.tags.quality import TagQuality, TagsConfig, measure
 from anchored.tags.variants import Group, canonical_map
 

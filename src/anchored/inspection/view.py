@@ -9,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from anchored.escape import escape, shorten
 from anchored.files import atomic_write
+from anchored.formatting import Cells, number, percent
 from anchored.report.page import page
-from anchored.report.tables import number, percent
 from anchored.tags.statistics import KeyStatistics, TagStatistics
 
 COVERAGE_INTRO = (
     "Coverage: share of annotations with the key. Entropy: of its values, in nats, plug-in and "
     "Miller-Madow. Once: values seen a single time."
 )
-Cells = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,18 +52,6 @@ def _key_cells(key: str, found: KeyStatistics) -> Cells:
     top = ", ".join(f"{shorten(value, 40)} {count:,}" for value, count in found.top)
     entropies = number(found.entropy), number(found.miller_madow)
     return key, percent(found.coverage), *entropies, f"{found.distinct:,}", f"{found.once:,}", top
-
-
-def table_of(title: str, intro: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A terminal table: the first column names, the last may be long, numbers between."""
-    table = Table(title=title, caption=intro, caption_style="dim")
-    last = len(head) - 1
-    for place, name in enumerate(head):
-        side = "right" if 0 < place < last else "left"
-        table.add_column(name, justify=side, no_wrap=place < last)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
 
 
 def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:

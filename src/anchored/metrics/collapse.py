@@ -333,6 +333,11 @@ def _replicates(
 
     What prompts and seeds add to sampling depends on the figure.
     """
+    # Var(replicates) = V of sampling + lambda_p * J over prompts + lambda_s * J over seeds. Each
+    # lambda keeps of a jackknife's variance J only what sampling does not explain, so that nothing
+    # counts twice. `_resample` is centred on zero, which takes away the bias of resampled
+    # entropies: at N = 256 and 64 values of Zipf frequencies, -0.13 nats (Miller-Madow) or 1.4
+    # standard errors.
     sizes = _common_sizes(models)
     prepared = [[statistic(prompts) for prompts in runs] for runs in models]
     rng = np.random.default_rng(seed)
@@ -426,7 +431,11 @@ def _prompt_weights(
     deleted = 1 - np.eye(p)
     without = _evaluate(prepared, [np.repeat(deleted, row, axis=1) for row in sizes])
     share = _excess(without.mean(axis=2) @ weights, sampling)
-    # Weighting resampled samples adds share * sampling on top of share * jackknife variance.
+    # With J the jackknife's variance over prompts and V that of sampling, J = V + what the prompts
+    # themselves add, so lambda = 1 - V / J is the prompts' share of J. The weights below are drawn
+    # on samples that are resampled already: scaled by `a` they add a * (J + V) to the replicates'
+    # variance, not a * J. It has to be lambda * J, and V = (1 - lambda) * J, so
+    # a * (J + (1 - lambda) * J) = lambda * J, which gives a = lambda / (2 - lambda).
     share /= 2 - share
     draws = rng.multinomial(p - 1, np.full(p, 1 / p), size=resamples) * (p / (p - 1))
     return 1 + np.sqrt(share) * (draws - 1)
@@ -446,6 +455,9 @@ def _seed_noise(
     deviations = by_seed - by_seed.mean(axis=1, keepdims=True)
     without = (by_seed.sum(axis=1, keepdims=True) - by_seed) / (s - 1)
     share = _excess(without.T @ weights, sampling)
+    # Normal over chi: Student's t with s - 1 degrees of freedom. Three seeds tell their own spread
+    # so badly that normal noise of it would make the interval less than half as wide as it has to
+    # be (quantiles 1.96 against 4.30).
     student = rng.normal(size=(resamples, s))
     student *= np.sqrt((s - 1) / rng.chisquare(s - 1, size=(resamples, 1)))
     return np.sqrt(share / (s * (s - 1))) * student @ deviations.T

@@ -8,35 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anchored.errors import DataError
-from anchored.models.static_vectors import load_static_model, static_model_name
 
 FloatArray = NDArray[np.float64]
 BLOCK = 256  # rows of similarities held at once
 
 
-class StaticEmbedder:
-    """Means of static word vectors: thousands of texts a second on one core, nothing downloaded.
+class Embedder(Protocol):
+    """Texts to vectors; `name` states backend, model, version and how much of a text is read."""
 
-    The last column is 1 for texts without a single known word (empty, emoji only) and 0 for all
-    others: such texts are equal to each other and unlike anything else.
-    """
-
-    def __init__(self) -> None:
-        self.name = static_model_name()
-        self._model = load_static_model()
+    name: str
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
-        """Unit vectors [N, D]."""
-        # model2vec's defaults: cut at 512 tokens, and a process a core above 10,000 texts.
-        vectors = self._model.encode(list(texts), max_length=None, use_multiprocessing=False)
-        vectors = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
-        wordless = ~vectors.any(axis=1)
-        return unit(np.column_stack([vectors, wordless]))
+        """One row a text [N, D], the same whatever the other texts are."""
+        ...
 
 
 def unit(vectors: ArrayLike) -> FloatArray:

@@ -27,15 +27,15 @@ from anchored.errors import ConfigError
 from anchored.files import write_json
 from anchored.metrics.equivalence import Equivalence, WordOverlap
 from anchored.models.embedders import load_embedder
-from anchored.monitor.config import CollapseConfig, MonitorConfig
 from anchored.monitor.probe import Probe, Prompt, check_whole
-from anchored.monitor.schedule import Pace, StepTimer
-from anchored.monitor.snapshot import Attributes, Look, Reader, compared
+from anchored.monitor.schedule import StepTimer, TurnScheduler
+from anchored.monitor.snapshot import Attributes, DiversitySnapshot, Reader, compared
 from anchored.segments import OBJECTIVES
+from anchored.train.config import CollapseConfig, MonitorConfig
 from anchored.train.metrics_log import COLLAPSE
 
 BASELINE = "collapse_baseline.json"
-WARM_UP = 10  # steps at most before the first turn is planned
+WARM_UP = 10  # steps at most before the first turn is scheduled
 
 
 class CollapseMonitor(TrainerCallback):
@@ -44,7 +44,7 @@ class CollapseMonitor(TrainerCallback):
     `attach` it to a trainer. Given among a trainer's `callbacks`, it reaches the trainer's history
     and printed lines, but not the trackers of `report_to`, which are called before it.
 
-    Logged under `collapse/` beside the loss: the figures of `look.compared`; `seconds` of this
+    Logged under `collapse/` beside the loss: the figures of `snapshot.compared`; `seconds` of this
     turn; `step_share`, seconds spent here so far over those of training steps so far; `run_share`,
     the same over those of all steps of the run, as far as can be told.
 
@@ -104,7 +104,9 @@ class CollapseMonitor(TrainerCallback):
         config = self.config
         embedder = load_embedder(config.embedder)
         self._reader = Reader(embedder, self._equivalence, self._attributes)
-        self._pace = Pace(config.every, config.budget, state.global_step, state.max_steps)
+        self._schedule = TurnScheduler(
+            config.every, config.budget, state.global_step, state.max_steps
+        )
         self._timer = StepTimer()
         self._last, self._next = state.global_step, None
         self._saved = self._warned = False
@@ -118,25 +120,25 @@ class CollapseMonitor(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Takes a turn where one is due; the trainer logs it with this step."""
         step = state.global_step
-        first_plan = step == self._pace.first_step + min(self.config.every, WARM_UP)
-        if first_plan or step == self._next:
+        first_turn = step == self._schedule.first_step + min(self.config.every, WARM_UP)
+        if first_turn or step == self._next:
             _wait_for(model)
         self._timer.end()
-        if first_plan:
-            self._plan(step, state)
+        if first_turn:
+            self._schedule_turn(step, state)
         if step != self._next:
             return
         with self._paid():
-            figures = compared(self._before, self._look(model, step))
+            figures = compared(self._before, self._snapshot(model, step))
         self._last = step
         self._pending = {**figures, "seconds": self._cost, **self._shares()}
         control.should_log = True
         self._act(figures, step, state, control)
-        self._plan(step + 1, state)
+        self._schedule_turn(step + 1, state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Says so where the run was over before its first turn."""
-        steps = state.global_step - self._pace.first_step
+        steps = state.global_step - self._schedule.first_step
         self._warn_of_no_turn(steps, self._timer.mean, state)
 
     def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -149,8 +151,8 @@ class CollapseMonitor(TrainerCallback):
             state.log_history[-1].update(named)
             self._pending = {}
 
-    def _look(self, model: Any, step: int) -> Look:
-        return self._reader.look(self._probe.ask(model, step))
+    def _snapshot(self, model: Any, step: int) -> DiversitySnapshot:
+        return self._reader.snapshot(self._probe.ask(model, step))
 
     @contextmanager
     def _paid(self) -> Iterator[None]:
@@ -158,18 +160,22 @@ class CollapseMonitor(TrainerCallback):
         began = time.perf_counter()
         yield
         self._cost = _longest(time.perf_counter() - began)
-        self._pace.spent += self._cost
+        self._schedule.spent += self._cost
 
-    def _plan(self, step: int, state: Any) -> None:
+    def _schedule_turn(self, step: int, state: Any) -> None:
         """Sets the next turn, by the slowest process, so that all take it together."""
         seconds = _longest(self._timer.mean)
-        self._next = self._pace.next_turn(step, self._last, self._cost, seconds)
+        self._next = self._schedule.next_turn(step, self._last, self._cost, seconds)
         if self._next is None:
-            self._warn_of_no_turn(state.max_steps - self._pace.first_step, seconds, state)
+            self._warn_of_no_turn(state.max_steps - self._schedule.first_step, seconds, state)
 
     def _warn_of_no_turn(self, steps: int, seconds: float, state: Any) -> None:
         """Once, where there was none in `steps` of `seconds` each."""
-        if self._warned or self._last > self._pace.first_step or not state.is_world_process_zero:
+        if (
+            self._warned
+            or self._last > self._schedule.first_step
+            or not state.is_world_process_zero
+        ):
             return
         self._warned = True
         warnings.warn(
@@ -180,8 +186,8 @@ class CollapseMonitor(TrainerCallback):
         )
 
     def _shares(self) -> dict[str, float]:
-        steps = self._pace.last_step - self._pace.first_step
-        spent = self._pace.spent
+        steps = self._schedule.last_step - self._schedule.first_step
+        spent = self._schedule.spent
         return {
             "step_share": spent / self._timer.total,
             "run_share": spent / (steps * self._timer.mean),
@@ -200,7 +206,7 @@ class CollapseMonitor(TrainerCallback):
                 f"stop_below ({self.config.stop_below:.0%})"
             )
 
-    def _baseline(self, path: Path, model: Any, state: Any) -> Look:
+    def _baseline(self, path: Path, model: Any, state: Any) -> DiversitySnapshot:
         """Taken now; or read, with what it took, where the run is resumed and has one."""
         stamp = {
             "prompts": self._probe.prompts,
@@ -213,18 +219,18 @@ class CollapseMonitor(TrainerCallback):
             self._cost = kept["seconds"]
             return _same_settings(path, kept, stamp)
         with self._paid():
-            look = self._look(model, state.global_step)
+            snapshot = self._snapshot(model, state.global_step)
         if state.is_world_process_zero:
             taken = {"step": state.global_step, "seconds": self._cost}
-            write_json(path, {**taken, **stamp, **look.as_json()})
-            if not look.semantic_entropy:
+            write_json(path, {**taken, **stamp, **snapshot.as_json()})
+            if not snapshot.semantic_entropy:
                 warnings.warn(
                     "CollapseMonitor: each prompt's answers all say the same at the start, so "
                     "there is nothing to keep, and no threshold will act; ask prompts that leave "
                     "more open",
                     stacklevel=2,
                 )
-        return look
+        return snapshot
 
 
 def monitor_of(config: MonitorConfig, tokenizer: Any, manifest: dict[str, Any]) -> CollapseMonitor:
@@ -254,7 +260,7 @@ def _kept_by_main(path: Path) -> dict[str, Any] | None:
     return broadcast_object_list(kept)[0]
 
 
-def _same_settings(path: Path, data: dict[str, Any], stamp: dict[str, Any]) -> Look:
+def _same_settings(path: Path, data: dict[str, Any], stamp: dict[str, Any]) -> DiversitySnapshot:
     for field, value in stamp.items():
         if data[field] != value:
             raise ConfigError(
@@ -262,7 +268,9 @@ def _same_settings(path: Path, data: dict[str, Any], stamp: dict[str, Any]) -> L
                 f"is {str(value)[:80]!r}; take that value to resume, or remove the file for a new "
                 "baseline"
             )
-    return Look(data["readings"], data["plans"], data["dissimilarity"])
+    return DiversitySnapshot(
+        data["readings"], data.get("annotations") or data["plans"], data["dissimilarity"]
+    )
 
 
 def _longest(seconds: float) -> float:

@@ -15,8 +15,8 @@ _DENSITY = 2.5  # with two turns the first is well within the first quarter
 
 
 @dataclass
-class Pace:
-    """When the next turn is due.
+class TurnScheduler:
+    """Decide when the next turn is due.
 
     Args:
         every: steps between turns, at least.

@@ -14,10 +14,9 @@ from typing import Any
 from anchored.annotation import Annotation
 from anchored.errors import DataError
 from anchored.metrics.collapse import entropy_within, share_kept
-from anchored.metrics.embedding import mean_dissimilarity
+from anchored.metrics.embedding import Embedder, mean_dissimilarity
 from anchored.metrics.entropy import annotation_drift, drift_floor, semantic_entropy
 from anchored.metrics.equivalence import Equivalence
-from anchored.models.embedders import Embedder
 from anchored.monitor.probe import Answer
 
 RESAMPLES = 500
@@ -28,17 +27,17 @@ Reading = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Look:
+class DiversitySnapshot:
     """One turn's answers as read, prompts x samples.
 
     Attributes:
         readings: `{attribute: value}` of each answer.
-        plans: the annotations, `{key: first value}`; a prompt's list leaves unreadable ones out.
+        annotations: `{key: first value}` of each; a prompt's list leaves unreadable ones out.
         dissimilarity: of the answers.
     """
 
     readings: list[list[Reading]]
-    plans: list[list[Reading]]
+    annotations: list[list[Reading]]
     dissimilarity: float
 
     @property
@@ -53,7 +52,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Reader:
-    """Answers to a `Look`: by attributes where somebody can read them, else by classes."""
+    """What makes a snapshot of answers: their attributes where those can be read, else classes."""
 
     embedder: Embedder
     equivalence: Equivalence
@@ -61,12 +60,12 @@ class Reader:
 
     @property
     def name(self) -> str:
-        """What must agree for two looks to compare."""
+        """How answers are read: two snapshots compare only where this is the same."""
         how = "attributes" if self.attributes else self.equivalence.name
         return f"{how}; {self.embedder.name}"
 
-    def look(self, answers: Sequence[Sequence[Answer]]) -> Look:
-        """What the answers say.
+    def snapshot(self, answers: Sequence[Sequence[Answer]]) -> DiversitySnapshot:
+        """Read all answers of one turn.
 
         Raises:
             DataError: no attribute could be read off any answer.
@@ -75,12 +74,12 @@ class Reader:
         readings = [self._read(group) for group in texts]
         if not _keys(readings):
             raise DataError("collapse monitor: `attributes` reads nothing off any of the answers")
-        plans = [
+        annotations = [
             [_first_values(answer.annotation) for answer in group if answer.annotation is not None]
             for group in answers
         ]
         vectors = [self.embedder.embed(group) for group in texts]
-        return Look(readings, plans, mean_dissimilarity(vectors))
+        return DiversitySnapshot(readings, annotations, mean_dissimilarity(vectors))
 
     def _read(self, texts: Sequence[str]) -> list[Reading]:
         if self.attributes:
@@ -88,7 +87,7 @@ class Reader:
         return [{CLASS: str(label)} for label in self.equivalence.partition(texts)]
 
 
-def compared(before: Look, now: Look) -> dict[str, float]:
+def compared(before: DiversitySnapshot, now: DiversitySnapshot) -> dict[str, float]:
     """All figures of `now`, and what they are beside those of `before`.
 
     `kept` is the share of the semantic entropy, with the ends of its 95 % interval; it is left out
@@ -103,16 +102,19 @@ def compared(before: Look, now: Look) -> dict[str, float]:
     kept = share_kept([before.readings], [now.readings], statistic, RESAMPLES)
     if kept is not None:
         figures |= {"kept": kept.mean, "kept_low": kept.low, "kept_high": kept.high}
-    return figures | _plan_figures(before, now)
+    return figures | _annotation_figures(before, now)
 
 
-def _plan_figures(before: Look, now: Look) -> dict[str, float]:
-    old, new = ([plan for group in look.plans for plan in group] for look in (before, now))
-    keys = _keys(before.plans)
+def _annotation_figures(before: DiversitySnapshot, now: DiversitySnapshot) -> dict[str, float]:
+    old, new = (
+        [annotation for group in snapshot.annotations for annotation in group]
+        for snapshot in (before, now)
+    )
+    keys = _keys(before.annotations)
     if not old or not new or not keys:
         return {}
     return {
-        "annotation_entropy": _within([group for group in now.plans if group], keys),
+        "annotation_entropy": _within([group for group in now.annotations if group], keys),
         "annotation_drift": fmean(annotation_drift(old, new, keys).values()),
         "annotation_drift_floor": fmean(drift_floor(old, new, keys).values()),
     }

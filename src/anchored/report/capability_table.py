@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from anchored.escape import shorten
-from anchored.report.tables import MISSING, interval, is_number, number
+from anchored.formatting import MISSING, interval, is_number, number
 
 Results = Mapping[str, Any]
 DIGITS = 3

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from anchored.escape import shorten
+from anchored.formatting import MISSING, is_number, number
 from anchored.report import score_table
-from anchored.report.tables import MISSING, cell, is_number, number
+from anchored.report.tables import cell
 
 Results = Mapping[str, Any]
 MARK = "†"

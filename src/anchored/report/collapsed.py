@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anchored.escape import escape, shorten
+from anchored.formatting import percent
 from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
 from anchored.report.page import Row, definitions, folded, scrolling, table
 from anchored.report.plots import top_shares
 from anchored.report.score_table import METRICS
-from anchored.report.tables import (
-    COLUMNS,
-    Results,
-    cell,
-    model_label,
-    percent,
-)
+from anchored.report.tables import COLUMNS, Results, cell, model_label
 
 _FAVOURITES = 4
 _TERMS = {**METRICS, **COLUMNS}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.escape import escape, shorten
+from anchored.formatting import is_number
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
 from anchored.report.page import (
@@ -38,7 +39,6 @@ from anchored.report.tables import (
     cell,
     columns,
     finding,
-    is_number,
     model_label,
     sample_sizes,
 )

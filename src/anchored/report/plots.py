@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anchored.escape import escape, shorten
+from anchored.formatting import is_number, number, percent
 from anchored.report.drawing import (
     CHAR,
     Scale,
@@ -27,7 +28,7 @@ from anchored.report.drawing import (
     text_at,
     ticks,
 )
-from anchored.report.tables import Results, is_number, model_label, number, percent
+from anchored.report.tables import Results, model_label
 
 _CHART_WIDTH = 760
 _FILL = 0.38  # more would hide the text on a block in the dark

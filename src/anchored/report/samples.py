@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 from anchored.escape import escape, shorten
+from anchored.formatting import number, percent
 from anchored.report.drawing import marker, style_of
 from anchored.report.page import Section, prose, scrolling, tags
-from anchored.report.tables import model_label, number, percent
+from anchored.report.tables import model_label
 from anchored.scoring.shown import Shown, ShownPrompt, ShownText
 
 _ASPECT = 1.6  # width over height of a map, as in page.css

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from anchored.escape import shorten
-from anchored.report.tables import MISSING, NAME_CHARS, Cell, figure, interval, is_number, number
+from anchored.formatting import MISSING, interval, is_number, number
+from anchored.report.tables import NAME_CHARS, Cell, figure
 
 Results = Mapping[str, Any]
 SIGNIFICANT = 0.05

@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from anchored.escape import shorten
+from anchored.formatting import MISSING, interval, is_number, number, percent
 
 Results = Mapping[str, Any]
-MISSING = "—"
 NAME_CHARS = 40
 
 MODEL_LABELS = {
@@ -80,30 +79,10 @@ def model_label(name: str) -> str:
     return MODEL_LABELS.get(name, shorten(name, NAME_CHARS))
 
 
-def number(value: Any, digits: int = 2) -> str:
-    """A finite number with fixed digits; a dash for None and for what is not finite."""
-    if not is_number(value):
-        return MISSING
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Is `value` a finite number (JSON's null, NaN and booleans are not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def figure(value: Any, bounds: Mapping[str, Any] | None = None, digits: int = 2) -> Cell:
     """A number with its interval, if it has one, both to so many digits."""
     exact = value if is_number(value) else None
     return Cell(number(value, digits), interval(bounds, digits), exact)
-
-
-def interval(bounds: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """`[low, high]`, or nothing where an end is missing."""
-    if not bounds or not (is_number(bounds.get("low")) and is_number(bounds.get("high"))):
-        return ""
-    return f"[{number(bounds['low'], digits)}, {number(bounds['high'], digits)}]"
 
 
 def cell(results: Results, model: str, column: str) -> Cell:
@@ -249,8 +228,3 @@ def _gap_mean(results: Results, model: str) -> float | None:
 def _in_prose(model: str) -> str:
     label = model_label(model)
     return label[0].lower() + label[1:]
-
-
-def percent(share: Any) -> str:
-    """A share as a whole percentage, `0.934` to `93%`."""
-    return f"{100 * share:.0f}%" if is_number(share) else MISSING

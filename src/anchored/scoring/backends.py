@@ -23,11 +23,9 @@ from anchored.judge.judging import (
     consult,
     judge_name,
 )
+from anchored.metrics.embedding import Embedder
 from anchored.metrics.equivalence import (
     OVERLAP,
-    V1_CLASSIFIER,
-    V1_THRESHOLD,
-    Classifier,
     EmbeddingThreshold,
     Equivalence,
     Exact,
@@ -35,12 +33,8 @@ from anchored.metrics.equivalence import (
 )
 from anchored.metrics.noveltybench import Stamp
 from anchored.metrics.self_bleu import signature
-from anchored.models.embedders import (
-    SENTENCE_TRANSFORMERS,
-    Embedder,
-    EndpointEmbedder,
-    load_embedder,
-)
+from anchored.models.embedders import SENTENCE_TRANSFORMERS, EndpointEmbedder, load_embedder
+from anchored.models.equivalence_classifier import V1_CLASSIFIER, V1_THRESHOLD, Classifier
 from anchored.scoring.attributes import Attributes, JudgedAttributes, calibration_sample
 from anchored.scoring.measure import Readers
 from anchored.scoring.quality import MadeScores, Quality, load_quality

@@ -15,12 +15,11 @@ from anchored.data.generations import Generations, given_stamp, own
 from anchored.judge.judging import Answers, JudgedPartition
 from anchored.metrics import lexical, noveltybench
 from anchored.metrics.collapse import Runs, Statistic, dissimilarity_of, entropy_of, mean_of
-from anchored.metrics.embedding import dissimilarity, nearest_distance, vendi
+from anchored.metrics.embedding import Embedder, dissimilarity, nearest_distance, vendi
 from anchored.metrics.entropy import semantic_entropy
 from anchored.metrics.equivalence import EmbeddingThreshold, Equivalence
 from anchored.metrics.noveltybench import Stamp
 from anchored.metrics.self_bleu import self_bleu, signature
-from anchored.models.embedders import Embedder
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.quality import Quality
 

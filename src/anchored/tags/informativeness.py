@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchored.annotation import Annotation
-from anchored.models.embedders import Embedder
+from anchored.metrics.embedding import Embedder
 from anchored.models.static_vectors import load_static_model
 from anchored.tags.observations import Part
 

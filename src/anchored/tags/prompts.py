@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchored.annotation import Annotation, fold
-from anchored.metrics.embedding import StaticEmbedder
 from anchored.metrics.entropy import first_value
+from anchored.models.embedders import StaticEmbedder
 
 MIN_RECURRENCE = 5
 ROWS_A_CLUSTER = 30

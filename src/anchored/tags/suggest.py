@@ -23,8 +23,7 @@ from anchored.config import Config
 from anchored.data.readers import SourceConfig, load_schema
 from anchored.errors import DataError
 from anchored.files import atomic_write
-from anchored.inspection.view import Cells, table_of
-from anchored.report.tables import MISSING, number, percent
+from anchored.formatting import MISSING, Cells, number, percent, table_of
 from anchored.tags.observations import Part
 from anchored.tags.prompts import PromptShare, PromptShares, prompt_shares
 from anchored.tags.quality import scan

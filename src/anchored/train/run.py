@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,13 @@ from anchored.models import MODEL_FOLDER
 from anchored.models.build import build_model, quiet_transformers, save_adapted
 from anchored.models.lora import has_adapter
 from anchored.models.record import origins, save_beside
-from anchored.publish.card import write_card
 from anchored.segments import OBJECTIVES
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import DATA_FOLDER
 from anchored.train.base_targets import BaseTargets
 from anchored.train.compose import compose
 from anchored.train.config import (
-    PretrainConfig,
+    MonitorConfig,
     SFTConfig,
     TrainConfig,
     learns_base_distribution,
@@ -55,29 +56,27 @@ from anchored.train.shown import FirstBatchShown, ProgressBar, announce_cost, pr
 DATASET = "dataset.json"
 
 
-def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
-    """Prepares the data if need be, trains or resumes, and returns the folder of the final model.
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What stands above training and takes part in a run; see `anchored.workflow`.
+
+    Attributes:
+        watch: attaches the monitor that a configuration asks for to the trainer.
+        describe: writes the model's card into its folder before that appears under its name.
+    """
+
+    watch: Callable[[MonitorConfig, AnchoredTokenizer, dict[str, Any], Trainer], None]
+    describe: Callable[[Path, str, dict[str, Any], AnchoredTokenizer], object]
+
+
+def run(config: TrainConfig, hooks: Hooks, quiet: bool = False) -> Path:
+    """Prepare the data if need be, train or resume, and return the folder of the final model.
 
     Raises:
-        ConfigError: `config.trainer` is refused, or `config.out` holds another run.
+        ConfigError: `config.trainer` is refused, `config.out` holds another run, or an SFT run has
+            no `model.init`.
         AnchoredError: see `train`.
     """
-    return _run(config, quiet)
-
-
-def sft(config: SFTConfig, quiet: bool = False) -> Path:
-    """Like `pretrain`, on conversations under `config.objective`.
-
-    For `anchored-replay`, annotations are sampled from `model.init` first.
-
-    Raises:
-        ConfigError: `model.init` is missing; see `pretrain` too.
-        AnchoredError: see `train`.
-    """
-    return _run(config, quiet)
-
-
-def _run(config: TrainConfig, quiet: bool) -> Path:
     arguments = training_arguments(config)
     check_layout(arguments, config.model.lora is not None, config.muon_learning_rate)
     data = config.data if isinstance(config.data, Path) else config.out / DATA_FOLDER
@@ -89,7 +88,7 @@ def _run(config: TrainConfig, quiet: bool) -> Path:
             _prepare(config, quiet)
         elif data is not config.data:
             wait_for(data)
-        return train(config, data, arguments, quiet)
+        return train(config, data, arguments, hooks, quiet)
 
 
 def wait_for(folder: Path) -> None:
@@ -125,7 +124,11 @@ def _with_replay(config: SFTConfig, data: PrepareConfig, quiet: bool) -> tuple[S
 
 
 def train(
-    config: TrainConfig, data: Path, arguments: TrainingArguments, quiet: bool = False
+    config: TrainConfig,
+    data: Path,
+    arguments: TrainingArguments,
+    hooks: Hooks,
+    quiet: bool = False,
 ) -> Path:
     """Trains on a prepared dataset; returns the folder of the final model, at once if it is there.
 
@@ -158,9 +161,7 @@ def train(
         if learns_base_distribution(config):
             BaseTargets(model, tokenizer.control, trainer.accelerator.autocast)
         if config.monitor:
-            from anchored.monitor.callback import monitor_of  # of the extra `evaluate`
-
-            monitor_of(config.monitor, tokenizer, manifest).attach(trainer)
+            hooks.watch(config.monitor, tokenizer, manifest, trainer)
         if not quiet:
             announce_cost(trainer, len(dataset), manifest)
         if not done:  # Trainer would take one more step
@@ -172,7 +173,7 @@ def train(
                 if checkpoint is not None:
                     adapt_checkpoint(trainer, Path(checkpoint))
                 trainer.train(resume_from_checkpoint=checkpoint)
-        _save(trainer, final, config, tokenizer, manifest)
+        _save(trainer, final, config, tokenizer, manifest, hooks)
     return final
 
 
@@ -196,6 +197,7 @@ def _save(
     config: TrainConfig,
     tokenizer: AnchoredTokenizer,
     manifest: dict[str, Any],
+    hooks: Hooks,
 ) -> None:
     main = trainer.is_world_process_zero()
     with building(final) if main else nullcontext(final) as folder:
@@ -209,7 +211,7 @@ def _save(
                 (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
             record = _record(config, manifest)
             save_beside(folder, tokenizer, record)
-            write_card(folder, config.out.name, record, tokenizer)
+            hooks.describe(folder, config.out.name, record, tokenizer)
 
 
 def _record(config: TrainConfig, manifest: dict[str, Any]) -> dict[str, Any]:

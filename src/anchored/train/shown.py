@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from transformers import Trainer, TrainerCallback
 
-from anchored.inspection.inspect import segment_view
+from anchored.token_view import segment_view
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.metrics_log import Monitor, training_flops
 
