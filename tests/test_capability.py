@@ -25,12 +25,10 @@ from anchored import cli
 from anchored.annotation import Annotation, Key, Schema
 from anchored.benchmark import capability
 from anchored.benchmark.capability import CapabilityConfig, item_values, run
-from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Plan
-from anchored.benchmark.likelihood import log_likelihoods
+from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Lead
 from anchored.benchmark.prompting import (
     Encoder,
     Prompt,
-    Row,
     read_context,
     shared_prompt,
     write_context,
@@ -150,9 +148,9 @@ def tasks(tmp_path_factory) -> Path:
 
 
 def lm(source: Source, chat: bool = True, mode: Any = "none", **options: Any) -> AnchoredLM:
-    plan = Plan(mode, options.pop("pinned", Annotation()), FEW)
+    lead = Lead(mode, options.pop("pinned", Annotation()), FEW)
     width = options.pop("width", len(source.tokenizer))
-    made = AnchoredLM(source, chat, plan, width, **{"batch_size": 4, "seed": 0, **options})
+    made = AnchoredLM(source, chat, lead, width, **{"batch_size": 4, "seed": 0, **options})
     made.begin("task")
     return made
 
@@ -231,19 +229,51 @@ def test_likelihoods_behind_an_annotation_are_those_computed_by_hand(models, cha
 
 def test_a_likelihood_says_whether_greedy_decoding_would_write_it(models):
     source = load(models["standard"])
-    ids = torch.tensor([source.tokenizer.encode("And snow?")])
-    best = source.model(input_ids=ids).logits[0, -1].argmax().item()
-    rows = [Row(ids[0].tolist(), [best]), Row(ids[0].tolist(), [best + 1])]
-    found = log_likelihoods(source.model, rows, 2, len(source.tokenizer))
+    ids = [source.tokenizer.control.bos, *source.tokenizer.encode("And snow?")]
+    likely = source.model(input_ids=torch.tensor([ids])).logits[0, -1].argsort(descending=True)
+    best, worst = (source.tokenizer.decode([int(likely[place])]) for place in (0, -1))
+    asked = ask("loglikelihood", *((0, "And snow?", text) for text in (best, worst)))
+    found = lm(source, chat=False).loglikelihood(asked)
     assert [is_greedy for _, is_greedy in found] == [True, False]
 
 
 def test_an_empty_continuation_has_likelihood_one(models):
     source = load(models["standard"])
-    rows = [Row([0], []), Row([0, 1, 2], []), Row([0, 1], [2])]
-    found = log_likelihoods(source.model, rows, 3, len(source.tokenizer))
+    asked = ask("loglikelihood", (0, "And", ""), (1, "And snow?", ""), (2, "And", " coal"))
+    found = lm(source, chat=False).loglikelihood(asked)
     assert found[:2] == [(0.0, True)] * 2
-    assert found[2][0] == pytest.approx(by_hand(source.model, [0, 1], [2]), abs=1e-5)
+    encode, bos = source.tokenizer.encode, source.tokenizer.control.bos
+    expected = by_hand(source.model, [bos, *encode("And")], encode(" coal"))
+    assert found[2][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_that_agree_but_for_their_end_may_be_cut_at_different_places(models):
+    source = load(models["standard"])
+    encode, bos = source.tokenizer.encode, source.tokenizer.control.bos
+    pairs = [("What colour is the", "?"), ("What colour is", " the,")]
+    found = lm(source, chat=False).loglikelihood(
+        ask("loglikelihood", *((i, *pair) for i, pair in enumerate(pairs)))
+    )
+    expected = [by_hand(source.model, [bos, *encode(a)], encode(b)) for a, b in pairs]
+    assert encode("".join(pairs[0]))[:-1] == encode("".join(pairs[1]))[:-1]
+    assert [score for score, _ in found] == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_are_computed_only_where_a_row_of_the_batch_is_scored(models):
+    source = load(models["standard"])
+    places = []
+
+    def counted(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        places.append(output.shape[1])
+
+    handle = source.model.get_output_embeddings().register_forward_hook(counted)
+    contexts = ["And snow?" * 9, "And snow" * 9, "And snow?"]
+    asked = ask("loglikelihood", *((i, context, " white") for i, context in enumerate(contexts)))
+    lm(source, chat=False, batch_size=2).loglikelihood(asked)
+    handle.remove()
+    lengths = [len(source.tokenizer.encode(context)) for context in contexts]
+    scored = len(source.tokenizer.encode(" white"))
+    assert places == [lengths[0] - lengths[1] + scored, scored]
 
 
 def test_results_do_not_depend_on_the_batch_and_repeat_with_their_seed(models):
@@ -258,6 +288,19 @@ def test_results_do_not_depend_on_the_batch_and_repeat_with_their_seed(models):
     scores = [[score for score, _ in found] for found, _ in runs.values()]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
     assert scores[0] != pytest.approx(scores[2], abs=1e-2)
+
+
+def test_log_probabilities_of_a_half_precision_model_are_taken_in_float32(models):
+    source = load(models["standard"], dtype="bfloat16")
+    found = lm(source, chat=False, batch_size=1).loglikelihood(choices(False)[:1])
+    encode, bos = source.tokenizer.encode, source.tokenizer.control.bos
+    target = encode(" " + ITEMS[0]["choices"][0])
+    context = [bos, *encode(put(ITEMS[0]))]
+    with torch.no_grad():
+        logits = source.model(torch.tensor([context + target[:-1]])).logits[0, len(context) - 1 :]
+    assert logits.dtype == torch.bfloat16
+    scores = logits.double().log_softmax(-1)[range(len(target)), target]
+    assert found[0][0] == pytest.approx(float(scores.sum()), rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -283,17 +326,19 @@ def foreign(tmp_path_factory) -> tuple[Any, Any, str]:
     return model.eval(), hf, str(folder)
 
 
-def test_a_foreign_document_model_gets_the_figures_of_lm_evals_own_backend(foreign):
+@pytest.mark.parametrize("batch_size", [3, "auto"])
+def test_a_foreign_document_model_gets_the_figures_of_lm_evals_own_backend(foreign, batch_size):
     model, hf, folder = foreign
     long = ask("loglikelihood", (9, ITEMS[0]["q"] * 9, " blue"), (9, "", "blue"), (9, "Sky: ", "x"))
     theirs = HFLM(pretrained=model, tokenizer=hf, batch_size=3)
     asked = [*choices(False)[:5], *long]
     source = load(folder)
-    ours = lm(source, chat=False, width=len(hf))
+    ours = lm(source, chat=False, width=len(hf), batch_size=batch_size)
     assert (source.chat, len(source.tokenizer) - len(hf)) == ("none", len(CONTROL_TOKENS))
     expected = theirs.loglikelihood(asked, disable_tqdm=True)
     found = ours.loglikelihood(asked)
     assert [s for s, _ in found] == pytest.approx([s for s, _ in expected], rel=1e-5)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert ours.truncated == 1
 
 
@@ -531,6 +576,24 @@ def test_a_format_follows_from_what_the_model_was_trained_on(models, foreign):
     assert not chat(foreign[2])
     with pytest.raises(ConfigError, match="has no chat format; use --format auto or document"):
         chat(foreign[2], "chat")
+
+
+def test_precision_and_place_of_the_weights_are_as_told(models, tasks, tmp_path, monkeypatch):
+    loaded = {}
+
+    def kept(*arguments: Any) -> Source:
+        loaded[arguments] = load(*arguments)
+        return loaded[arguments]
+
+    monkeypatch.setattr(capability, "load", kept)
+    arguments = [models["anchored"], "--task", str(tasks / "said.yaml"), "--limit", "2"]
+    options = ["--dtype", "bfloat16", "--device-map", "cpu", "--batch-size", "auto"]
+    assert cli.main(["capability", *arguments, *options, "--out", str(tmp_path / "out")]) == 0
+    (told,) = loaded
+    assert told == (models["anchored"], "bfloat16", "cpu")
+    assert loaded[told].model.dtype == torch.bfloat16
+    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert settings["batch_size"] == "auto"
 
 
 def test_models_are_named_by_what_tells_their_paths_apart():

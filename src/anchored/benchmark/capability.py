@@ -14,13 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from rich.console import Console
 from rich.progress import Progress
 from transformers import AutoConfig
 
 from anchored.annotation import Annotation
-from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Plan
+from anchored.benchmark.harness import AnchoredLM, AnnotationConfig, Lead
 from anchored.benchmark.tasks import Outcome, evaluate_task, expand, items, load_tasks
 from anchored.config import Config, versions
 from anchored.errors import ConfigError, DataError
@@ -51,15 +51,19 @@ class CapabilityConfig(Config):
         tasks: lm-eval's names, YAML files, or `paper-zero-shot` for the paper's nine.
         include_path: a folder with more task files.
         annotation: what stands before the answers of models that were trained with annotations;
-            the others are asked without. `sampled`: the model's own choice behind `pins`, once an
+            the others are asked without. `sampled`: the model's own choice behind `pins`, once per
             item. `given`: `pins` alone. `none`: nothing.
         pins: key and value of tags that every annotation starts with.
         annotations: how they are sampled.
         format: `chat` puts a task as a conversation, `document` as plain text; `auto` takes a
             conversation where the model was fine-tuned on them or has a chat template.
         num_fewshot: examples in the prompt; None leaves it to the task.
-        limit: the first so many items of each task, to try something out.
-        batch_size: sequences run together; figures do not depend on it.
+        limit: only the first items of each task, to try something out.
+        batch_size: sequences run together, or `auto`: as many as fit, as lm-eval measures it.
+            Figures do not depend on it.
+        dtype: of the weights; `auto` is the one they were saved in.
+        device_map: where `transformers` puts the layers (`auto`, `cpu`, `cuda:1`); None takes
+            the first GPU if there is one.
         seed: of sampled annotations and answers.
         resamples: of the intervals.
     """
@@ -73,7 +77,9 @@ class CapabilityConfig(Config):
     format: Literal["auto", "chat", "document"] = "auto"
     num_fewshot: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=16, gt=0)
+    batch_size: PositiveInt | Literal["auto"] = 16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: str | None = None
     seed: int = Field(default=0, ge=0)
     resamples: int = Field(default=2000, ge=100)
 
@@ -87,7 +93,7 @@ class CapabilityConfig(Config):
 
 
 def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]:
-    """Asks every model every task, shows the table on `console` and writes it into `out`.
+    """Ask every model every task, show the table on `console` and write it into `out`.
 
     What `out` already holds of an interrupted run is kept: `<model>/<task>/result.json` and
     `samples.jsonl`, whole or not at all. At the end `results.json` and `table.md`.
@@ -101,7 +107,7 @@ def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]
             another run.
     """
     names = _named(config.models)
-    claim(out, config)
+    claim(out, config, free=("device_map",))
     with released_if_unused(out):
         widths = {model: _width(model) for model in config.models}
         _check_annotation(config)
@@ -147,7 +153,7 @@ def _width(model: str) -> int:
 
 
 def _check_annotation(config: CapabilityConfig) -> None:
-    """Sees that tags given by the user reach a model at all, before any is loaded."""
+    """Check before any model is loaded that one of them follows the user's tags."""
     if config.pins and not any(
         (find_record(model) or {}).get("annotated") for model in config.models
     ):
@@ -167,11 +173,11 @@ def _announce(config: CapabilityConfig, tasks: Mapping[str, Any], console: Conso
 def _run_model(
     model: str, width: int, tasks: Mapping[str, Any], config: CapabilityConfig, out: Path
 ) -> dict[str, Any]:
-    """The kept results of each task; the model is loaded only if one is missing."""
+    """Results of each task; the model is loaded only if one is missing."""
     stamp = _stamp(model)
     missing = [name for name in tasks if not (out / name / RESULT).is_file()]
     if missing:
-        lm = _model(load(model), width, config)
+        lm = _model(load(model, config.dtype, config.device_map), width, config)
         with _progress() as bar:
             for name in missing:
                 _run_task(lm, tasks[name], config, out / name, stamp, bar)
@@ -211,8 +217,8 @@ def _result(lm: AnchoredLM, found: Outcome, stamp: dict[str, list[int]]) -> dict
         "path": lm.source.name,
         "weights": stamp,
         "format": "chat" if lm.chat else "document",
-        "annotation": lm.plan.mode,
-        "pins": lm.plan.pinned.rows(),
+        "annotation": lm.lead.mode,
+        "pins": lm.lead.pinned.rows(),
         "task": found.task,
         "metrics": found.metrics,
         "counts": found.counts,
@@ -250,7 +256,7 @@ def _model(source: Source, width: int, config: CapabilityConfig) -> AnchoredLM:
     return AnchoredLM(
         source,
         chat=_is_chat(source, config),
-        plan=Plan(mode, pinned, config.annotations),
+        lead=Lead(mode, pinned, config.annotations),
         width=width,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -1,24 +1,27 @@
-"""A model as lm-eval asks it: likelihoods of continuations and generated answers, annotation first.
+"""lm-eval's own Hugging Face model, asked behind an annotation.
 
-Each item's annotation is sampled once, before its choices are scored or its answer is written, and
-all choices share it.
+`HFLM` scores and batches. What is ours: an item's annotation is sampled once, before its choices
+are scored or its answer is written, all choices share it, and control tokens are put by id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from pydantic import Field
 
 from anchored.annotation import Annotation
-from anchored.benchmark.likelihood import log_likelihoods
 from anchored.benchmark.prompting import (
     Encoder,
     Prompt,
@@ -32,11 +35,11 @@ from anchored.errors import ConfigError, DataError
 from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
 from anchored.sampling.run import Source
 
-MAX_ANSWER_TOKENS = 256  # lm-eval's own, for tasks that state none
 _HONOURED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "min_p"}
 _WITHOUT_EFFECT = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0}
 
 Place = tuple[int, int]
+_HFLM: Any = HFLM  # whose decorator hides its type
 
 
 class AnnotationConfig(Config):
@@ -44,8 +47,8 @@ class AnnotationConfig(Config):
 
     Args:
         sampling: of the annotation; temperature 1 by default, as in the paper.
-        max_tokens: one that has not closed by then is malformed.
-        retries: how often a malformed one is sampled anew; then an empty one takes its place.
+        max_tokens: an annotation that has not closed by then is malformed.
+        retries: how often a malformed annotation is sampled again before an empty one replaces it.
     """
 
     sampling: Sampling = Sampling()
@@ -54,13 +57,13 @@ class AnnotationConfig(Config):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Lead:
     """What stands before a model's continuations.
 
     Args:
         mode: no annotation, one that the model samples after `pinned`, or `pinned` alone.
         pinned: tags given by the user.
-        config: how the others are sampled.
+        config: how the other tags are sampled.
     """
 
     mode: Literal["none", "sampled", "given"] = "none"
@@ -68,43 +71,64 @@ class Plan:
     config: AnnotationConfig = AnnotationConfig()  # noqa: RUF009 (frozen)
 
 
-class AnchoredLM(LM):
-    """lm-eval's view of a model; one task at a time.
+class AnchoredLM(_HFLM):
+    """lm-eval's Hugging Face model with the encoding and the annotations of this package.
 
     Args:
         source: the model and what is known of it.
-        chat: tasks are put as conversations, otherwise as documents.
-        plan: what stands before the continuations.
-        width: entries of the vocabulary that count, see `log_likelihoods`.
-        batch_size: sequences run together; results do not depend on it.
+        chat: True if tasks are put as conversations, False if as documents.
+        lead: what stands before the continuations.
+        width: entries of the vocabulary that count; a foreign model's tokenizer was given control
+            tokens beyond them, which its probabilities must leave out.
+        batch_size: sequences run together, or `auto`; results do not depend on it.
         seed: of annotations and of answers that a task wants sampled.
     """
 
     def __init__(
-        self, source: Source, chat: bool, plan: Plan, width: int, batch_size: int, seed: int
+        self,
+        source: Source,
+        chat: bool,
+        lead: Lead,
+        width: int,
+        batch_size: int | Literal["auto"],
+        seed: int,
     ) -> None:
-        super().__init__()
-        self.source, self.chat, self.plan = source, chat, plan
         limit = getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
+        with without_notices():  # about a model that is loaded already
+            super().__init__(
+                source.model,
+                backend="causal",
+                tokenizer=source.tokenizer.hf,
+                max_length=limit or sys.maxsize,  # 2048 otherwise
+                batch_size=batch_size,
+                softmax_dtype="float32",  # not rounded to a bfloat16's 8 bits
+            )
+        self.source, self.chat, self.lead = source, chat, lead
         self._encoder = Encoder(source, chat, limit)
-        self._width, self._batch_size, self._seed = width, batch_size, seed
+        self._width, self._seed = width, seed
+        self._scored = self.max_length
+        self.cache_hook.add_partial = lambda *answer: self._step(1)  # once per answer scored
         self.begin("")
 
     def begin(
         self, task: str, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
-        """Starts a task: its name goes into the seeds, its counts and annotations start anew.
+        """Start a task: its name goes into the seeds, its counts and annotations start anew.
 
         `progress` is called with the annotations and requests done since its last call, and their
-        number in all.
+        total number.
         """
         self._task, self._progress, self._total = task, progress, 0
         self.annotations: dict[int, list[Annotation]] = {}
         self.malformed = 0
         self.truncated = 0
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether greedy decoding would write it.
+
+        An empty continuation has log-probability 0.
 
         Raises:
             DataError: a continuation is longer than what the model reads.
@@ -112,21 +136,28 @@ class AnchoredLM(LM):
         prompts = [read_context(str(request.arguments[0]), self.chat) for request in requests]
         places = [(int(r.doc_id or 0), int(r.arguments[0] == "")) for r in requests]
         self._expect(requests, places)
-        plans = self._shared_plans(requests, prompts, places)
+        shared = self._shared_annotations(requests, prompts, places)
         rows = [
-            self._fitted(self._encoder.to_score(prompt, str(request.arguments[1]), plans[place]))
+            self._fitted(self._encoder.to_score(prompt, str(request.arguments[1]), shared[place]))
             for request, prompt, place in zip(requests, prompts, places, strict=True)
         ]
-        model = self.source.model.eval()
-        return log_likelihoods(model, rows, self._batch_size, self._width, self._step)
+        asked = {i: row for i, row in enumerate(rows) if row.target}
+        self.logits_cache = _ends_apart(asked.values())
+        self._scored = max((len(row.target) for row in asked.values()), default=0)
+        found = self._loglikelihood_tokens(
+            [(requests[i].arguments, row.context, row.target) for i, row in asked.items()],
+            disable_tqdm,
+        )
+        answers = dict(zip(asked, found, strict=True))
+        return [answers.get(i, (0.0, True)) for i in range(len(rows))]
 
-    def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers, each cut at the first of the task's `until` strings, without annotations.
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers without annotations, each cut at the first of the task's `until` strings.
 
         Raises:
             ConfigError: the task asks for a way of decoding that is not honoured.
         """
-        options = _generation(self._task, requests[0].arguments[1])
+        options = _generation(self._task, requests[0].arguments[1], self.max_gen_toks)
         sampling = _sampling(self._task, options)
         prompts = [read_context(str(request.arguments[0]), self.chat) for request in requests]
         repeats = Counter[int]()
@@ -136,27 +167,31 @@ class AnchoredLM(LM):
             places.append((doc, repeats[doc]))
             repeats[doc] += 1
         self._expect(requests, places)
-        plans = self._plans(dict(zip(places, prompts, strict=True)))
+        annotations = self._annotations(dict(zip(places, prompts, strict=True)))
         contexts = [
-            self._encoder.to_continue(prompt, plans[place])
+            self._encoder.to_continue(prompt, annotations[place])
             for prompt, place in zip(prompts, places, strict=True)
         ]
         limit = options["max_gen_toks"]
-        asked = [
-            Request(prefix=self._room(context, limit, "generation_kwargs.max_gen_toks"))
-            for context in contexts
+        prefixes = [
+            self._room(context, limit, "generation_kwargs.max_gen_toks") for context in contexts
         ]
         config = SampleConfig(
             response=sampling,
             max_response_tokens=limit,
-            batch_size=self._batch_size,
+            batch_size=self._batch(prefixes, limit),
             seed=self._seeded("answers"),
         )
+        asked = [Request(prefix=prefix) for prefix in prefixes]
         source = self.source
         found = sample(source.model, source.tokenizer, asked, config, progress=self._step)
-        return [_until(answer.response, options["until"]) for answer in found]
+        return [
+            postprocess_generated_text(answer.response, options["until"], None) for answer in found
+        ]
 
-    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
         """Not offered: `tasks.load_tasks` refuses the tasks that ask for it."""
         raise NotImplementedError("likelihoods of whole documents")
 
@@ -166,12 +201,35 @@ class AnchoredLM(LM):
         """Messages as a context that keeps them apart; see `prompting.write_context`."""
         return write_context(chat_history, add_generation_prompt)
 
-    @property
-    def tokenizer_name(self) -> str:
-        """What lm-eval would tell cached requests apart by."""
-        return self.source.tokenizer.fingerprint
+    @torch.inference_mode()
+    def _model_call(self, inps: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, V) of the last K places: all that any of the rows (B, T) is scored at.
 
-    def _shared_plans(
+        `HFLM` finds a row's places from the end. The projection to the vocabulary is most of the
+        memory.
+        """
+        # A row is padded with 0 on the right. Ids of 0 that are not padding only raise K.
+        places = torch.arange(inps.shape[1], device=inps.device)
+        shortest = int(places.where(inps != 0, 0).amax(1).min()) + 1
+        kept = min(inps.shape[1] - shortest + self._scored, inps.shape[1])
+        logits = self.model(input_ids=inps, use_cache=False, logits_to_keep=kept).logits
+        return logits[..., : self._width]
+
+    def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
+        """As `HFLM` measures it, with all logits: a later batch may be of very unequal rows."""
+        scored, self._scored = self._scored, self.max_length
+        found = super()._detect_batch_size(requests, pos)
+        self._scored = scored
+        return found
+
+    def _batch(self, prefixes: Sequence[tuple[int, ...]], room: int) -> int:
+        """Sequences to sample together, each a prefix with `room` tokens behind it."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        longest = max(prefixes, key=len)
+        return self._detect_batch_size([("", longest, (0,) * room)])
+
+    def _shared_annotations(
         self, requests: Sequence[Instance], prompts: Sequence[Prompt], places: Sequence[Place]
     ) -> dict[Place, Annotation | None]:
         """One annotation for all choices of an item."""
@@ -179,20 +237,20 @@ class AnchoredLM(LM):
         for request, prompt, place in zip(requests, prompts, places, strict=True):
             before, _ = self._encoder.with_space(prompt, str(request.arguments[1]))
             groups.setdefault(place, []).append(before)
-        return self._plans({place: shared_prompt(group) for place, group in groups.items()})
+        return self._annotations({place: shared_prompt(group) for place, group in groups.items()})
 
     def _expect(self, requests: Sequence[Instance], places: Sequence[Place]) -> None:
-        annotations = len(set(places)) if self.plan.mode == "sampled" else 0
+        annotations = len(set(places)) if self.lead.mode == "sampled" else 0
         self._total = annotations + len(requests)
 
     def _step(self, done: int) -> None:
         self._progress(done, self._total)
 
-    def _plans(self, prompts: dict[Place, Prompt]) -> dict[Place, Annotation | None]:
-        if self.plan.mode == "none":
+    def _annotations(self, prompts: dict[Place, Prompt]) -> dict[Place, Annotation | None]:
+        if self.lead.mode == "none":
             return dict.fromkeys(prompts)
-        if self.plan.mode == "given":
-            found = dict.fromkeys(prompts, self.plan.pinned)
+        if self.lead.mode == "given":
+            found = dict.fromkeys(prompts, self.lead.pinned)
         else:
             found = dict(zip(prompts, self._sampled(list(prompts.values())), strict=True))
         for (doc, _), annotation in found.items():
@@ -200,7 +258,7 @@ class AnchoredLM(LM):
         return dict(found)
 
     def _sampled(self, prompts: Sequence[Prompt]) -> list[Annotation]:
-        config, source, pinned = self.plan.config, self.source, self.plan.pinned
+        config, source, pinned = self.lead.config, self.source, self.lead.pinned
         room = config.max_tokens + len(self._encoder.annotation(pinned))
         prefixes = [
             self._room(self._encoder.opening(prompt), room, "annotation.max_tokens")
@@ -214,7 +272,7 @@ class AnchoredLM(LM):
             annotation=config.sampling,
             max_annotation_tokens=config.max_tokens,
             retries=config.retries,
-            batch_size=self._batch_size,
+            batch_size=self._batch(prefixes, room),
             seed=self._seeded("annotations"),
         )
         found = sample(source.model, source.tokenizer, asked, options, source.schema, self._step)
@@ -251,9 +309,34 @@ class AnchoredLM(LM):
         return tuple(fitted)
 
 
-def _generation(task: str, given: dict[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep lm-eval's notices away."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _ends_apart(rows: Iterable[Row]) -> bool:
+    """True if rows that agree but for their last token have continuations of one length.
+
+    `HFLM` runs such rows once (`logits_cache`). Where their lengths differ it reads the shorter
+    continuation's log-probabilities at the places of the longer one (lm-eval 0.4.13).
+    """
+    lengths: dict[tuple[int, ...], int] = {}
+    return all(
+        lengths.setdefault(tuple(row.context + row.target[:-1]), len(row.target)) == len(row.target)
+        for row in rows
+    )
+
+
+def _generation(task: str, given: dict[str, Any], max_tokens: int) -> dict[str, Any]:
     """The task's `generation_kwargs`, by the names and defaults of lm-eval."""
-    options: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_ANSWER_TOKENS))
+    options: dict[str, Any] = dict(normalize_gen_kwargs(given, max_tokens))
     for name, value in options.items():
         if name not in _HONOURED and _WITHOUT_EFFECT.get(name) != value:
             raise ConfigError(
@@ -268,12 +351,3 @@ def _sampling(task: str, options: dict[str, Any]) -> Sampling:
         return Sampling(temperature=0)
     kept = {name: options[name] for name in ("temperature", "top_p", "min_p") if name in options}
     return validated(Sampling, kept, source=f"task {task}: generation_kwargs")
-
-
-def _until(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of any of `stops`."""
-    return text[
-        : min(
-            (place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text)
-        )
-    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import hash_string, set_torch_seed
 
-from anchored.benchmark.harness import AnchoredLM
+from anchored.benchmark.harness import AnchoredLM, without_notices
 from anchored.errors import ConfigError
 
 # The nine behind the paper's average (it counts ARC as one name), by the folder of lm-eval that
@@ -65,15 +64,14 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def load_tasks(names: Sequence[str], include: Path | None = None) -> dict[str, Task]:
-    """The tasks by name, with their data; a group or tag gives its tasks.
+    """Load tasks and their data, by name; a group or tag gives its tasks.
 
     Args:
         names: of lm-eval's tasks, of those in `include`, or YAML files.
         include: a folder with more task files.
 
     Raises:
-        ConfigError: no such task, one whose data cannot be had, or one of a kind that is not
-            offered.
+        ConfigError: a task does not exist, its data is unavailable, or its kind is not offered.
     """
     manager = _manager(names, include)
     tasks: dict[str, Task] = {}
@@ -108,7 +106,7 @@ def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
         )
     try:
         _seed()
-        with _without_notices():
+        with without_notices():
             return manager.load([name])["tasks"]
     except Exception as error:  # its loaders raise whatever datasets, jinja or a task's own code do
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
@@ -145,9 +143,9 @@ def evaluate_task(
     limit: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """lm-eval's run of one task: its prompts, its filters, its metrics and their standard errors.
+    """Run one task with lm-eval's prompts, filters, metrics and standard errors.
 
-    lm-eval's own seeds, which choose the examples of few-shot prompts, stay as it has them.
+    The examples of few-shot prompts are chosen by lm-eval's own seeds.
 
     Raises:
         ConfigError: the task asks for what cannot be honoured.
@@ -203,22 +201,11 @@ def _seed() -> None:
 
 
 @contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without lm-eval's notices and bars: a run shows its own progress."""
     nowhere = io.StringIO()
     with (
-        _without_notices(),
+        without_notices(),
         contextlib.redirect_stderr(nowhere),
         contextlib.redirect_stdout(nowhere),
     ):
@@ -226,7 +213,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Numbers by `metric` or `metric,filter`; None for a standard error that lm-eval has not."""
+    """Numbers by `metric` or `metric,filter`; None for a standard error that lm-eval lacks."""
     metrics: dict[str, float | None] = {}
     for key, value in found.items():
         metric, separator, kind = key.partition(",")

@@ -331,11 +331,28 @@ def add_capability(commands: Any) -> None:
     )
     parser.add_argument("--num-fewshot", type=whole_number, metavar="N", help="default: the task's")
     parser.add_argument("--limit", type=positive, metavar="N", help="first items of each task")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="sequences run together")
+    parser.add_argument(
+        "--batch-size",
+        type=_positive_or_auto,
+        metavar="N|auto",
+        help="sequences run together; auto: as many as fit",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision of the weights; default: auto, the one they were saved in",
+    )
+    parser.add_argument(
+        "--device-map", metavar="MAP", help="auto to spread a model over GPUs, or a device"
+    )
     parser.add_argument(
         "--seed", type=whole_number, default=0, help="of annotations and sampled answers"
     )
     parser.add_argument("--out", type=Path, required=True, help="run again to resume")
+
+
+def _positive_or_auto(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
 
 
 def _run_capability(options: argparse.Namespace) -> None:
@@ -356,6 +373,8 @@ def _run_capability(options: argparse.Namespace) -> None:
         "num_fewshot": options.num_fewshot,
         "limit": options.limit,
         "batch_size": options.batch_size,
+        "dtype": options.dtype,
+        "device_map": options.device_map,
         "seed": options.seed,
     }
     known = {name: value for name, value in given.items() if value is not None}

@@ -88,8 +88,13 @@ def run(
     return rows
 
 
-def load(name: str) -> Source:
-    """The model, on the GPU if there is one, and what its record says.
+def load(name: str, dtype: str = "auto", device_map: str | None = None) -> Source:
+    """The model and what its record says.
+
+    Args:
+        name: folder or hub id.
+        dtype: of the weights; `auto` is the one they were saved in.
+        device_map: goes to `transformers`; without one the model is put on the GPU if there is one.
 
     Raises:
         ConfigError: nothing there that can be loaded.
@@ -109,10 +114,10 @@ def load(name: str) -> Source:
         hf = _foreign_tokenizer(name)
         known = {"chat": _chat(hf)}
         tokenizer = AnchoredTokenizer.adopt(hf)
-    model: Any = load_model(name, tokenizer)
-    return Source(
-        name, model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, **known
-    )
+    model: Any = load_model(name, tokenizer, dtype=dtype, device_map=device_map)
+    if device_map is None:
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Source(name, model, tokenizer, **known)
 
 
 def _foreign_tokenizer(name: str) -> Any:
