@@ -276,3 +276,18 @@ def test_statistics_of_rows_of_every_format():
         },
     }
     assert statistics_of([]).data() == {"annotations": 0, "keys": {}}
+
+
+def test_turns_are_counted_where_the_row_annotates_the_last_of_them_too():
+    def tags(value: str) -> list[dict[str, str]]:
+        return [{"key": "topic", "value": value}]
+
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "annotation": tags("sea")},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "b", "annotation": tags("war")},
+    ]
+    found = statistics_of([{"messages": turns, "annotation": tags("own")}])
+    assert found.annotations == 2
+    assert found.keys["topic"].top == (("own", 1), ("sea", 1))
