@@ -113,7 +113,7 @@ def test_every_row_format_becomes_exactly_this(row, item):
         (
             {"title": "x"},
             "has the fields title; a row needs messages, prompt + response, instruction + output, "
-            "chunks, text or prompt + annotation",
+            "conversations, chunks, text or prompt + annotation",
         ),
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages: role 'bot' is not one of "
          "system, user, assistant"),
@@ -162,6 +162,55 @@ def test_a_chunk_without_an_annotation_is_told_from_one_with_an_empty_one() -> N
     assert [chunk.annotation for chunk in item.chunks] == [Annotation(), None]
     assert Document("a", (Chunk("One."),)).whole_annotation is None
     assert Document("a", (Chunk("One.", Annotation()),)).whole_annotation == Annotation()
+
+
+def test_sharegpt_turns_become_messages_and_are_written_as_such() -> None:
+    row = {
+        "id": "a",
+        "conversations": [
+            {"from": "system", "value": ""},
+            {"from": "human", "value": "Hi.", "at": 1},
+            {"from": "gpt", "value": "One.", "weight": 0},
+            {"from": "human", "value": "Go on."},
+            {"from": "gpt", "value": "Two.", "annotation": TAGS},
+        ],
+        "source": "hub",
+    }
+    turns = Message("system", ""), Message("user", "Hi."), Message("assistant", "One.")
+    more = Message("user", "Go on."), Message("assistant", "Two.", PLAN)
+    assert parse(row) == Conversation("a", (*turns, *more))
+    written = annotated_row(parse(row), FOUND)
+    assert written == {
+        "id": "a",
+        "source": "hub",
+        "messages": [
+            {"role": "system", "content": ""},
+            {"role": "user", "content": "Hi.", "at": 1},
+            {"role": "assistant", "content": "One.", "weight": 0, "annotation": stored("One.")},
+            {"role": "user", "content": "Go on."},
+            {"role": "assistant", "content": "Two.", "annotation": TAGS},
+        ],
+    }
+    again = parse(written)
+    assert isinstance(again, Conversation)
+    assert again.messages[2].annotation == FOUND["One."]
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ("Hi.", "conversations: 'Hi.' is not a list of objects"),
+        ([{"from": "bot", "value": "x"}], "conversations: from 'bot' is not one of system, human, "
+         "gpt"),
+        ([{"from": "gpt"}], "conversations: {'from': 'gpt'} has no value"),
+        ([{"from": "human", "value": "x"}], "messages: no assistant turn to learn; remove the row, "
+         "or set skip_bad_rows: true"),
+    ],
+)  # fmt: skip
+def test_a_bad_sharegpt_row_is_named_with_its_place_field_and_value(turns, message) -> None:
+    with pytest.raises(DataError) as error:
+        parse({"conversations": turns})
+    assert str(error.value) == f"rows.jsonl: line 7: {message}"
 
 
 FOUND = {

@@ -27,6 +27,7 @@ from anchored.segments import Chunk, Message
 
 GENERATIONS_FORMATS = "prompt and generations (a list of texts), or prompt and response"
 _ROLES = ("system", "user", "assistant")
+_SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _ASKED = ("prompt", "messages")
 _PAIR = ("chosen", "rejected")
 
@@ -250,6 +251,22 @@ def _read_output(row: Row, name: str, split: Split) -> Conversation:
     return _one_turn(row, name, prompt, _text(row, "output"))
 
 
+def _read_conversations(row: Row, name: str, split: Split) -> Conversation:
+    """ShareGPT's turns as messages; whatever else a turn has stays with it."""
+    turns = []
+    for turn in _objects(row, "conversations"):
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        role = _SHAREGPT_ROLES.get(str(turn.get("from")))
+        if role is None:
+            known = ", ".join(_SHAREGPT_ROLES)
+            raise DataError(f"conversations: from {turn.get('from')!r} is not one of {known}")
+        if turn.get("value") is None:
+            raise DataError(f"conversations: {str(dict(turn))[:80]} has no value")
+        turns.append({"role": role, "content": turn["value"], **rest})
+    rest = {key: value for key, value in row.items() if key != "conversations"}
+    return _read_messages({**rest, "messages": turns}, name, split)
+
+
 def _read_unanswered(row: Row, name: str, split: Split) -> Conversation:
     return _one_turn(row, name, _text(row, "prompt"), "")
 
@@ -277,6 +294,12 @@ FORMATS = (
         "{instruction, input, output}",
         "the same; the prompt is the instruction and, unless it is blank, the input",
         _read_output,
+    ),
+    Format(
+        ("conversations",),
+        "{conversations: [{from, value}]}",
+        "ShareGPT's conversation, `from` human, gpt or system; `annotate` writes it as `messages`",
+        _read_conversations,
     ),
     Format(
         ("chunks",),
