@@ -27,6 +27,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.files import read_jsonl
 from anchored.metrics.collapse import compare as gap
 from anchored.metrics.collapse import dissimilarity_of
+from anchored.metrics.table import Observed
 from anchored.models.embedders import StaticEmbedder
 from anchored.report.collapse_table import MARK, columns, explanations, markdown, order
 from anchored.report.score_page import report_evaluation
@@ -34,6 +35,7 @@ from anchored.sampling.engine import Sample, SampleConfig
 from anchored.scoring import backends
 from anchored.scoring.backends import ReadersConfig
 from anchored.scoring.measure import Measured
+from anchored.scoring.quality import Grades
 from anchored.scoring.score import ScoreConfig, by_key, score
 from test_sample_run import build
 
@@ -244,8 +246,9 @@ def test_a_sweep_with_a_quality_has_areas_and_figures_by_temperature(
         def as_json(self, sets: Any) -> dict[str, Any]:
             return {"perplexity": "by letters"}
 
-        def figures(self, found: Any, p: int, partition: Any) -> dict[str, float]:
-            return {"perplexity": float(np.mean([sum(map(ord, t)) / 1e3 for t in found.texts[p]]))}
+        def read(self, found: Any, p: int, partition: Any) -> Grades:
+            letters = [sum(map(ord, text)) / 1e3 for text in found.texts[p]]
+            return Grades(perplexity=float(np.mean(letters)))
 
     monkeypatch.setattr(backends, "load_quality", lambda name: Shortest())
     results = evaluated(tmp_path, ALL, temperatures=[0.2, 1.0])
@@ -266,7 +269,7 @@ def test_a_sweep_with_a_quality_has_areas_and_figures_by_temperature(
 def test_the_margin_of_perplexity_is_a_share_and_only_above_it_counts() -> None:
     def reading(perplexity: float) -> list[Any]:
         values = {"perplexity": np.array([perplexity - 1, perplexity + 1])}
-        return [compare.Reading(compare.Measured(values, [], {}, [], [], []), None)]
+        return [compare.Reading(compare.Measured(values, [], {}, []), None)]
 
     margins, sft = compare.Margins(), reading(10.0)
     assert compare.short_of(reading(11.9), sft, margins) == []
@@ -509,8 +512,8 @@ def two_seeds() -> list[Reading]:
         ]
         plug_in = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
         values = {"semantic_entropy": np.full(2, plug_in)}
-        vectors = [np.eye(8)] * 2
-        runs.append(Reading(Measured(values, counted, {}, vectors, [None] * 2, counted), None))
+        seen = [Observed([""] * 8, np.eye(8), readings=found, keys=("hero",)) for found in counted]
+        runs.append(Reading(Measured(values, counted, {}, seen), None))
     return runs
 
 
@@ -520,10 +523,7 @@ def test_entropies_within_prompts_and_gaps_are_of_the_column_semantic_entropy() 
     measured = [run.measured for run in runs]
     keys = by_key(pooled(measured), attributes, ReadersConfig(), measured)
     assert keys["hero"]["within_prompts"]["mean"] == pytest.approx(shown, abs=1e-9)
-    panel = Panel(
-        SimpleNamespace(attributes=attributes), ReadersConfig(), ("semantic_entropy",), None
-    )
-    statistic, resampled = runs_of(panel, runs, "semantic_entropy")  # pyright: ignore
+    statistic, resampled = runs_of(runs, "semantic_entropy")  # pyright: ignore
     of_seed = [float(statistic(prompts)(np.ones((1, 16)))[0]) for prompts in resampled]
     assert of_seed == pytest.approx([shown, shown], abs=1e-9)
 

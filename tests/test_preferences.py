@@ -24,7 +24,6 @@ from anchored.annotation import Annotation
 from anchored.config import load_config, to_yaml, versions
 from anchored.errors import ConfigError, DataError
 from anchored.experiments.demo_config import TREATMENTS, DemoConfig
-from anchored.experiments.dpo import DPOConfig, load_study, optimise, rate
 from anchored.files import write_json
 from anchored.models import RECORD
 from anchored.models.build import ModelConfig, build_model
@@ -41,6 +40,7 @@ from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
 from families import FAMILIES
+from studies.dpo import DPOConfig, load_study, optimise, rate
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]
@@ -588,7 +588,7 @@ def test_a_reward_that_cannot_judge_is_refused(
     ("row", "said"),
     [
         ({"prompt": "A?", "chosen": "a"}, "x: has one of chosen and rejected"),
-        ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is no answer"),
+        ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is not an answer"),
         ({"prompt": " "}, "x: prompt: ' ' is empty"),
         ({"messages": [answer("hm")]}, "x: no prompt"),
         ({"prompt": "A?", "prompts": 1}, "x: prompts: TRL gives rewards something else"),

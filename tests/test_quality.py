@@ -6,6 +6,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,8 +14,9 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForSeq
 
 from anchored.errors import ConfigError
 from anchored.metrics.noveltybench import REWARD_THRESHOLDS, utility_k
+from anchored.metrics.table import METRICS, Observed
 from anchored.models.perplexity import ReferenceModel, pooled_perplexity
-from anchored.scoring.quality import MadeScores, RewardModel, load_quality
+from anchored.scoring.quality import Grades, MadeScores, RewardModel, load_quality
 from anchored.scoring.score import ScoreConfig, score
 from anchored.tokenizer import AnchoredTokenizer
 
@@ -156,5 +158,7 @@ def test_a_missing_score_of_a_text_that_begins_no_class_does_no_harm() -> None:
 
     found = Generations("a", ("p",), (("x", "y", "z"),), (None,), (None,))
     made = MadeScores(Stamp("1.1", "judge"), lambda prompt, texts: [8, None, 6])
-    assert made.figures(found, 0, [0, 0, 1])["quality"] == 7
-    assert made.figures(found, 0, [0, 1, 2]) == made.figures(found, 0, None) == {}
+    grades = made.read(found, 0, [0, 0, 1])
+    seen = Observed(["x", "y", "z"], np.eye(3), [0, 0, 1], grades.scores)
+    assert METRICS["quality"].value(seen) == 7
+    assert made.read(found, 0, [0, 1, 2]) == Grades()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from anchored import experiments
 from anchored.config import Config, load_config
 from anchored.corpus.offline_run import AnnotateConfig
 from anchored.data.prepare import PrepareConfig
+from anchored.errors import ConfigError
 from anchored.experiments.demo_config import BASES, TREATMENTS
-from anchored.experiments.real_text import OPENING, RealTextConfig, _load, _request, plan
-from anchored.experiments.tales import REQUESTS, TAUGHT_STYLE, CorpusConfig, _opening, build_corpus
 from anchored.train.config import PretrainConfig, SFTConfig
+from studies.real_text import OPENING, RealTextConfig, _load, _request, plan
+from studies.tales import REQUESTS, TAUGHT_STYLE, CorpusConfig, _opening, build_corpus
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "stories"
 CLASSES: dict[str, type[Config]] = {
@@ -93,3 +96,30 @@ def test_the_corpus_keeps_the_tales_that_sft_teaches_out_of_pretraining(
     assert sum(len(row["text"]) for row in rows["documents"]) > 263_000
     assert max(len(row["response"]) for row in rows["sft"]) <= 400
     assert not {r["id"] for r in rows["sft"]} & {r["id"] for r in rows["held_out"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("real-text", "stories/experiment"), ("dpo", "storyworld/dpo")]
+)
+def test_a_study_of_the_repository_is_found_in_its_checkout_and_nowhere_else(
+    name: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = CONFIGS.parent / f"{config}.yaml"
+    module = import_module(experiments.STUDIES[name])
+    ran = lambda config, out: {"study": config.experiment, "out": out}  # noqa: E731
+    monkeypatch.setattr(module, "STUDY", (module.STUDY[0], ran))
+    assert experiments.run(path, tmp_path) == {"study": name, "out": tmp_path}
+    monkeypatch.setattr(experiments, "CHECKOUT", tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        experiments.run(path, tmp_path)
+    assert str(refused.value) == (
+        f"{path}: experiment: {name!r} is not part of the installed package; run it from a "
+        "checkout of the repository, installed with pip install -e '.[all]'"
+    )
+
+
+def test_a_study_that_is_nowhere_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("experiment: tales\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'tales' is not one of storyworld, real-text, dpo"):
+        experiments.run(path, tmp_path / "out")

@@ -16,6 +16,7 @@ import pytest
 from anchored.annotation import Annotation
 from anchored.data.generations import Generations
 from anchored.metrics.embedding import principal_axes
+from anchored.metrics.table import Observed
 from anchored.models.embedders import StaticEmbedder
 from anchored.report.collapsed import undone
 from anchored.report.drawing import style_of
@@ -128,8 +129,8 @@ def sets_of(sets: int, prompts: int, k: int) -> tuple[list[Generations], dict[st
     nothing = (None,) * prompts
     vectors = np.random.default_rng(0).normal(size=(k, 4))
     none: list[list[Annotation]] = [[]] * prompts
-    classes = [list(range(k))] * prompts
-    measured = Measured({}, none, {}, [vectors] * prompts, classes, none)
+    seen = Observed([""] * k, vectors, partition=range(k))
+    measured = Measured({}, none, {}, [seen] * prompts)
     made = [
         Generations(
             f"m{i}",

@@ -18,13 +18,13 @@ from anchored.data.generations import Generations
 from anchored.metrics import collapse
 from anchored.metrics.adoption import MINIMUM, AdoptionClassifier
 from anchored.metrics.frontier import Sweep, common_box, frontier_area
+from anchored.metrics.table import METRICS, Sampled, joined
 from anchored.scoring.backends import ReadersConfig
-from anchored.scoring.measure import ENTROPY_SAMPLES, Measured, Readers, Sampled, on_common_prompts
-from anchored.scoring.score import by_key, differences, intervals
+from anchored.scoring.measure import Measured, Readers, on_common_prompts
+from anchored.scoring.score import by_key, differences, intervals, of_share, sampled_intervals
 
 FloatArray = NDArray[np.float64]
-SEMANTIC = "semantic_entropy"
-QUALITIES = ("quality", "perplexity")
+QUALITIES = tuple(name for name, metric in METRICS.items() if metric.better)
 TOLD_APART = 0.8  # AUC below which the classifier's verdicts are noted as doubtful
 
 
@@ -103,10 +103,6 @@ class Panel:
             else None,
         }
 
-    def keys(self) -> tuple[str, ...]:
-        """The attributes that semantic entropy is over."""
-        return self.readers.attributes.keys if self.readers.attributes else ()
-
 
 def on_same_prompts(
     runs: Mapping[str, Mapping[float, Runs]],
@@ -143,7 +139,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         **{name: float(values.mean()) for name, values in measured.values.items()},
         **_adoption(runs),
-        "n": sum(map(len, runs[0].measured.vectors)),
+        "n": sum(len(one.texts) for one in runs[0].measured.observed),
         "intervals": {
             **intervals(measured, panel.settings),
             **_adoption_interval(runs, panel.settings),
@@ -161,19 +157,19 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def pooled(seeds: Sequence[Measured]) -> Measured:
-    """Several seeds as one: values are means over them, counted readings lie side by side.
+    """Several seeds as one: values are means over them, what was observed lies side by side.
 
     With more seeds than one intervals come from prompts and seeds, so what is resampled is kept.
     """
     if len(seeds) == 1:
         return seeds[0]
-    first, prompts = seeds[0], range(len(seeds[0].readings))
+    first, prompts = seeds[0], range(len(seeds[0].observed))
     names = first.samples or (first.values if len(prompts) > 1 else ())
     return replace(
         first,
         values={name: np.mean([m.values[name] for m in seeds], axis=0) for name in first.values},
         samples={name: _resampled(seeds, name) for name in names},
-        counted=[[reading for m in seeds for reading in m.counted[p]] for p in prompts],
+        observed=[joined([m.observed[p] for m in seeds]) for p in prompts],
     )
 
 
@@ -224,10 +220,18 @@ def short_of(treatment: Runs, sft: Runs, margins: Margins) -> list[dict[str, Any
     ours, theirs = _judged(treatment), _judged(sft)
     for metric in ours:
         value, reached, margin = ours[metric], theirs[metric], getattr(margins, metric)
-        behind = value / reached - 1 if metric == "perplexity" else reached - value
-        if behind > margin:
+        if _behind(metric, value, reached) > margin:
             found.append({"metric": metric, "value": value, "sft": reached, "margin": margin})
     return found
+
+
+def _behind(metric: str, value: float, reached: float) -> float:
+    """How much worse than `reached` a value is, in the unit of the metric's margin."""
+    declared = METRICS.get(metric)  # adoption is no metric of texts: more is better
+    if declared is None:
+        return reached - value
+    change = value / reached - 1 if declared.is_ratio else value - reached
+    return -declared.better * change
 
 
 def _judged(runs: Runs) -> dict[str, float]:
@@ -240,14 +244,9 @@ def _judged(runs: Runs) -> dict[str, float]:
 def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any]:
     found = {}
     for metric in panel.metrics:
-        sides = [runs_of(panel, runs, metric) for runs in (base, sft, treatment)]
-        if None not in sides:
-            statistic = sides[0][0]  # pyright: ignore[reportOptionalSubscript]
-            of = [side[1] for side in sides if side]
-            compared = collapse.compare(
-                of[0], of[1], of[2], statistic, panel.settings.resamples, panel.settings.seed
-            )
-            found[metric] = compared.as_json()
+        of_base, of_sft, of_treatment = (runs_of(side, metric) for side in (base, sft, treatment))
+        if of_base and of_sft and of_treatment:
+            found[metric] = gap(of_base, of_sft, of_treatment, panel.settings)
     main, *others = found
     return {
         "metric": main,
@@ -256,7 +255,15 @@ def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any
     }
 
 
-def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
+def gap(base: Sampled, sft: Sampled, treatment: Sampled, settings: ReadersConfig) -> dict[str, Any]:
+    """`gap_closed` and `collapse_reduction` by one statistic, in the form of `results.json`."""
+    statistic, of_base = base
+    return collapse.compare(
+        of_base, sft[1], treatment[1], statistic, settings.resamples, settings.seed
+    ).as_json()
+
+
+def runs_of(runs: Runs, metric: str) -> Sampled | None:
     """What is resampled for a metric of diversity: texts where the statistic takes weights.
 
     Else prompts' values, which one prompt has too few of: None, as for a metric not measured.
@@ -264,12 +271,11 @@ def runs_of(panel: Panel, runs: Runs, metric: str) -> Sampled | None:
     measured = [run.measured for run in runs]
     if metric not in measured[0].values:
         return None
-    if metric == SEMANTIC:
-        counted = [[r for r in m.counted if len(r) >= ENTROPY_SAMPLES] for m in measured]
-        return collapse.entropy_within(panel.keys(), corrected=False), counted
-    if metric == "dissimilarity":
-        return collapse.dissimilarity_of, [[list(v) for v in m.vectors] for m in measured]
-    return _resampled(measured, metric) if len(measured[0].readings) > 1 else None
+    declared = METRICS.get(metric)
+    if declared and declared.resampling:
+        observed = [filter(declared.has_readings, one.observed) for one in measured]
+        return declared.sampled([list(prompts) for prompts in observed])
+    return _resampled(measured, metric) if len(measured[0].observed) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +310,7 @@ def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Front
     settings = panel.settings
     described = {
         "diversity": metric,
-        "quality": quality if quality == "quality" else "minus the log of perplexity",
+        "quality": f"minus the log of {quality}" if METRICS[quality].is_ratio else quality,
         "prompts": int(there.sum()),
         "box": {"quality": list(box.quality), "diversity": list(box.diversity)},
     }
@@ -316,7 +322,7 @@ def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Front
 
 
 def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> Sweep:
-    """Means over seeds by temperature and prompt; a perplexity as minus its log."""
+    """Means over seeds by temperature and prompt; more is better, and ratios are logs."""
 
     def values(name: str) -> FloatArray:
         return np.array(
@@ -327,7 +333,9 @@ def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> S
         )
 
     found = values(quality)
-    return Sweep(-np.log(found) if quality == "perplexity" else found, values(metric))
+    if METRICS[quality].is_ratio:
+        found = np.log(found)
+    return Sweep(METRICS[quality].better * found, values(metric))
 
 
 def doubts(panel: Panel, roles: Roles | None) -> list[str]:
@@ -357,5 +365,5 @@ def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[st
     adopted = [run.adopted for run in runs if run.adopted is not None]
     if not adopted:
         return {}
-    found = collapse.interval(adopted, collapse.mean_of, settings.resamples, settings.seed)
-    return {"adoption": {"low": max(found.low, 0.0), "high": min(found.high, 1.0)}}
+    ends = sampled_intervals({"adoption": (collapse.mean_of, adopted)}, settings)
+    return {"adoption": of_share(ends["adoption"])}

@@ -1,35 +1,60 @@
-"""Studies, each one configuration: bases, treatments, samples, measures, report."""
+"""Studies, each one configuration: bases, treatments, samples, measures, report.
+
+The storyworld's is part of the package. The others lie in the folder `studies` of the repository,
+and are run from a checkout of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from anchored.config import load_config, read_yaml
+from anchored.config import Config, load_config, read_yaml
 from anchored.errors import ConfigError
+
+STORYWORLD = "storyworld"
+STUDIES = {"real-text": "studies.real_text", "dpo": "studies.dpo"}  # by name, the modules
+CHECKOUT = Path(__file__).resolve().parents[3]  # the folder of `src`, in a checkout
+
+Run = Callable[[Any, Path], dict[str, Any]]
 
 
 def run(config: Path, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs, or goes on with, the study that the field `experiment` of the YAML file names.
+    """Run, or go on with, the study that the field `experiment` of the YAML file names.
 
     Returns:
         What it wrote to `out`/results.json.
 
     Raises:
-        ConfigError: no such study, or its configuration is wrong.
+        ConfigError: there is no such study, it is not in this installation, or its configuration
+            is wrong.
         AnchoredError: see the study's own `run`.
     """
-    from anchored.experiments import demo, dpo, real_text
-
-    studies = {
-        "storyworld": (demo.DemoConfig, demo.run),
-        "real-text": (real_text.RealTextConfig, real_text.run),
-        "dpo": (dpo.DPOConfig, dpo.run),
-    }
     data = read_yaml(config)
     name = data.get("experiment") if isinstance(data, dict) else None
-    if name not in studies:
-        raise ConfigError(f"{config}: experiment: {name!r} is not one of {', '.join(studies)}")
-    cls, study = studies[name]
+    known = (STORYWORLD, *STUDIES)
+    if name not in known:
+        raise ConfigError(f"{config}: experiment: {name!r} is not one of {', '.join(known)}")
+    cls, study = _storyworld() if name == STORYWORLD else _from_checkout(config, name)
     return study(load_config(cls, config, overrides), out)
+
+
+def _storyworld() -> tuple[type[Config], Run]:
+    from anchored.experiments import demo
+
+    return demo.DemoConfig, demo.run
+
+
+def _from_checkout(config: Path, name: str) -> tuple[type[Config], Run]:
+    """The configuration and the function of a study of the repository."""
+    if not (CHECKOUT / "studies" / "__init__.py").is_file():
+        raise ConfigError(
+            f"{config}: experiment: {name!r} is not part of the installed package; run it from a "
+            "checkout of the repository, installed with pip install -e '.[all]'"
+        )
+    if str(CHECKOUT) not in sys.path:  # processes of their own that run its stages inherit it
+        sys.path.append(str(CHECKOUT))
+    return import_module(STUDIES[name]).STUDY

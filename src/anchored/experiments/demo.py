@@ -21,8 +21,8 @@ from anchored.config import versions
 from anchored.data.prepare import PrepareConfig
 from anchored.data.readers import SourceConfig
 from anchored.experiments.demo_config import BASES, DemoConfig, SFTSettings, Treatment
-from anchored.experiments.measure import measure
 from anchored.experiments.stages import Stage, execute
+from anchored.experiments.storyworld_measure import measure
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
 from anchored.models.build import ModelConfig, load_model
 from anchored.models.record import read_record

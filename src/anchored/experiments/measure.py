@@ -1,207 +1,197 @@
-"""From raw samples of the storyworld to the figures of `results.json`."""
+"""From raw samples of a study's models to the figures of `results.json`, by the table of metrics.
+
+Texts are read by the readers of `anchored score` and `anchored evaluate`. A study's prompts all ask
+for the same, so that its entropies are over all texts of a seed, where those two take each prompt
+by itself; dissimilarity is within prompts everywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from anchored.annotation import Annotation
-from anchored.metrics.collapse import compare, entropy_of, interval, mean_of
-from anchored.metrics.embedding import mean_dissimilarity, vendi
+from anchored.benchmark.compare import gap
+from anchored.data.generations import Generations
+from anchored.metrics.collapse import mean_of
 from anchored.metrics.entropy import (
+    Reading,
     adherence,
     annotation_drift,
     annotation_entropy,
     semantic_entropy,
 )
-from anchored.metrics.lexical import distinct_n
-from anchored.models.embedders import StaticEmbedder
-from anchored.storyworld import Reading, Storyworld
+from anchored.metrics.table import METRICS, Observed, Sampled, joined
+from anchored.scoring.backends import ReadersConfig
+from anchored.scoring.measure import Readers
+from anchored.scoring.score import of_share, sampled_intervals
 
 Row = Mapping[str, Any]
+Figures = dict[str, float | None]
 BASE, SFT, ANNOTATED_BASE = "base", "standard", "annotated_base"
+GAP_METRIC = "semantic_entropy_miller_madow"  # `gap_closed` is by it, if nothing else is said
+SETTINGS = ReadersConfig()  # of intervals
 
 
 @dataclass(frozen=True)
-class Story:
-    """One sampled story, read back; `far`: its attributes lie far from SFT's narrow values."""
+class SeedSamples:
+    """One model's samples of one seed as read, prompt by prompt.
 
-    row: Row
-    reading: Reading
-    annotation: Annotation | None
-    far: bool
-
-    @classmethod
-    def read(cls, world: Storyworld, row: Row) -> Story:
-        """Reads the response of a raw sample."""
-        reading = world.read(row["response"])
-        rows = row["annotation"]
-        annotation = None if rows is None else Annotation.from_rows(rows)
-        return cls(row, reading, annotation, world.far(reading.attributes))
-
-    def as_json(self) -> dict[str, Any]:
-        """The form in `results.json`."""
-        return {
-            "seed": self.row["seed"],
-            "prompt": self.row["prompt"],
-            "annotation": None if self.annotation is None else str(self.annotation),
-            "response": self.row["response"],
-            "attributes": self.reading.attributes,
-            "well_formed": self.reading.well_formed,
-            "consistent": self.reading.consistent,
-            "adopted": self.reading.adopted,
-            "far": self.far,
-        }
-
-
-def measure(world: Storyworld, rows: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, Any]:
-    """`models` and `comparisons` of `results.json`.
-
-    Args:
-        world: the storyworld that the models were trained on.
-        rows: by model name, for each seed, its raw samples: stories and answers.
+    Attributes:
+        rows: as they were sampled.
+        observed: what was read off each prompt's texts, in the order of `rows`.
+        shown: by the name of a share, such as `adoption`, whether each text counts for it; None
+            where that is not asked of the text.
     """
-    embedder = StaticEmbedder()
-    stories = {
-        name: [[Story.read(world, row) for row in seed if row["kind"] == "story"] for seed in seeds]
-        for name, seeds in rows.items()
-    }
-    before = [s.annotation for seed in stories[ANNOTATED_BASE] for s in seed if s.annotation]
-    models = {}
-    for name, seeds in stories.items():
-        answers = [[row for row in seed if row["kind"] == "question"] for seed in rows[name]]
-        models[name] = _model(world, embedder, seeds, answers, before)
-    return {"models": models, "comparisons": _comparisons(world, stories)}
+
+    rows: list[Row]
+    observed: list[Observed]
+    shown: Mapping[str, Sequence[bool | None]]
+
+    @cached_property
+    def together(self) -> Observed:
+        """All texts as those of one prompt."""
+        return joined(self.observed)
+
+    @cached_property
+    def annotations(self) -> list[Annotation]:
+        """What the model wrote before its texts, where it wrote something."""
+        return [Annotation.from_rows(row["annotation"]) for row in self._annotated(self.rows)]
+
+    @cached_property
+    def annotated_readings(self) -> list[Reading]:
+        """The attributes of each text that follows one of `annotations`."""
+        return self._annotated(self.together.readings)
+
+    def share(self, name: str) -> float | None:
+        """The share of texts that count, among those that it is asked of."""
+        return mean(self.shown[name])
+
+    def by_prompt(self, name: str) -> list[list[float]]:
+        """The flags of a share that is asked of every text, prompt by prompt."""
+        flags = iter(self.shown[name])
+        return [[float(next(flags) or 0) for _ in one.texts] for one in self.observed]
+
+    def _annotated(self, items: Sequence[Any]) -> list[Any]:
+        pairs = zip(self.rows, items, strict=True)
+        return [item for row, item in pairs if row["annotation"] is not None]
 
 
-def kept_of(
-    world: Storyworld, rows: Mapping[str, Sequence[Sequence[Row]]], init: str, name: str
-) -> dict[str, Any]:
-    """What `name`, trained from `init`, keeps of the gap that `init` closes.
-
-    (D_name - D_sft) / (D_init - D_sft) by semantic entropy, with its 95 % interval.
-    """
-    start, sft, run = (
-        _attributes(
-            [[Story.read(world, r) for r in seed if r["kind"] == "story"] for seed in seeds]
-        )
-        for seeds in (rows[init], rows[SFT], rows[name])
-    )
-    return compare(start, sft, run, entropy_of(world.attributes)).as_json()["gap_closed"]
+def observe(readers: Readers, rows: Sequence[Row]) -> tuple[list[Row], list[Observed]]:
+    """Read raw samples: the rows by prompt, and what was read off each prompt's texts."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["prompt"], []).append(row)
+    texts = tuple(tuple(row["response"] for row in group) for group in groups.values())
+    nothing = (None,) * len(texts)
+    found = Generations("samples", tuple(groups), texts, nothing, nothing)
+    observed = [readers.observe(found, p)[0] for p in range(len(texts))]
+    return [row for group in groups.values() for row in group], observed
 
 
-def _model(
-    world: Storyworld,
-    embedder: StaticEmbedder,
-    seeds: Sequence[Sequence[Story]],
-    answers: Sequence[Sequence[Row]],
-    before: Sequence[Annotation],
-) -> dict[str, Any]:
-    by_seed = [
-        {"seed": stories[0].row["seed"], **_figures(world, embedder, stories, asked)}
-        for stories, asked in zip(seeds, answers, strict=True)
-    ]
-    pooled = [story for stories in seeds for story in stories]
-    entropies = [
-        semantic_entropy([s.reading.attributes for s in stories], world.attributes)
-        for stories in seeds
-    ]
-    annotations = [story.annotation for story in pooled if story.annotation is not None]
+def semantics(samples: SeedSamples) -> Figures:
+    """Entropies and adherence of one model and seed."""
+    together, annotations = samples.together, samples.annotations
     return {
-        **{name: mean([seed[name] for seed in by_seed]) for name in by_seed[0] if name != "seed"},
-        "n": by_seed[0]["n"],
-        "annotation_drift": annotation_drift(before, annotations, world.attributes)
+        "n": len(samples.rows),
+        **{name: METRICS[name].function(together) for name in ("semantic_entropy", GAP_METRIC)},
+        "annotation_entropy": annotation_entropy(annotations, together.keys).mean
         if annotations
         else None,
-        "intervals": _intervals(world, seeds),
-        "by_key": {
-            key: {
-                "entropy": mean([e.by_key[key].entropy for e in entropies]),
-                "miller_madow": mean([e.by_key[key].miller_madow for e in entropies]),
-                "top": _top(pooled, world, key),
-            }
-            for key in world.attributes
-        },
-        "by_seed": by_seed,
-        "samples": [story.as_json() for story in pooled],
+        "adherence": adherence(annotations, samples.annotated_readings, together.keys).mean,
     }
 
 
-def _top(stories: Sequence[Story], world: Storyworld, key: str) -> list[list[Any]]:
-    pooled = semantic_entropy([s.reading.attributes for s in stories], world.attributes)
-    return [list(pair) for pair in pooled.by_key[key].top]
-
-
-def _figures(
-    world: Storyworld, embedder: StaticEmbedder, stories: Sequence[Story], answers: Sequence[Row]
-) -> dict[str, float | None]:
-    """The scalar figures of one model and seed; None where one does not apply."""
-    readings = [story.reading for story in stories]
-    attributes = [reading.attributes for reading in readings]
-    entropy = semantic_entropy(attributes, world.attributes)
-    planned = [story for story in stories if story.annotation is not None]
-    plans = [story.annotation for story in planned if story.annotation is not None]
-    texts = [story.row["response"] for story in stories]
-    vectors = embedder.embed(texts)
+def spread(samples: SeedSamples) -> Figures:
+    """How far one model's texts of one seed lie apart, and how varied their words are."""
+    distance = METRICS["dissimilarity"]
     return {
-        "n": len(stories),
-        "semantic_entropy": entropy.mean,
-        "semantic_entropy_miller_madow": entropy.mean_miller_madow,
-        "annotation_entropy": annotation_entropy(plans, world.attributes).mean if plans else None,
-        "adherence": adherence(
-            plans, [story.reading.attributes for story in planned], world.attributes
-        ).mean,
-        "adoption": mean([reading.adopted for reading in readings]),
-        "adoption_far": mean([story.reading.adopted for story in stories if story.far]),
-        "n_far": sum(story.far for story in stories),
-        "well_formed": mean([reading.well_formed for reading in readings]),
-        "consistent": mean([reading.consistent for reading in readings]),
-        "answer_accuracy": mean([world.right(a["prompt"], a["response"]) for a in answers]),
-        "dissimilarity": mean_dissimilarity(_by_prompt(stories, vectors)),
-        "vendi": vendi(vectors),
-        "distinct_2": distinct_n(texts, 2),
-        "malformed": sum(story.row["malformed"] for story in stories),
+        "dissimilarity": mean([distance.function(one) for one in samples.observed]),
+        **{name: METRICS[name].function(samples.together) for name in ("vendi", "distinct_2")},
+        "malformed": sum(row["malformed"] for row in samples.rows),
     }
 
 
-def _by_prompt(stories: Sequence[Story], items: Sequence[Any] | np.ndarray) -> list[list[Any]]:
-    groups: dict[str, list[Any]] = {}
-    for story, item in zip(stories, items, strict=True):
-        groups.setdefault(story.row["prompt"], []).append(item)
-    return list(groups.values())
-
-
-def _intervals(world: Storyworld, seeds: Sequence[Sequence[Story]]) -> dict[str, dict[str, float]]:
-    names = {"adopted": "adoption", "well_formed": "well_formed", "consistent": "consistent"}
-    entropy = interval(_attributes(seeds), entropy_of(world.attributes, corrected=False))
-    found = {"semantic_entropy": {"low": entropy.low, "high": entropy.high}}
-    for flag, name in names.items():
-        flags = [_by_prompt(s, [float(getattr(t.reading, flag)) for t in s]) for s in seeds]
-        share = interval(flags, mean_of)
-        found[name] = {"low": max(share.low, 0.0), "high": min(share.high, 1.0)}
-    return found
-
-
-def _attributes(seeds: Sequence[Sequence[Story]]) -> list[list[list[dict[str, str]]]]:
-    return [_by_prompt(s, [story.reading.attributes for story in s]) for s in seeds]
-
-
-def _comparisons(
-    world: Storyworld, stories: Mapping[str, Sequence[Sequence[Story]]]
+def of_model(
+    seeds: Sequence[SeedSamples],
+    by_seed: Sequence[Figures],
+    before: Sequence[Annotation],
+    uncertain: Sequence[str],
 ) -> dict[str, Any]:
-    runs = {name: _attributes(seeds) for name, seeds in stories.items()}
-    statistic = entropy_of(world.attributes)
+    """One model's entry below `models`, but for its samples.
+
+    Args:
+        seeds: its samples.
+        by_seed: its figures, one for each seed.
+        before: annotations of the annotated base, which drift is from.
+        uncertain: figures that get an interval.
+    """
+    annotations = [annotation for seed in seeds for annotation in seed.annotations]
+    keys = seeds[0].together.keys
     return {
-        name: compare(runs[BASE], runs[SFT], run, statistic).as_json()
+        **{name: mean([figures[name] for figures in by_seed]) for name in by_seed[0]},
+        "n": by_seed[0]["n"],
+        "annotation_drift": annotation_drift(before, annotations, keys) if annotations else None,
+        "intervals": _intervals({name: _resampled(seeds, name) for name in uncertain}),
+        "by_key": _by_key(seeds, keys),
+        "by_seed": [
+            {"seed": seed.rows[0]["seed"], **figures}
+            for seed, figures in zip(seeds, by_seed, strict=True)
+        ],
+    }
+
+
+def _resampled(seeds: Sequence[SeedSamples], name: str) -> Sampled:
+    """A metric of the table over all texts of a seed, or a share of them."""
+    if name in METRICS:
+        return METRICS[name].sampled_together([seed.observed for seed in seeds])
+    return mean_of, [seed.by_prompt(name) for seed in seeds]
+
+
+def _intervals(sampled: Mapping[str, Sampled]) -> dict[str, dict[str, float]]:
+    found = sampled_intervals(sampled, SETTINGS)
+    return {n: ends if n in METRICS else of_share(ends) for n, ends in found.items()}
+
+
+def _by_key(seeds: Sequence[SeedSamples], keys: Sequence[str]) -> dict[str, Any]:
+    each = [semantic_entropy(seed.together.readings, keys).by_key for seed in seeds]
+    pooled = semantic_entropy([r for seed in seeds for r in seed.together.readings], keys)
+    return {
+        key: {
+            "entropy": mean([found[key].entropy for found in each]),
+            "miller_madow": mean([found[key].miller_madow for found in each]),
+            "top": [list(pair) for pair in pooled.by_key[key].top],
+        }
+        for key in keys
+    }
+
+
+def comparisons(
+    models: Mapping[str, Sequence[SeedSamples]], metric: str = GAP_METRIC
+) -> dict[str, dict[str, Any]]:
+    """`gap_closed` and `collapse_reduction` by a metric, of all but the base and standard SFT."""
+    runs = {name: _resampled(seeds, metric) for name, seeds in models.items()}
+    return {
+        name: gap(runs[BASE], runs[SFT], run, SETTINGS)
         for name, run in runs.items()
         if name not in (BASE, SFT)
     }
 
 
-def mean(values: Sequence[float | bool | None]) -> float | None:
+def kept(
+    init: Sequence[SeedSamples], sft: Sequence[SeedSamples], run: Sequence[SeedSamples]
+) -> dict[str, Any]:
+    """What `run`, trained from `init`, keeps of the gap that `init` closes.
+
+    (D_run - D_sft) / (D_init - D_sft) by semantic entropy, with its 95 % interval.
+    """
+    start, end, kept_by = (_resampled(seeds, GAP_METRIC) for seeds in (init, sft, run))
+    return gap(start, end, kept_by, SETTINGS)["gap_closed"]
+
+
+def mean(values: Iterable[float | bool | None]) -> float | None:
     """Mean of what is there; None where nothing is."""
     known = [float(value) for value in values if value is not None]
     return sum(known) / len(known) if known else None

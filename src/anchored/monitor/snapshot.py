@@ -13,13 +13,15 @@ from typing import Any
 
 from anchored.annotation import Annotation
 from anchored.errors import DataError
-from anchored.metrics.collapse import entropy_within, share_kept
+from anchored.metrics.collapse import share_kept
 from anchored.metrics.embedding import Embedder, mean_dissimilarity
-from anchored.metrics.entropy import annotation_drift, drift_floor, semantic_entropy
+from anchored.metrics.entropy import annotation_drift, drift_floor
 from anchored.metrics.equivalence import Equivalence
+from anchored.metrics.table import METRICS, Observed
 from anchored.monitor.probe import Answer
 
 RESAMPLES = 500
+ENTROPY = METRICS["semantic_entropy"]
 CLASS = "class"  # the one attribute of answers that are only told apart
 
 Attributes = Callable[[str], Mapping[str, str]]
@@ -98,8 +100,9 @@ def compared(before: DiversitySnapshot, now: DiversitySnapshot) -> dict[str, flo
         "semantic_entropy": _within(now.readings, keys),
         "dissimilarity": now.dissimilarity,
     }
-    statistic = entropy_within(keys, corrected=False)
-    kept = share_kept([before.readings], [now.readings], statistic, RESAMPLES)
+    statistic, of_before = ENTROPY.sampled([_observed(before.readings, keys)])
+    _, of_now = ENTROPY.sampled([_observed(now.readings, keys)])
+    kept = share_kept(of_before, of_now, statistic, RESAMPLES)
     if kept is not None:
         figures |= {"kept": kept.mean, "kept_low": kept.low, "kept_high": kept.high}
     return figures | _annotation_figures(before, now)
@@ -121,7 +124,12 @@ def _annotation_figures(before: DiversitySnapshot, now: DiversitySnapshot) -> di
 
 
 def _within(groups: Sequence[Sequence[Reading]], keys: Sequence[str]) -> float:
-    return fmean(semantic_entropy(group, keys).mean for group in groups)
+    values = [ENTROPY.function(one) for one in _observed(groups, keys)]
+    return fmean(value for value in values if value is not None)
+
+
+def _observed(groups: Sequence[Sequence[Reading]], keys: Sequence[str]) -> list[Observed]:
+    return [Observed(readings=group, keys=tuple(keys)) for group in groups]
 
 
 def _keys(groups: Sequence[Sequence[Reading]]) -> list[str]:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from anchored.escape import shorten
 from anchored.formatting import MISSING, is_number, number
+from anchored.metrics.table import METRICS
 from anchored.report import score_table
 from anchored.report.tables import cell
 
@@ -117,8 +118,9 @@ def explanations(results: Results, call: Callable[[str], str] = _name) -> Iterat
 
 
 def _margin(short: Mapping[str, Any]) -> str:
-    """In the metric's own unit, but for perplexity's, which is a share of SFT's."""
-    if short["metric"] == "perplexity":
+    """In the metric's own unit, but as a share of SFT's where values compare by their ratio."""
+    metric = METRICS.get(short["metric"])
+    if metric and metric.is_ratio:
         return f"{100 * short['margin']:g} % of SFT's"
     return number(short["margin"])
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from anchored.formatting import percent
+from anchored.metrics.table import says
 from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
 from anchored.report.page import Row, Table
 from anchored.report.plots import top_shares
-from anchored.report.score_table import METRICS
-from anchored.report.tables import COLUMNS, Results, cell, model_label
+from anchored.report.tables import Results, cell, model_label
 
 _FAVOURITES = 4
-_TERMS = {**METRICS, **COLUMNS}
 
 
 def undone(results: Results) -> dict[str, Any] | None:
@@ -38,7 +37,7 @@ def undone(results: Results) -> dict[str, Any] | None:
     return {
         "table": Table("Collapse undone", ("", *shown), rows),
         "notes": list(explanations(results, model_label)),
-        "terms": [(name, _TERMS[name]) for name in shown if name in _TERMS],
+        "terms": [(name, said) for name in shown if (said := says(name))],
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from anchored.data.generations import spread
 from anchored.escape import shorten
 from anchored.formatting import is_number
+from anchored.metrics.table import says
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
 from anchored.report.page import (
@@ -28,7 +29,6 @@ from anchored.report.plots import (
     top_values_plot,
 )
 from anchored.report.tables import (
-    COLUMNS,
     Results,
     caption,
     cell,
@@ -108,7 +108,7 @@ def _comparison(results: Results) -> dict[str, Any]:
     ]
     return {
         "table": Table("Comparison of the models", head, rows),
-        "terms": [(name, COLUMNS[name]) for name in shown],
+        "terms": [(name, says(name) or "") for name in shown],
     }
 
 

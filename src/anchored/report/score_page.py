@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from anchored.files import atomic_write
+from anchored.metrics.table import METRICS
 from anchored.report import collapse_table, score_table
 from anchored.report.collapsed import collapsed_into, undone
 from anchored.report.page import (
@@ -24,7 +25,6 @@ from anchored.report.plots import entropy_plot, top_values_plot, trade_off_plot
 from anchored.report.samples import samples
 from anchored.report.score_table import (
     DIFFERENCE_COLUMNS,
-    METRICS,
     caption,
     described,
     differences,
@@ -147,7 +147,7 @@ def _figures(results: Results) -> dict[str, Any]:
     head = ("", *map(short_name, results["models"]))
     return {
         "table": Table("Figures by set", head, rows, "figures"),
-        "terms": [(name, METRICS[name]) for name in metrics(results) if name in METRICS],
+        "terms": [(name, METRICS[name].says) for name in metrics(results) if name in METRICS],
     }
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from anchored.escape import shorten
 from anchored.formatting import MISSING, interval, is_number, number
+from anchored.metrics.table import in_order
 from anchored.report.tables import NAME_CHARS, Cell, figure
 
 Results = Mapping[str, Any]
@@ -19,40 +20,10 @@ SIGNIFICANT = 0.05
 SAID = 3
 DIFFERENCE_COLUMNS = ("difference", "p", "p (Holm)", "detectable")
 
-METRICS = {
-    "distinct_k": "Classes of equivalent texts among a prompt's k.",
-    "utility_k": "Mean worth from 1 to 10 of the next answer to one who asks k times and gains "
-    "nothing from repeats.",
-    "quality": "Mean score from 1 to 10 of the first text of each class.",
-    "perplexity": "Of a prompt's texts under a reference model, all tokens together: lower is more "
-    "fluent, or duller.",
-    "semantic_entropy": "Entropy of each attribute over a prompt's texts, averaged over "
-    "attributes, in nats; plug-in: compares at equal k only.",
-    "semantic_entropy_miller_madow": "The same with its bias corrected to first order.",
-    "dissimilarity": "1 - cosine of the embeddings, mean over all pairs of a prompt's texts.",
-    "nearest_distance": "1 - cosine to the most similar other text of the prompt.",
-    "vendi": "Effective number of distinct texts among a prompt's k, by their embeddings.",
-    "distinct_1": "Distinct words over all words of a prompt's texts; falls with length.",
-    "distinct_2": "The same of word pairs.",
-    "distinct_3": "The same of word triples.",
-    "ead": "Distinct words over those expected of as many random draws.",
-    "self_bleu": "BLEU of each text against the others of its prompt: high is repetitive.",
-    "compression_ratio": "Bytes over compressed bytes of a prompt's texts, all sets cut to the "
-    "same bytes: high is repetitive.",
-    "exact_duplicate_rate": "Share of texts that repeat an earlier one of their prompt.",
-    "empty_rate": "Share of texts that hold nothing but white space.",
-    "words": "Words and punctuation marks a text.",
-}
-
 
 def metrics(results: Results) -> list[str]:
-    """The metrics of these results, in the order of `METRICS`; Vendi's other orders after it."""
-    known = next(iter(results["models"].values()))
-    orders = [name for name in known if name.startswith("vendi_")]
-    return [
-        name for metric in METRICS for name in (metric, *(orders if metric == "vendi" else ()))
-        if name in known
-    ]  # fmt: skip
+    """The metrics of these results, in the order of the table of metrics."""
+    return in_order(next(iter(results["models"].values())))
 
 
 def markdown(results: Results) -> str:

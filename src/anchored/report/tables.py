@@ -27,25 +27,21 @@ MODEL_LABELS = {
     "tagged": "Tagged SFT",
 }
 
-COLUMNS = {
-    "semantic_entropy": "Shannon entropy of each attribute over the sampled texts, averaged over "
-    "attributes, in nats; plug-in estimate, comparable only at equal N.",
-    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy, if nothing "
-    "else is said: 0 is standard SFT, 1 is the base. Not learning at all also gives 1: read it "
-    "beside adoption.",
-    "collapse_reduction": "(D_base - D_sft) / (D_base - D): how many times smaller the loss of "
-    "diversity is. ≥ marks a lower bound, where the interval reaches the base.",
-    "adoption": "Share of answers that show what SFT taught.",
-    "adoption_far": "Adoption among the answers whose semantics lie far from SFT's.",
-    "adherence": "Share of the annotation's tags that the text keeps.",
-    "adherence_by_chance": "The same for the annotation of another sample: what common values "
-    "alone give.",
-    "well_formed": "Share of texts that are well formed.",
-    "consistent": "Share of texts that do not contradict themselves.",
-    "answer_accuracy": "Share of questions with one right answer that are answered rightly.",
-    "perplexity": "Of the texts under a reference model: lower is more fluent, or duller.",
-    "dissimilarity": "1 - cosine similarity of text embeddings, mean over all pairs.",
-}
+# What the comparison shows of a model, from left to right.
+COLUMNS = (
+    "semantic_entropy",
+    "gap_closed",
+    "collapse_reduction",
+    "adoption",
+    "adoption_far",
+    "adherence",
+    "adherence_by_chance",
+    "well_formed",
+    "consistent",
+    "answer_accuracy",
+    "perplexity",
+    "dissimilarity",
+)
 _COMPARED = frozenset({"gap_closed", "collapse_reduction"})
 
 

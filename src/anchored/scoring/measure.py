@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,16 @@ from numpy.typing import NDArray
 from anchored.annotation import Annotation
 from anchored.data.generations import Generations, given_stamp, own
 from anchored.judge.judging import Answers, JudgedPartition
-from anchored.metrics import lexical, noveltybench
-from anchored.metrics.collapse import Runs, Statistic, dissimilarity_of, entropy_of, mean_of
-from anchored.metrics.embedding import Embedder, dissimilarity, nearest_distance, vendi
-from anchored.metrics.entropy import semantic_entropy
+from anchored.metrics import lexical, table
+from anchored.metrics.embedding import Embedder
 from anchored.metrics.equivalence import EmbeddingThreshold, Equivalence
 from anchored.metrics.noveltybench import Stamp
-from anchored.metrics.self_bleu import self_bleu, signature
+from anchored.metrics.self_bleu import signature
+from anchored.metrics.table import Metric, Observed, Sampled
 from anchored.scoring.attributes import AttributeReader
-from anchored.scoring.quality import Quality
-
-ENTROPY_SAMPLES = 8  # texts a prompt below which entropies say little more than their number
+from anchored.scoring.quality import Grades, Quality
 
 FloatArray = NDArray[np.float64]
-Sampled = tuple[Statistic[Any], Runs[Any]]
 
 
 @dataclass(frozen=True)
@@ -72,53 +69,61 @@ class Readers:
     def measure(
         self, found: Generations, sizes: Sequence[int], step: Callable[[], None]
     ) -> Measured:
-        """All figures of a set.
+        """Return all figures of a set.
 
         Args:
             found: the set.
-            sizes: bytes a prompt at which to compress.
+            sizes: bytes per prompt at which to compress.
             step: called after each prompt.
 
         Raises:
-            DataError: the file's own partition or scores are wanted and not there.
+            DataError: the file's own partition or scores are wanted and missing.
         """
-        rows, readings, counted, partitions, embedded = [], [], [], [], []
-        for p, texts in enumerate(found.texts):
-            read = self.attributes.read(found, p) if self.attributes else []
-            vectors = self.embedder.embed(texts)
-            partition = self._partition(found, p, vectors)
-            counted.append(self._counted(read, p))
-            rows.append(
-                {
-                    **_lexical(texts, sizes[p], self.tokenize),
-                    **self._semantic(found, p, vectors, partition),
-                    **self._entropies(counted[p]),
-                }
-            )
+        metrics = table.measured(self.vendi_orders)
+        rows, readings, observed = [], [], []
+        for p, size in enumerate(sizes):
+            seen, read = self.observe(found, p, size)
+            values = {metric.name: metric.value(seen) for metric in metrics}
+            rows.append({name: value for name, value in values.items() if value is not None})
             readings.append([reading or Annotation() for reading in read])
-            partitions.append(partition)
-            embedded.append(vectors)
+            observed.append(seen)
             step()
-        samples = self._samples(found, counted, embedded)
-        return Measured(_columns(rows), readings, samples, embedded, partitions, counted)
+        return Measured(_columns(rows), readings, _samples(metrics, observed), observed)
 
-    def _semantic(
-        self,
-        found: Generations,
-        p: int,
-        vectors: FloatArray,
-        partition: Sequence[int] | None,
-    ) -> dict[str, float]:
-        figures = {
-            "dissimilarity": dissimilarity(vectors),
-            "nearest_distance": nearest_distance(vectors),
-            **{vendi_name(q): vendi(vectors, q) for q in self.vendi_orders},
-        }
-        if partition is not None:
-            figures["distinct_k"] = float(noveltybench.distinct_k(partition))
-        if self.quality:
-            figures |= self.quality.figures(found, p, partition)
-        return figures
+    def observe(
+        self, found: Generations, p: int, size: int | None = None
+    ) -> tuple[Observed, list[Annotation | None]]:
+        """Read the texts of one prompt.
+
+        Args:
+            found: the set.
+            p: place of the prompt.
+            size: bytes at which to compress.
+
+        Returns:
+            What metrics are functions of, and the attributes of each text, None where they could
+            not be read.
+
+        Raises:
+            DataError: the file's own partition or scores are wanted and missing.
+        """
+        texts = found.texts[p]
+        read = self.attributes.read(found, p) if self.attributes else []
+        vectors = self.embedder.embed(texts)
+        partition = self._partition(found, p, vectors)
+        grades = self.quality.read(found, p, partition) if self.quality else Grades()
+        seen = Observed(
+            texts=texts,
+            vectors=vectors,
+            partition=partition,
+            scores=grades.scores,
+            perplexity=grades.perplexity,
+            readings=self._counted(read, p),
+            keys=self.attributes.keys if self.attributes else (),
+            size=size,
+            tokenize=self.tokenize,
+        )
+        return seen, read
 
     def _partition(self, found: Generations, p: int, vectors: FloatArray) -> Sequence[int] | None:
         if self.equivalence is None:
@@ -134,53 +139,44 @@ class Readers:
         there = [reading for reading in read if reading is not None]
         return there[: self.attributes.counted(p)] if self.attributes else there
 
-    def _entropies(self, read: Sequence[Annotation]) -> dict[str, float]:
-        if self.attributes is None or len(read) < ENTROPY_SAMPLES:
-            return {}
-        entropy = semantic_entropy(read, self.attributes.keys)
-        return {
-            "semantic_entropy": entropy.mean,
-            "semantic_entropy_miller_madow": entropy.mean_miller_madow,
-        }
 
-    def _samples(
-        self,
-        found: Generations,
-        counted: Sequence[Sequence[Annotation]],
-        embedded: Sequence[FloatArray],
-    ) -> dict[str, Sampled]:
-        """With one prompt, what its own texts can be resampled for."""
-        if len(found.prompts) > 1:
-            return {}
-        texts = found.texts[0]
-        sampled: dict[str, Sampled] = {
-            "empty_rate": (mean_of, [[[float(not text.strip()) for text in texts]]]),
-            "words": (mean_of, [[[float(len(lexical.words(text))) for text in texts]]]),
-            "dissimilarity": (dissimilarity_of, [[list(embedded[0])]]),
-        }
-        if self.attributes and len(counted[0]) >= ENTROPY_SAMPLES:
-            keys, runs = self.attributes.keys, [[counted[0]]]
-            sampled["semantic_entropy"] = (entropy_of(keys, corrected=False), runs)
-            sampled["semantic_entropy_miller_madow"] = (entropy_of(keys), runs)
-        return sampled
+def _samples(metrics: Sequence[Metric], observed: Sequence[Observed]) -> dict[str, Sampled]:
+    """With one prompt, what its own texts can be resampled for."""
+    if len(observed) > 1:
+        return {}
+    return {
+        metric.name: metric.sampled([observed])
+        for metric in metrics
+        if metric.resampling and metric.has_readings(observed[0])
+    }
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A set's figures: `values[metric]` is one value a prompt [P], NaN where a judge failed.
+    """A set's figures.
 
-    `readings[p]` are the attributes read off each text, empty where they could not be read,
-    `vectors[p]` the texts' embeddings [k, D], `partitions[p]` the class of each among equivalent
-    ones. `counted[p]` are the readings that entropies are of. With one prompt `samples[metric]` is
-    what to resample instead of prompts.
+    Attributes:
+        values: of each metric one value per prompt [P], NaN where a judge failed.
+        readings: the attributes read off each text of each prompt, empty where they could not be
+            read.
+        samples: of each metric what to resample instead of prompts; empty for several prompts.
+        observed: what the figures of each prompt were made from.
     """
 
     values: dict[str, FloatArray]
     readings: list[list[Annotation]]
     samples: dict[str, Sampled]
-    vectors: list[FloatArray]
-    partitions: list[Sequence[int] | None]
-    counted: list[list[Annotation]]
+    observed: list[Observed]
+
+    @cached_property
+    def vectors(self) -> list[FloatArray]:
+        """The texts' embeddings [k, D] of each prompt."""
+        return [one.vectors for one in self.observed]
+
+    @cached_property
+    def partitions(self) -> list[Sequence[int] | None]:
+        """The class of each text among equivalent ones, of each prompt."""
+        return [one.partition for one in self.observed]
 
 
 def on_common_prompts(measured: Mapping[str, Measured]) -> tuple[dict[str, Measured], list[str]]:
@@ -210,28 +206,9 @@ def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, FloatArray]:
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def vendi_name(q: float) -> str:
-    """`vendi` for the order 1, else `vendi_2`, `vendi_0.5`, `vendi_inf`."""
-    return "vendi" if q == 1 else f"vendi_{q:g}"
-
-
 def common_sizes(sets: Sequence[Generations]) -> list[int]:
     """For each prompt the bytes of the set that has the fewest there."""
     by_set = [
         [sum(len(text.encode()) for text in answers) for answers in found.texts] for found in sets
     ]
     return [min(sizes) for sizes in zip(*by_set, strict=True)]
-
-
-def _lexical(texts: Sequence[str], size: int, tokenize: str) -> dict[str, float]:
-    return {
-        "distinct_1": lexical.distinct_n(texts, 1),
-        "distinct_2": lexical.distinct_n(texts, 2),
-        "distinct_3": lexical.distinct_n(texts, 3),
-        "ead": lexical.ead(texts),
-        "self_bleu": self_bleu(texts, tokenize),
-        "compression_ratio": lexical.compression_ratio(texts, size),
-        "exact_duplicate_rate": lexical.exact_duplicate_rate(texts),
-        "empty_rate": lexical.empty_rate(texts),
-        "words": lexical.length_statistics(texts)["words"]["mean"],
-    }

@@ -20,7 +20,18 @@ from anchored.metrics.noveltybench import Stamp
 
 REWARD_MODEL = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"  # whose rewards the thresholds are for
 
-Figures = dict[str, float]
+
+@dataclass(frozen=True, slots=True)
+class Grades:
+    """What is known of the quality of one prompt's texts.
+
+    Attributes:
+        scores: from 1 to 10; None where a text that begins a class has none.
+        perplexity: of all texts together; None without a reference model, or without words.
+    """
+
+    scores: Sequence[float | None] | None = None
+    perplexity: float | None = None
 
 
 class Quality(Protocol):
@@ -34,8 +45,8 @@ class Quality(Protocol):
         """
         ...
 
-    def figures(self, found: Generations, p: int, partition: Sequence[int] | None) -> Figures:
-        """The figures of prompt `p`; none where a text that they need has no score."""
+    def read(self, found: Generations, p: int, partition: Sequence[int] | None) -> Grades:
+        """Read the quality of prompt `p`; nothing is known where a text in need has no score."""
         ...
 
 
@@ -46,19 +57,19 @@ class GivenScores:
         """See `Quality`."""
         return given_stamp(sets, "score").as_json()
 
-    def figures(self, found: Generations, p: int, partition: Sequence[int] | None) -> Figures:
+    def read(self, found: Generations, p: int, partition: Sequence[int] | None) -> Grades:
         """See `Quality`.
 
         Raises:
             DataError: a text that begins a class has no score in the file.
         """
         scores = own(found, p, found.scores[p], "generation_scores")
-        if partition is None:
-            return {}
         try:
-            return _figures(partition, scores)
+            for i in noveltybench.firsts(partition or ()):
+                noveltybench.first_score(scores, i)
         except DataError as error:
             raise DataError(f"{found.name}: prompt {found.prompts[p][:60]!r}: {error}") from None
+        return Grades(scores)
 
 
 @dataclass(frozen=True)
@@ -72,19 +83,11 @@ class MadeScores:
         """See `Quality`."""
         return self.stamp.as_json()
 
-    def figures(self, found: Generations, p: int, partition: Sequence[int] | None) -> Figures:
+    def read(self, found: Generations, p: int, partition: Sequence[int] | None) -> Grades:
         """See `Quality`."""
         scores = self.score(found.prompts[p], found.texts[p])
-        if partition is None or any(scores[i] is None for i in noveltybench.firsts(partition)):
-            return {}
-        return _figures(partition, scores)
-
-
-def _figures(partition: Sequence[int], scores: Sequence[float | None]) -> Figures:
-    return {
-        "utility_k": noveltybench.utility_k(partition, scores),
-        "quality": noveltybench.mean_quality(partition, scores),
-    }
+        unscored = any(scores[i] is None for i in noveltybench.firsts(partition or ()))
+        return Grades() if unscored else Grades(scores)
 
 
 class PerplexityUnder:
@@ -106,15 +109,15 @@ class PerplexityUnder:
         """See `Quality`."""
         return {"perplexity": f"under {_label(self.source, self._model.model)}"}
 
-    def figures(self, found: Generations, p: int, partition: Sequence[int] | None) -> Figures:
+    def read(self, found: Generations, p: int, partition: Sequence[int] | None) -> Grades:
         """See `Quality`."""
         from anchored.models.perplexity import pooled_perplexity
 
         texts = [text for text in found.texts[p] if text.strip()]
         if not texts:
-            return {}
+            return Grades()
         losses = self._model.losses(texts, [found.prompts[p]] * len(texts))
-        return {"perplexity": pooled_perplexity(losses)}
+        return Grades(perplexity=pooled_perplexity(losses))
 
 
 class RewardModel:

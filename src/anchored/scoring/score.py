@@ -22,15 +22,10 @@ from anchored.judge.judging import Plan, projected
 from anchored.metrics import collapse, lexical
 from anchored.metrics.entropy import entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
+from anchored.metrics.table import ENTROPY_SAMPLES, Sampled
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.backends import JOURNAL, ReadersConfig, inquiry, load_readers
-from anchored.scoring.measure import (
-    ENTROPY_SAMPLES,
-    Measured,
-    Readers,
-    common_sizes,
-    on_common_prompts,
-)
+from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
 from anchored.scoring.shown import Shown, choose
 
 
@@ -261,16 +256,28 @@ def _model(
 def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, float]]:
     """`{low, high}` of each figure that has an interval, over prompts or, with one, its texts."""
     if measured.samples:
-        found = {
-            name: collapse.interval(runs, statistic, config.resamples, config.seed)
-            for name, (statistic, runs) in measured.samples.items()
-        }
-    else:
-        found = {
-            name: mean_interval(values, config.resamples, config.seed)
-            for name, values in measured.values.items()
-        }
+        return sampled_intervals(measured.samples, config)
+    found = {
+        name: mean_interval(values, config.resamples, config.seed)
+        for name, values in measured.values.items()
+    }
     return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
+
+
+def sampled_intervals(
+    samples: Mapping[str, Sampled], config: ReadersConfig
+) -> dict[str, dict[str, float]]:
+    """`{low, high}` of each figure by resampling its texts."""
+    found = {
+        name: collapse.interval(runs, statistic, config.resamples, config.seed)
+        for name, (statistic, runs) in samples.items()
+    }
+    return {name: {"low": e.low, "high": e.high} for name, e in found.items()}
+
+
+def of_share(ends: Mapping[str, float]) -> dict[str, float]:
+    """The ends of a share's interval, which are shares too."""
+    return {"low": max(ends["low"], 0.0), "high": min(ends["high"], 1.0)}
 
 
 def by_key(
@@ -285,9 +292,9 @@ def by_key(
     without it, and is what `semantic_entropy` is the mean of. Of several seeds, which are `runs`,
     `measured` holds all texts; `within_prompts` is the mean over seeds.
     """
-    if attributes is None or not any(measured.counted):
+    readings = [reading for one in measured.observed for reading in one.readings]
+    if attributes is None or not readings:
         return {}
-    readings = [reading for answers in measured.counted for reading in answers]
     return {
         key: {
             "entropy": found.entropy,
@@ -304,7 +311,7 @@ def _within_prompts(
     runs: Sequence[Measured], key: str, config: ReadersConfig
 ) -> dict[str, float] | None:
     """None for one prompt, and where prompts have too few texts for an entropy."""
-    counted = [[answers for answers in run.counted if answers] for run in runs]
+    counted = [[one.readings for one in run.observed if one.readings] for run in runs]
     if len(counted[0]) < 2 or min(len(a) for run in counted for a in run) < ENTROPY_SAMPLES:
         return None
     values = [[entropy([first_value(r, key) for r in a]) for a in run] for run in counted]

@@ -24,9 +24,7 @@ from anchored.corpus.offline_run import run as annotate
 from anchored.data.prepare import PrepareConfig, prepare
 from anchored.data.readers import load_schema
 from anchored.experiments.demo_config import BASES, TREATMENTS
-from anchored.experiments.real_text_measure import Row, measure
 from anchored.experiments.stages import Stage, execute
-from anchored.experiments.tales import CorpusConfig, build_corpus
 from anchored.files import atomic_write, claim, read_jsonl, write_json, write_jsonl
 from anchored.models.build import load_model
 from anchored.models.record import read_record
@@ -38,6 +36,8 @@ from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.workflow import pretrain, sft
+from studies.real_text_measure import Row, measure
+from studies.tales import CorpusConfig, build_corpus
 
 OPENING = "Once upon a time"
 PRETRAINED = {**{name: base.objective for name, base in BASES.items()}, "reference": "reference"}
@@ -284,3 +284,6 @@ def collect(config: RealTextConfig, out: Path) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[Row]:
     return [row for _, row in read_jsonl(path)]
+
+
+STUDY = (RealTextConfig, run)

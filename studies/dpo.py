@@ -29,8 +29,9 @@ from anchored.data.readers import SourceConfig
 from anchored.errors import DataError
 from anchored.experiments.demo import sample_model
 from anchored.experiments.demo_config import BASES, DemoConfig
-from anchored.experiments.measure import SFT, kept_of, measure
+from anchored.experiments.measure import SFT
 from anchored.experiments.stages import Stage, execute
+from anchored.experiments.storyworld_measure import kept_of, measure
 from anchored.files import atomic_write, building, claim, read_jsonl, write_json, write_jsonl
 from anchored.models.build import load_model, quiet_transformers
 from anchored.models.record import read_preferences
@@ -212,7 +213,7 @@ def build_pairs(config: DPOConfig, study: DemoConfig, name: str, folder: Path, s
             out=folder / "pairs",
             model=str(_initial(config, treatment, seed)),
             source=SourceConfig(path=str(asked)),
-            reward="anchored.experiments.dpo:rate",
+            reward="studies.dpo:rate",
             candidates=config.candidates,
             annotation=treatment.annotation,
             sample=SampleConfig(
@@ -313,3 +314,6 @@ def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:
 def _pairs(out: Path, name: str, seed: int) -> int:
     path = out / f"seed-{seed}" / name / "pairs" / "manifest.json"
     return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+STUDY = (DPOConfig, run)

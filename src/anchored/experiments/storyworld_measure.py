@@ -1,0 +1,138 @@
+"""What the storyworld's exact parser says of a model's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from anchored.annotation import Annotation
+from anchored.data.generations import Generations
+from anchored.experiments.measure import (
+    ANNOTATED_BASE,
+    SFT,
+    Figures,
+    Row,
+    SeedSamples,
+    comparisons,
+    kept,
+    mean,
+    observe,
+    of_model,
+    semantics,
+    spread,
+)
+from anchored.metrics.equivalence import Exact
+from anchored.models.embedders import StaticEmbedder
+from anchored.scoring.measure import Readers
+from anchored.storyworld import Reading, Storyworld
+
+Rows = Mapping[str, Sequence[Sequence[Row]]]  # by model, for each seed, its raw samples
+
+
+class StoryworldReader:
+    """The parser as a reader of attributes; see `AttributeReader`."""
+
+    def __init__(self, world: Storyworld) -> None:
+        self.world = world
+        self.parse = cache(world.read)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See `AttributeReader`."""
+        return self.world.attributes
+
+    def as_json(self) -> dict[str, Any]:
+        """The parser, its world and the attributes."""
+        return {"name": "storyworld parser", "schema": self.world.size, "keys": list(self.keys)}
+
+    def read(self, found: Generations, p: int) -> list[Annotation | None]:
+        """See `AttributeReader`; the parser reads any text."""
+        return [Annotation.of(self.parse(text).attributes) for text in found.texts[p]]
+
+    def counted(self, p: int) -> None:
+        """See `AttributeReader`."""
+        return None
+
+
+class StoryReaders:
+    """Everything that reads the samples of models of one storyworld."""
+
+    def __init__(self, world: Storyworld) -> None:
+        self.world = world
+        self.parser = StoryworldReader(world)
+        self.readers = Readers(StaticEmbedder(), Exact(), self.parser, None, (1.0,), "13a")
+
+    def stories(self, rows: Sequence[Row]) -> SeedSamples:
+        """The stories among one seed's samples, with whether each is adopted, well-formed, ..."""
+        rows, observed = observe(self.readers, [row for row in rows if row["kind"] == "story"])
+        parsed = [self.parser.parse(row["response"]) for row in rows]
+        shown = {
+            "adoption": [reading.adopted for reading in parsed],
+            "adoption_far": [one.adopted if self._is_far(one) else None for one in parsed],
+            "well_formed": [reading.well_formed for reading in parsed],
+            "consistent": [reading.consistent for reading in parsed],
+        }
+        return SeedSamples(rows, observed, shown)
+
+    def figures(self, stories: SeedSamples, rows: Sequence[Row]) -> Figures:
+        """The scalar figures of one model and seed; None where one does not apply."""
+        asked = [row for row in rows if row["kind"] == "question"]
+        return {
+            **semantics(stories),
+            "adoption": stories.share("adoption"),
+            "adoption_far": stories.share("adoption_far"),
+            "n_far": sum(flag is not None for flag in stories.shown["adoption_far"]),
+            "well_formed": stories.share("well_formed"),
+            "consistent": stories.share("consistent"),
+            "answer_accuracy": mean(self.world.right(a["prompt"], a["response"]) for a in asked),
+            **spread(stories),
+        }
+
+    def as_json(self, row: Row) -> dict[str, Any]:
+        """A story's form in `results.json`."""
+        reading = self.parser.parse(row["response"])
+        tags = row["annotation"]
+        return {
+            "seed": row["seed"],
+            "prompt": row["prompt"],
+            "annotation": None if tags is None else str(Annotation.from_rows(tags)),
+            "response": row["response"],
+            "attributes": reading.attributes,
+            "well_formed": reading.well_formed,
+            "consistent": reading.consistent,
+            "adopted": reading.adopted,
+            "far": self._is_far(reading),
+        }
+
+    def _is_far(self, reading: Reading) -> bool:
+        """True if a story's attributes lie far from SFT's narrow values."""
+        return self.world.far(reading.attributes)
+
+
+def measure(world: Storyworld, rows: Rows) -> dict[str, Any]:
+    """`models` and `comparisons` of `results.json`.
+
+    Args:
+        world: the storyworld that the models were trained on.
+        rows: raw samples, stories and answers to questions.
+    """
+    readers = StoryReaders(world)
+    stories = {name: [readers.stories(seed) for seed in seeds] for name, seeds in rows.items()}
+    before = [tags for seed in stories[ANNOTATED_BASE] for tags in seed.annotations]
+    uncertain = ("semantic_entropy", "adoption", "well_formed", "consistent")
+    models = {}
+    for name, seeds in stories.items():
+        by_seed = [readers.figures(*both) for both in zip(seeds, rows[name], strict=True)]
+        models[name] = {
+            **of_model(seeds, by_seed, before, uncertain),
+            "samples": [readers.as_json(row) for seed in seeds for row in seed.rows],
+        }
+    return {"models": models, "comparisons": comparisons(stories)}
+
+
+def kept_of(world: Storyworld, rows: Rows, init: str, name: str) -> dict[str, Any]:
+    """What `name`, trained from `init`, keeps of the gap that `init` closes."""
+    readers = StoryReaders(world)
+    start, sft, run = ([readers.stories(s) for s in rows[model]] for model in (init, SFT, name))
+    return kept(start, sft, run)

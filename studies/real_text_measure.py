@@ -1,0 +1,170 @@
+"""From raw samples of real text to the figures of `results.json`.
+
+There is no exact parser here: attributes are what the offline annotator reads off a text, with the
+calibration of the pretraining corpus for all models alike; adoption is a classifier's verdict,
+quality the perplexity under a reference model that saw the taught style too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from anchored.annotation import Annotation, Schema
+from anchored.annotators.offline import OfflineAnnotator
+from anchored.experiments.measure import (
+    ANNOTATED_BASE,
+    BASE,
+    Figures,
+    Row,
+    SeedSamples,
+    comparisons,
+    mean,
+    observe,
+    of_model,
+    semantics,
+    spread,
+)
+from anchored.metrics.adoption import AdoptionClassifier
+from anchored.metrics.entropy import Reading, adherence, drift_floor
+from anchored.metrics.equivalence import Exact
+from anchored.metrics.table import METRICS, joined
+from anchored.models.embedders import StaticEmbedder
+from anchored.models.perplexity import ReferenceModel, pooled_perplexity
+from anchored.scoring.attributes import Attributes
+from anchored.scoring.measure import Readers
+
+
+@dataclass(frozen=True)
+class ProseReaders:
+    """What reads all models' texts alike."""
+
+    readers: Readers
+    classifier: AdoptionClassifier
+    reference: ReferenceModel
+
+    def samples(self, rows: Sequence[Row]) -> SeedSamples:
+        """One seed's samples as read."""
+        ordered, observed = observe(self.readers, rows)
+        adopted = self.classifier.adopted([row["response"] for row in ordered])
+        return SeedSamples(ordered, observed, {"adoption": adopted.tolist()})
+
+    def figures(self, samples: SeedSamples) -> Figures:
+        """The scalar figures of one model and seed; None where one does not apply."""
+        texts = samples.together.texts
+        written = [text for text in texts if text]
+        return {
+            **semantics(samples),
+            "adherence_by_chance": _by_chance(samples),
+            "adoption": samples.share("adoption"),
+            **dict.fromkeys(("adoption_far", "well_formed", "consistent", "answer_accuracy")),
+            "perplexity": self.perplexity(written) if written else None,
+            **spread(samples),
+            "finished": mean(row["finished"] for row in samples.rows),
+            "empty": len(texts) - len(written),
+        }
+
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """Of texts without their prompts, all tokens together."""
+        return pooled_perplexity(self.reference.losses(texts, [""] * len(texts)))
+
+    def of_corpus(self, texts: Sequence[str]) -> dict[str, float | None]:
+        """How broad a corpus is, by the same readers: what R and R* look like."""
+        _, observed = observe(self.readers, [{"prompt": "", "response": text} for text in texts])
+        together = joined(observed)
+        names = ("semantic_entropy", "semantic_entropy_miller_madow", "vendi")
+        return {
+            "n": len(texts),
+            **{name: METRICS[name].function(together) for name in names},
+            "adoption": self.classifier.share(texts),
+            "perplexity": self.perplexity(texts),
+        }
+
+
+def measure(
+    rows: Mapping[str, Sequence[Sequence[Row]]],
+    base_continuations: Sequence[str],
+    taught: Sequence[str],
+    corpus: Sequence[str],
+    schema: Schema,
+    calibration: Path,
+    reference: Path,
+) -> dict[str, Any]:
+    """`models`, `comparisons` and what they rest on.
+
+    Args:
+        rows: by model name, for each seed, its raw samples.
+        base_continuations: other samples of the base, of the same prompts; adoption is learnt
+            from these against `taught`.
+        taught: answers of the SFT data that SFT did not see.
+        corpus: answers to requests for stories in the pretraining data.
+        schema: of the offline annotator.
+        calibration: of the offline annotator.
+        reference: model folder.
+    """
+    annotator = Attributes(OfflineAnnotator.load(schema, calibration), str(calibration))
+    readers = ProseReaders(
+        Readers(StaticEmbedder(), Exact(), annotator, None, (1.0,), "13a"),
+        AdoptionClassifier.train(taught, base_continuations),
+        ReferenceModel.load(str(reference)),
+    )
+    samples = {name: [readers.samples(seed) for seed in seeds] for name, seeds in rows.items()}
+    before = [tags for seed in samples[ANNOTATED_BASE] for tags in seed.annotations]
+    n = len(samples[BASE][0].rows)
+    by_distance = comparisons(samples, "dissimilarity")
+    return {
+        "models": {name: _model(readers, seeds, before) for name, seeds in samples.items()},
+        "comparisons": {
+            name: {**found, "by_dissimilarity": by_distance[name]}
+            for name, found in comparisons(samples).items()
+        },
+        "data": {
+            "taught": readers.of_corpus(taught[:n]),
+            "pretrained": readers.of_corpus(corpus[:n]),
+        },
+        "adoption_classifier": asdict(readers.classifier.quality),
+        "reference": reference.parent.name,
+    }
+
+
+def _model(
+    readers: ProseReaders, seeds: Sequence[SeedSamples], before: Sequence[Annotation]
+) -> dict[str, Any]:
+    uncertain = ("adoption", "semantic_entropy", "dissimilarity")
+    annotations = [tags for seed in seeds for tags in seed.annotations]
+    readings = [reading for seed in seeds for reading in seed.annotated_readings]
+    keys = seeds[0].together.keys
+    return {
+        **of_model(seeds, [readers.figures(seed) for seed in seeds], before, uncertain),
+        "annotation_drift_floor": drift_floor(before, annotations, keys) if annotations else None,
+        "adherence_by_key": adherence(annotations, readings, keys).by_key,
+        "samples": [sample for seed in seeds for sample in _samples(seed)],
+    }
+
+
+def _by_chance(samples: SeedSamples) -> float | None:
+    """Adherence to the annotation of another sample: what common values alone give."""
+    annotations = samples.annotations
+    shifted = [*annotations[1:], *annotations[:1]]
+    return adherence(shifted, samples.annotated_readings, samples.together.keys).mean
+
+
+def _samples(samples: SeedSamples) -> list[dict[str, Any]]:
+    """Each sample's form in `results.json`."""
+    read = zip(samples.rows, samples.together.readings, samples.shown["adoption"], strict=True)
+    return [_sample(row, reading, bool(adopted)) for row, reading, adopted in read]
+
+
+def _sample(row: Row, reading: Reading, adopted: bool) -> dict[str, Any]:
+    tags = row["annotation"]
+    assert isinstance(reading, Annotation)
+    return {
+        "seed": row["seed"],
+        "prompt": row["prompt"],
+        "annotation": None if tags is None else str(Annotation.from_rows(tags)),
+        "response": row["response"],
+        "attributes": {tag.key: reading.values(tag.key)[0] for tag in reading},
+        "adopted": adopted,
+    }

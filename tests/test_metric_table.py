@@ -1,0 +1,95 @@
+"""The table of metrics: what is measured, shown and documented is what it declares."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from anchored.metrics import collapse
+from anchored.metrics.entropy import semantic_entropy
+from anchored.metrics.table import (
+    METRICS,
+    OF_MODELS,
+    SOURCES,
+    Metric,
+    Observed,
+    in_order,
+    joined,
+    measured,
+    says,
+)
+from anchored.report.tables import COLUMNS
+from conftest import ROOT
+
+TEXTS = ("a cat sat", "a dog ran", "a cat sat", "birds sing", "a fox", "a hen", "an owl", "a cow")
+READINGS = tuple({"animal": text.split()[1]} for text in TEXTS)
+SEEN = Observed(
+    TEXTS,
+    np.eye(8)[[0, 1, 0, 2, 3, 4, 5, 6]],
+    partition=(0, 1, 0, 2, 3, 4, 5, 6),
+    scores=(10, 1, None, 4, 4, 4, 4, 4),
+    perplexity=9.5,
+    readings=READINGS,
+    keys=("animal",),
+)
+WAYS = {1: "higher", -1: "lower", 0: "—"}
+
+
+def test_every_metric_has_a_figure_of_what_was_read() -> None:
+    pytest.importorskip("sacrebleu")
+    values = {metric.name: metric.value(SEEN) for metric in METRICS.values()}
+    assert None not in values.values()
+    assert values["distinct_k"] == 7
+    assert values["quality"] == 31 / 7
+    assert values["perplexity"] == 9.5
+    assert values["semantic_entropy"] == semantic_entropy(READINGS, ("animal",)).mean
+    assert values["dissimilarity"] == pytest.approx(1 - 2 / (8 * 7), abs=1e-12)
+    assert values["exact_duplicate_rate"] == 1 / 8
+
+
+def test_a_figure_that_cannot_be_had_is_none() -> None:
+    bare = Observed(TEXTS, SEEN.vectors, readings=READINGS[:7], keys=("animal",))
+    lacking = [name for name, metric in METRICS.items() if metric.value(bare) is None]
+    assert lacking == [
+        "distinct_k", "utility_k", "quality", "perplexity", "semantic_entropy",
+        "semantic_entropy_miller_madow",
+    ]  # fmt: skip
+
+
+def test_the_results_have_metrics_by_what_they_are_read_off_and_tables_their_own_order() -> None:
+    names = [metric.name for metric in measured((0.5, 1.0, float("inf")))]
+    at = names.index("vendi_0.5")
+    assert names[at : at + 3] == ["vendi_0.5", "vendi", "vendi_inf"]
+    places = [SOURCES.index(metric.source) for metric in measured()]
+    assert places == sorted(places)
+    shown = in_order([*names, "adoption"])
+    assert [name for name in shown if name in METRICS] == list(METRICS)
+    at = shown.index("vendi")
+    assert shown[at : at + 3] == ["vendi", "vendi_0.5", "vendi_inf"]
+
+
+def test_every_figure_that_a_table_shows_is_explained() -> None:
+    assert METRICS.keys().isdisjoint(OF_MODELS)
+    assert says("vendi_2") == says("vendi") == METRICS["vendi"].says
+    assert all(says(name) for name in (*METRICS, *OF_MODELS, *COLUMNS))
+    assert says("seconds") is None
+
+
+@pytest.mark.parametrize(
+    "metric", [m for m in METRICS.values() if m.resampling], ids=lambda metric: metric.name
+)
+def test_a_statistic_of_texts_gives_the_metrics_own_figure(metric: Metric) -> None:
+    whole = joined([SEEN, SEEN])
+    for sampled, one in ((metric.sampled, SEEN), (metric.sampled_together, whole)):
+        statistic, runs = sampled([[SEEN, SEEN]])
+        value = collapse.interval(runs, statistic, resamples=100).mean
+        expected = metric.value(SEEN if metric.name == "dissimilarity" else one)
+        assert value == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_documentation_has_the_table() -> None:
+    page = (ROOT / "docs" / "which-metric.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (higher|lower|—) \| (.*) \|$", page, re.MULTILINE)
+    assert rows == [(m.name, WAYS[m.more_diverse], m.says) for m in METRICS.values()]
