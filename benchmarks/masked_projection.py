@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from anchored.config import versions
 from anchored.models.build import olmo2_config
 from anchored.segments import NO_LOSS, Kind
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 
 VOCABULARY, ROWS, LENGTH, PRESET = 32_768, 4, 512, "3m"
 Step = Callable[[], None]
@@ -78,7 +78,7 @@ def steps(share: float) -> dict[str, Step]:
     ]
     full = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
     return {
-        "masked": lambda: _step(model, Collator(0)(rows)),
+        "masked": lambda: _step(model, DataCollator(0)(rows)),
         "full": lambda: _step(model, full),
     }
 

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 from anchored.annotation import Annotation
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.models.build import ModelConfig, build_model
+from anchored.sampling import sampler
 from anchored.sampling.engine import Sample
 from anchored.segments import Kind
 from anchored.step.attention import attend_within_documents
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import replay as replay_module
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import SFTConfig
 from anchored.train.metrics_log import LossByKind
@@ -83,7 +83,7 @@ def batch_of(data: Path, tokenizer: AnchoredTokenizer, learnt: str, flat: bool =
     assert (len(plans), len(texts)) == (8, 8)
     chosen = {"text": texts[:2], "plan": plans[:2], "both": [texts[0], plans[0]]}[learnt]
     rows: list[Any] = [dataset.with_format("numpy")[i] for i in chosen]
-    return Collator(tokenizer.control.pad, flat)(rows)
+    return DataCollator(tokenizer.control.pad, flat)(rows)
 
 
 def gradient(model: PreTrainedModel, batch: Batch) -> float:
@@ -176,10 +176,10 @@ def trained(
     model.save_pretrained(base)
     tokenizer.save(base)
 
-    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+    def canned(model: Any, tokenizer: Any, requests: Any, *rest: Any) -> list[Any]:
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
-    monkeypatch.setattr(replay_module, "sample", canned)
+    monkeypatch.setattr(sampler, "sample", canned)
 
     def run(targets: str) -> SFTConfig:
         config = {

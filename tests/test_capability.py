@@ -41,7 +41,7 @@ from anchored.metrics.statistics import holm, paired_difference
 from anchored.models.build import olmo2_config
 from anchored.report.capability_table import report_capability
 from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
-from anchored.sampling.run import Source, load
+from anchored.sampling.sampler import LocalSampler, load
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer
 
@@ -148,7 +148,7 @@ def tasks(tmp_path_factory) -> Path:
     return folder
 
 
-def lm(source: Source, chat: bool = True, mode: Any = "none", **options: Any) -> AnchoredLM:
+def lm(source: LocalSampler, chat: bool = True, mode: Any = "none", **options: Any) -> AnchoredLM:
     lead = Lead(mode, options.pop("pinned", Annotation()), FEW)
     width = options.pop("width", len(source.tokenizer))
     made = AnchoredLM(source, chat, lead, width, **{"batch_size": 4, "seed": 0, **options})
@@ -190,7 +190,9 @@ def tagged(tokenizer: AnchoredTokenizer, annotation: Annotation) -> list[int]:
 # --- likelihoods --------------------------------------------------------------------------------
 
 
-def expected(source: Source, chat: bool, plans: dict[int, Annotation] | None = None) -> list[float]:
+def expected(
+    source: LocalSampler, chat: bool, plans: dict[int, Annotation] | None = None
+) -> list[float]:
     """Log-likelihoods of all choices of `ITEMS` by the definition of the two formats."""
     tokenizer, found = source.tokenizer, []
     control, encode = tokenizer.control, tokenizer.encode
@@ -584,7 +586,7 @@ def test_a_format_follows_from_what_the_model_was_trained_on(models, foreign):
 def test_precision_and_place_of_the_weights_are_as_told(models, tasks, tmp_path, monkeypatch):
     loaded = {}
 
-    def kept(*arguments: Any) -> Source:
+    def kept(*arguments: Any) -> LocalSampler:
         loaded[arguments] = load(*arguments)
         return loaded[arguments]
 

@@ -15,7 +15,7 @@ from anchored import cli
 from anchored.errors import ConfigError
 from anchored.models.build import ModelConfig, build_model, load_model, model_configuration
 from anchored.models.checkpoints import check_checkpoint
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.tokenizer import AnchoredTokenizer
 from families import FAMILIES, gpt_neox
 

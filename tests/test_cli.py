@@ -333,6 +333,7 @@ def test_sample_turns_flags_into_two_samplings(monkeypatch):
     run = Called()
     monkeypatch.setattr(stage, "run", run)
     flags = ["--temperature", "0.7", "--annotation-min-p", "0.1", "--max-new-tokens", "9"]
+    flags += ["--dtype", "bfloat16", "--device-map", "auto"]
     pins = ["--pin", "mood=a=b", "--pin", "mood=c", "--prompt", "x", "--prompt", "y"]
     assert cli.main(["sample", "m", "-n", "4", *flags, *pins, "--no-annotation"]) == 0
     assert run.args == ("m",)
@@ -345,6 +346,8 @@ def test_sample_turns_flags_into_two_samplings(monkeypatch):
         "annotated": False,
         "out": None,
         "as_json": False,
+        "dtype": "bfloat16",
+        "device_map": "auto",
     }
     assert (config.response.temperature, config.annotation.temperature) == (0.7, 1.0)
     assert (config.response.min_p, config.annotation.min_p) == (0.0, 0.1)

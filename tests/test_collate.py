@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anchored.segments import NO_LOSS, Kind
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 
 PAD = 9
 PACKED: dict[str, Any] = {
@@ -28,7 +28,7 @@ SHORT: dict[str, Any] = {
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    return Collator(PAD)([PACKED, SHORT])
+    return DataCollator(PAD)([PACKED, SHORT])
 
 
 def test_rows_are_padded_on_the_right(batch: dict[str, torch.Tensor]):
@@ -61,13 +61,13 @@ def test_there_is_no_attention_mask_because_it_would_join_packed_documents(
 def test_pad_id_inside_the_text_keeps_its_label():
     """Where pad is eos, eos is still learnt."""
     row = {"input_ids": [1, PAD], "labels": [NO_LOSS, PAD], "kinds": [0, 0], "seq_lengths": [2]}
-    assert Collator(PAD)([row])["shift_labels"].tolist() == [PAD]
+    assert DataCollator(PAD)([row])["shift_labels"].tolist() == [PAD]
 
 
 def test_a_flat_batch_holds_the_same_tokens_and_targets_without_padding(
     batch: dict[str, torch.Tensor],
 ):
-    flat = Collator(PAD, flat=True)([PACKED, SHORT])
+    flat = DataCollator(PAD, flat=True)([PACKED, SHORT])
     assert flat["input_ids"].tolist() == [[1, 2, 3, 1, 4, 5, 1, 6, 7]]
     assert flat["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1, 2]]
     assert flat["logits_to_keep"].nonzero()[:, 1].tolist() == [1, 3, 4, 6]

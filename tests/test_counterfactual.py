@@ -10,6 +10,7 @@ import pytest
 
 from anchored.annotation import Annotation
 from anchored.data.prepare import PrepareConfig, SourceConfig
+from anchored.sampling.engine import Sample
 from anchored.segments import Message
 from anchored.train import counterfactual
 from anchored.train.counterfactual import retell, write_counterfactuals
@@ -82,13 +83,15 @@ def test_a_pattern_in_a_value_is_plain_text() -> None:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Plans are Tom, Ann, Tom, Ann, ...; Ann's retellings are the more natural."""
 
-    def plans(config: Any, model: Any, data: Any, contexts: Any, seed: Any, quiet: Any) -> Any:
-        return [Annotation.of({"hero": ("Tom", "Ann")[i % 2]}) for i in range(len(contexts))]
+    class Planner:
+        def sample(self, requests: Any, config: Any) -> list[Sample]:
+            heroes = [("Tom", "Ann")[i % 2] for i in range(len(requests))]
+            return [Sample("", Annotation.of({"hero": hero})) for hero in heroes]
 
     def losses(model: str, conversations: Any, max_length: int) -> list[float]:
         return [1.0 if "Ann" in turns[-1].content else 2.0 for turns in conversations]
 
-    monkeypatch.setattr(counterfactual, "sample_annotations", plans)
+    monkeypatch.setattr(counterfactual, "load_planner", lambda *_: Planner())
     monkeypatch.setattr(counterfactual, "_losses", losses)
 
     def run(rows: list[dict[str, Any]], share: float, **more: Any) -> list[dict[str, Any]]:

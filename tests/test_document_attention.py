@@ -25,7 +25,7 @@ from anchored.step.attention import (
     keeps_documents_apart,
     takes_flat_rows,
 )
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.compose import compose
 
@@ -273,7 +273,7 @@ def test_flash_attention_gets_its_rows_flat_and_keeps_documents_apart(flash: Non
     ]
 
     def results() -> Any:
-        given = Collator(pad_id=0, flat=takes_flat_rows(net))(rows)
+        given = DataCollator(pad_id=0, flat=takes_flat_rows(net))(rows)
         fields = {name: given[name] for name in ("input_ids", "position_ids")}
         logits, gradients = logits_and_gradients(net, fields)
         return logits.flatten(0, 1), gradients

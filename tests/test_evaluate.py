@@ -49,14 +49,15 @@ READERS: dict[str, Any] = {"resamples": 100, "attributes": "none"}
 
 
 class Scripted:
-    """A sampler that tells of `variety` names and places, twice as many at temperature 2."""
+    """A model that tells of `variety` names and places, twice as many at temperature 2."""
 
     def __init__(self, source: str, calls: list[str]) -> None:
         self.name = self.weights = source
+        self.dtype = "float32"
         self._variety, self._form = MADE[source.partition("-")[0]]
         self._calls = calls
 
-    def sample(
+    def answer(
         self,
         benchmark: Benchmark,
         prompts: list[Prompt],
@@ -84,7 +85,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(
         jobs,
-        "load_sampler",
+        "load_answerer",
         lambda model, seed, weights, concurrency: Scripted(model.of_seed(seed), calls),
     )
     return calls
@@ -353,14 +354,14 @@ def test_names_on_the_hub_are_no_paths(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_claimed_without_samples_takes_a_corrected_source(
     tmp_path: Path, scripted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = jobs.load_sampler
+    load = jobs.load_answerer
 
     def failing(model: ModelSource, *rest: Any) -> Any:
         if model.source == "org/mistyped":
             raise ConfigError("model 'org/mistyped': not found")
         return load(model, *rest)
 
-    monkeypatch.setattr(jobs, "load_sampler", failing)
+    monkeypatch.setattr(jobs, "load_answerer", failing)
     with pytest.raises(ConfigError, match="not found"):
         evaluated(tmp_path, {"a": "wide", "b": "org/mistyped"})
     assert (tmp_path / "out" / "samples" / "b" / "mine" / "config.yaml").is_file()
@@ -458,7 +459,7 @@ def test_the_command_from_folders_to_a_table_and_from_a_file(
         (["a", "--benchmark", "stories", "--pin", "mood"], "write each pin as key=value"),
         (["./nowhere", "--benchmark", "stories"], "model './nowhere'"),
         (["none.yaml"], "none.yaml: no such file"),
-        (["none.yaml", "--pin", "a=b"], "--pin, --ask, --no-annotation: write them in the file"),
+        (["none.yaml", "--pin", "a=b"], "--device-map: write them in the file"),
         (["a", "--dry-run"], "--dry-run: there are no texts yet to project from"),
     ],
 )

@@ -31,9 +31,9 @@ from anchored.errors import ConfigError, DataError
 from anchored.models.build import ModelConfig, build_model
 from anchored.models.lora import without_adapter
 from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import OBJECTIVES, Kind, Message, assemble, conversation_segments
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import PretrainConfig, SFTConfig
@@ -164,7 +164,7 @@ def test_a_packed_row_has_the_logits_of_each_document_alone(name, folders, train
     if name == "gemma3":
         assert max(dataset[0]["seq_lengths"]) > model.config.sliding_window
     model = build_model(ModelConfig(init=str(folders(name))), tokenizer, 0).eval()
-    batch = Collator(tokenizer.control.pad)(list(dataset.with_format("numpy")))
+    batch = DataCollator(tokenizer.control.pad)(list(dataset.with_format("numpy")))
     with torch.no_grad():
         kept = model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False,
@@ -387,7 +387,7 @@ def test_replay_holds_an_adapted_model_to_what_it_was(folders, trained):
     turns = (*TURNS, Message("assistant", "", Annotation.from_rows(PLAN)))
     example = assemble(conversation_segments(turns, tokenizer, OBJECTIVES["replay"]))
     row = {**vars(example), "seq_lengths": [len(example.input_ids)]}
-    batch = Collator(tokenizer.control.pad)([row])
+    batch = DataCollator(tokenizer.control.pad)([row])
     model.train()(**batch)
     before = seen["base_logits"]
     assert_close(before, seen["logits"].view(before.shape), atol=1e-5, rtol=1e-5)

@@ -27,7 +27,7 @@ from anchored.models.build import ModelConfig, build_model
 from anchored.publish import export as module
 from anchored.publish.export import FORMATS, export
 from anchored.segments import NO_LOSS
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
 from conftest import ROOT
 
@@ -135,7 +135,7 @@ def summed_loss(model: PreTrainedModel, data: Path) -> torch.Tensor:
     """Ours, of packed rows."""
     rows: list[Any] = list(load_prepared(data)[0].with_format("numpy"))
     pad = AnchoredTokenizer.load(data / "tokenizer").control.pad
-    return model(**Collator(pad)(rows), use_cache=False, num_items_in_batch=1).loss
+    return model(**DataCollator(pad)(rows), use_cache=False, num_items_in_batch=1).loss
 
 
 @torch.no_grad()

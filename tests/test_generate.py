@@ -14,12 +14,12 @@ import pytest
 from anchored.benchmark import generate as module
 from anchored.benchmark.benchmarks import Benchmark, Prompt, load_benchmark
 from anchored.benchmark.generate import (
-    EndpointSampler,
-    LocalSampler,
+    EndpointAnswerer,
     ModelSource,
     Place,
+    SampledAnswerer,
     is_complete,
-    load_sampler,
+    load_answerer,
     made_before,
     make,
     sample_config,
@@ -27,8 +27,9 @@ from anchored.benchmark.generate import (
 )
 from anchored.errors import ConfigError, DataError, EndpointError
 from anchored.files import read_jsonl, write_json
+from anchored.sampling import sampler as sampling
 from anchored.sampling.engine import Request, Sample, SampleConfig
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import Message
 from test_sample_run import build
 
@@ -39,7 +40,7 @@ TURN = Message("user", "Tell me")
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from anchored.evaluate import generate
+from anchored.benchmark import generate
 sys.path.insert(0, sys.argv[3])
 from test_generate import SETTINGS, mine, made_by
 
@@ -64,8 +65,8 @@ def mine(samples: int = 4, max_tokens: int = 6, opening: str | None = None) -> B
 
 def made_by(model: str, path: Path, place: Place = Place(1.0, 0)) -> list[dict[str, Any]]:  # noqa: B008
     source = ModelSource(source=model)
-    sampler = load_sampler(source, place.seed, weights_of(source, 0), 8)
-    make(path, sampler, mine(), sample_config(SETTINGS, mine(), place), "m")
+    answerer = load_answerer(source, place.seed, weights_of(source, 0), 8)
+    make(path, answerer, mine(), sample_config(SETTINGS, mine(), place), "m")
     return [row for _, row in read_jsonl(path)]
 
 
@@ -91,9 +92,9 @@ def requests_of(
         seen.extend(requests)
         return [Sample(f"{request.prefill}rain") for request in requests]
 
-    monkeypatch.setattr(module, "sample", answer)
-    sampler = LocalSampler(model, load(folder), "w")
-    return seen, sampler.sample(benchmark, benchmark.asked, 0, SETTINGS, lambda done: None)
+    monkeypatch.setattr(sampling, "sample", answer)
+    answerer = SampledAnswerer(model, load(folder), "w")
+    return seen, answerer.answer(benchmark, benchmark.asked, 0, SETTINGS, lambda done: None)
 
 
 def test_rows_are_what_score_reads_and_name_model_and_weights(model: str, whole: Path) -> None:
@@ -102,8 +103,10 @@ def test_rows_are_what_score_reads_and_name_model_and_weights(model: str, whole:
     assert {(row["model"], row["weights"]) for row in rows} == {
         ("m", weights_of(ModelSource(source=model), 0))
     }
+    assert {row["dtype"] for row in rows} == {"float32"}
     assert set(rows[0]) == {
-        "model", "weights", "prompt", "annotation", "response", "attempts", "malformed", "finished"
+        "model", "weights", "dtype", "prompt", "annotation", "response", "attempts", "malformed",
+        "finished",
     }  # fmt: skip
 
 
@@ -130,7 +133,7 @@ def test_only_what_is_missing_is_sampled(
     Path(f"{path}{module.PARTIAL}").write_bytes(b"\n".join(lines[:6]) + b"\n")
     places = []
     monkeypatch.setattr(
-        module,
+        sampling,
         "sample",
         lambda _, __, requests, *rest: [
             places.append(rest[-1] + i) or Sample("x") for i in range(len(requests))
@@ -181,7 +184,7 @@ def test_annotations_off_and_pinned(model: str, monkeypatch: pytest.MonkeyPatch)
     tags = requests_of(monkeypatch, pinned, mine(), model)[0][0].pinned
     assert [(tag.key, tag.value) for tag in tags] == [("mood", "calm"), ("topic", "sea")]
     with pytest.raises(ConfigError, match="schema 'test' has the keys mood, topic"):
-        load_sampler(ModelSource(source=model, pins=("mod=calm",)), 0, "w", 1)
+        load_answerer(ModelSource(source=model, pins=("mod=calm",)), 0, "w", 1)
 
 
 def test_a_pretrained_model_goes_on_from_the_prompt_which_is_no_part_of_its_answer(
@@ -221,8 +224,8 @@ from fake_server import Answer, serving  # noqa: E402
 
 def through(url: str, path: Path, **fields: Any) -> list[dict[str, Any]]:
     model = ModelSource(source=f"endpoint:{url}#small", **fields)
-    sampler = load_sampler(model, 0, weights_of(model, 0), 2)
-    make(path, sampler, mine(), sample_config(SETTINGS, mine(), Place(0.7, 1)), "m")
+    answerer = load_answerer(model, 0, weights_of(model, 0), 2)
+    make(path, answerer, mine(), sample_config(SETTINGS, mine(), Place(0.7, 1)), "m")
     return [row for _, row in read_jsonl(path)]
 
 
@@ -235,6 +238,7 @@ def test_an_endpoint_is_asked_as_often_as_the_benchmark_says(tmp_path: Path) -> 
         assert [row["response"] for row in rows] == ["Tell me!"] * 4 + ["mood!"] * 4
         assert {row["finished"] for row in rows} == {False}
         assert {row["weights"] for row in rows} == {f"endpoint:{server.url}#small"}
+        assert {row["dtype"] for row in rows} == {None}
     assert {body["temperature"] for body in bodies} == {0.7}
     assert {body["max_tokens"] for body in bodies} == {6}
     assert len({body["seed"] for body in bodies}) == 8
@@ -265,9 +269,9 @@ def test_an_endpoint_that_fails_leaves_the_chunks_before_and_is_gone_on_with(
 
 def test_an_endpoint_without_a_name_or_with_pins_is_refused() -> None:
     with pytest.raises(ConfigError, match="write endpoint:URL#NAME"):
-        EndpointSampler(ModelSource(source="x"), "endpoint:http://127.0.0.1:1/v1", 1)
+        EndpointAnswerer(ModelSource(source="x"), "endpoint:http://127.0.0.1:1/v1", 1)
     with pytest.raises(ConfigError, match="takes none"):
-        EndpointSampler(ModelSource(source="x", pins=("a=b",)), "endpoint:http://h/v1#m", 1)
+        EndpointAnswerer(ModelSource(source="x", pins=("a=b",)), "endpoint:http://h/v1#m", 1)
 
 
 def test_two_runs_do_not_write_one_file(model: str, tmp_path: Path) -> None:

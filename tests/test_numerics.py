@@ -20,10 +20,10 @@ from anchored.models.build import ModelConfig, build_model, load_model
 from anchored.models.record import read_record
 from anchored.publish.push import PushConfig, plan
 from anchored.publish.run import write
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import NO_LOSS
 from anchored.step.attention import DOCUMENT_ATTENTION
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.step.projection import DeferredProjection
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.compose import compose
@@ -81,7 +81,7 @@ def tiny_model(data: Path, seed: int = 0, range_: float = 0.02) -> PreTrainedMod
 def batch_of(data: Path, *indices: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
     dataset, _ = load_prepared(data)
     rows: list[Any] = [dataset.with_format("numpy")[i] for i in indices]
-    return Collator(AnchoredTokenizer.load(data / "tokenizer").control.pad)(rows), rows
+    return DataCollator(AnchoredTokenizer.load(data / "tokenizer").control.pad)(rows), rows
 
 
 def parts(row: Any) -> Iterator[dict[str, np.ndarray]]:

@@ -24,7 +24,7 @@ from anchored.plan.footprint import Footprint, Step, footprint
 from anchored.plan.hardware import Hardware, hardware_named
 from anchored.plan.table import rows
 from anchored.plan.workload import Layout, data_of, stage_of
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.step.muon import muon_for
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
@@ -81,7 +81,7 @@ def test_parameters_are_exact_and_flops_within_a_tenth_of_those_counted(data: Pa
     model.loss_function = LossByKind()
     model.set_attn_implementation("eager")  # the counter has no formula for the CPU's own
     dataset: Any = load_prepared(data)[0].with_format("numpy")
-    batch = Collator(tokenizer.control.pad)([dataset[i] for i in range(4)])
+    batch = DataCollator(tokenizer.control.pad)([dataset[i] for i in range(4)])
     with FlopCounterMode(display=False) as counter:
         model(**batch, use_cache=False).loss.backward()
 

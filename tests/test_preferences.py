@@ -33,8 +33,9 @@ from anchored.preferences.build import PreferencesConfig, build, read_asked
 from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 from anchored.publish import push
 from anchored.publish.run import write
+from anchored.sampling import sampler
 from anchored.sampling.engine import Request, Sample
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
@@ -398,7 +399,7 @@ def test_both_answers_of_a_pair_stand_behind_one_sampled_annotation(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     writer = Writer("aa", "bbbb", "c", "dddddd...")  # the longest was cut: it is no answer
-    monkeypatch.setattr(building, "sample", writer)
+    monkeypatch.setattr(sampler, "sample", writer)
     rows = built(config(tmp_path, model, [{"prompt": "A?"}, {"prompt": "B?"}]))
     assert [row["prompt"][0]["content"] for row in rows] == ["A?", "B?"]
     assert [row["prompt"][1]["annotation"][0]["value"] for row in rows] == ["Hero1", "Hero2"]
@@ -416,7 +417,7 @@ def test_both_answers_of_a_pair_stand_behind_one_sampled_annotation(
 def test_prompts_whose_answers_no_reward_tells_apart_are_dropped_and_counted(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(building, "sample", Writer("aa", "aa", "aa", "aa"))
+    monkeypatch.setattr(sampler, "sample", Writer("aa", "aa", "aa", "aa"))
     with pytest.raises(DataError, match=r"no row is left of 1; dropped: .*1 without a better"):
         build(config(tmp_path, model, [{"prompt": "A?"}]), quiet=True)
 
@@ -424,7 +425,7 @@ def test_prompts_whose_answers_no_reward_tells_apart_are_dropped_and_counted(
 def test_answers_with_annotations_of_their_own_carry_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(building, "sample", Writer("aa", "bbbb"))
+    monkeypatch.setattr(sampler, "sample", Writer("aa", "bbbb"))
     rows = built(config(tmp_path, model, [{"prompt": "A?"}], candidates=2, annotation="answer"))
     assert rows[0]["prompt"] == [user("A?")]
     assert rows[0]["chosen"][0]["annotation"] == [{"key": "hero", "value": "Hero2"}]
@@ -457,7 +458,7 @@ def test_fields_that_the_first_row_lacks_are_kept(tmp_path: Path):
 def test_given_pairs_and_sampled_ones_stand_together_with_the_rewards_of_these(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(building, "sample", Writer("aa", "bbbb"))
+    monkeypatch.setattr(sampler, "sample", Writer("aa", "bbbb"))
     plan = {"annotation": PLAN.rows()}
     given = [{"prompt": "A?", "chosen": "yes", "rejected": "no", **plan}, {"prompt": "B?", **plan}]
     rows = built(config(tmp_path, model, given, candidates=2))
@@ -487,7 +488,7 @@ def test_given_pairs_without_their_annotation_are_refused(tmp_path: Path):
 def test_grpo_prompts_come_once_for_each_annotation_with_the_rows_other_fields(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(building, "sample", Writer(""))
+    monkeypatch.setattr(sampler, "sample", Writer(""))
     given = [
         {"prompt": "A?", "solution": 1},
         {"prompt": "B?", "solution": 2, "annotation": PLAN.rows()},
@@ -521,12 +522,12 @@ def test_a_run_that_was_stopped_samples_only_what_is_missing(
     monkeypatch.setattr(building, "CHUNK", 1)
     given = [{"prompt": f"{letter}?"} for letter in "ABC"]
     stopped = Writer("aa", "bbbb", fails_at=3)  # in the answers of the second
-    monkeypatch.setattr(building, "sample", stopped)
+    monkeypatch.setattr(sampler, "sample", stopped)
     asked = config(tmp_path, model, given, candidates=2)
     with pytest.raises(KeyboardInterrupt):
         build(asked, quiet=True)
     again = Writer("aa", "bbbb")
-    monkeypatch.setattr(building, "sample", again)
+    monkeypatch.setattr(sampler, "sample", again)
     assert [row["prompt"][0]["content"] for row in built(asked)] == ["A?", "B?", "C?"]
     assert len(again.calls) == 4  # plans and answers of the second and the third
     assert build(asked, quiet=True) == tmp_path / "out" / "data"
@@ -538,12 +539,12 @@ def test_what_other_weights_wrote_is_neither_gone_on_with_nor_given_again(
 ):
     shutil.copytree(model, tmp_path / "model")
     asked = config(tmp_path, tmp_path / "model", [{"prompt": "A?"}], candidates=2)
-    monkeypatch.setattr(building, "sample", Writer("aa", "aa"))
+    monkeypatch.setattr(sampler, "sample", Writer("aa", "aa"))
     with pytest.raises(DataError, match="another reward may tell answers apart"):
         build(asked, quiet=True)
     weights = load_file(model / "model.safetensors")
     save_file({name: -weight for name, weight in weights.items()}, tmp_path / "model" / WEIGHTS)
-    monkeypatch.setattr(building, "sample", Writer("aa", "bbbb"))
+    monkeypatch.setattr(sampler, "sample", Writer("aa", "bbbb"))
     assert built(asked)[0]["chosen"] == [answer("bbbb")]
     shutil.copy(model / WEIGHTS, tmp_path / "model")
     with pytest.raises(DataError, match=r"out: made by other weights of .*model; choose another"):
@@ -556,7 +557,7 @@ def test_a_model_that_writes_no_annotation_is_what_is_to_be_changed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     unread = Sample("", malformed=True)
-    monkeypatch.setattr(building, "sample", lambda *given, **_: [unread for _ in given[2]])
+    monkeypatch.setattr(sampler, "sample", lambda *given, **_: [unread for _ in given[2]])
     with pytest.raises(DataError, match=r"1 without a readable ann.* has to learn to annotate f"):
         build(config(tmp_path, model, [{"prompt": "A?"}]), quiet=True)
 
@@ -578,7 +579,7 @@ def wrong_reward(completions: list[Any], **_: Any) -> list[float]:
 def test_a_reward_that_cannot_judge_is_refused(
     name: str | None, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(building, "sample", Writer("aa", "bbbb"))
+    monkeypatch.setattr(sampler, "sample", Writer("aa", "bbbb"))
     with pytest.raises(ConfigError, match=said):
         build(config(tmp_path, model, [{"prompt": "A?"}], reward=name, candidates=2), quiet=True)
 

@@ -30,7 +30,7 @@ from anchored.publish.card import card, front_matter
 from anchored.publish.check import SECRETS, problems, uploads
 from anchored.publish.push import PushConfig, plan, push
 from anchored.publish.run import write
-from anchored.sampling.run import load
+from anchored.sampling.sampler import load
 from anchored.segments import OBJECTIVES, Message, conversation_segments
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig

@@ -18,10 +18,10 @@ from anchored.errors import ConfigError, TokenizerMismatch
 from anchored.files import write_json
 from anchored.models.build import olmo2_config
 from anchored.models.record import read_record
-from anchored.sampling import engine
-from anchored.sampling import run as module
+from anchored.sampling import engine, sampler
 from anchored.sampling.engine import Sample, SampleConfig, Sampling
-from anchored.sampling.run import load, run
+from anchored.sampling.run import run
+from anchored.sampling.sampler import load
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, RECORD, AnchoredTokenizer
 
@@ -80,11 +80,11 @@ def requests(monkeypatch) -> list:
     """The requests that `sample` is called with; it answers each with the same sample."""
     seen: list = []
 
-    def answer(model, tokenizer, given, config, schema, progress):
+    def answer(model, tokenizer, given, *rest):
         seen.extend(given)
         return [Sample(" Rain.", Annotation.of({"mood": "calm"})) for _ in given]
 
-    monkeypatch.setattr(module, "sample", answer)
+    monkeypatch.setattr(sampler, "sample", answer)
     return seen
 
 
@@ -216,7 +216,7 @@ def test_a_model_on_the_hub_is_known_by_its_record_too(
     assert requests[0].annotated
     assert _continues(ModelSource(source=name), source)
     asked: list[str] = []
-    monkeypatch.setattr(module, "find_record", asked.append)
+    monkeypatch.setattr(sampler, "find_record", asked.append)
     with pytest.raises(ConfigError, match=r"model 'owner/none': no such folder, and not found on"):
         load("owner/none")
     assert asked == []
@@ -242,7 +242,7 @@ def test_foreign_model_takes_no_prompt_but_a_beginning(foreign):
 
 
 def test_foreign_model_with_a_template_gets_its_own_format(foreign, requests, tmp_path):
-    source = module.AutoTokenizer.from_pretrained(foreign)
+    source = sampler.AutoTokenizer.from_pretrained(foreign)
     source.chat_template = TEMPLATE
     AutoModelForCausalLM.from_pretrained(foreign).save_pretrained(tmp_path)
     source.save_pretrained(tmp_path)

@@ -328,7 +328,7 @@ def test_one_text_a_prompt_is_refused_with_the_way_out(
 ) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "response": "x"}])
     assert run(path) == 2
-    assert "holds one text a prompt, and diversity needs two or more" in capsys.readouterr().err
+    assert "holds one text per prompt, and diversity needs two or more" in capsys.readouterr().err
 
 
 def test_model_names_from_files_cannot_break_the_table_or_the_terminal(

@@ -34,9 +34,10 @@ from anchored.data.prepare import PrepareConfig, load_prepared, prepare
 from anchored.errors import AnchoredError, ConfigError, DataError, TokenizerMismatch
 from anchored.models.build import ModelConfig, build_model, load_model
 from anchored.models.record import read_record
+from anchored.sampling import sampler
 from anchored.sampling.engine import Sample
 from anchored.segments import OBJECTIVES
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train import replay as replay_module
 from anchored.train.config import PretrainConfig, SFTConfig, training_arguments
@@ -222,13 +223,13 @@ def test_the_first_batch_that_is_trained_on_is_the_one_shown(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     first: list[Any] = []
-    collate = Collator.__call__
+    collate = DataCollator.__call__
 
-    def kept(self: Collator, rows: Any) -> Any:
+    def kept(self: DataCollator, rows: Any) -> Any:
         first.append([row["input_ids"].tolist() for row in rows])
         return collate(self, rows)
 
-    monkeypatch.setattr(Collator, "__call__", kept)
+    monkeypatch.setattr(DataCollator, "__call__", kept)
     pretrain(config(data, tmp_path / "run"))
     shown = "".join(capsys.readouterr().err.split())
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
@@ -540,11 +541,11 @@ def test_replay_takes_its_share_of_the_examples_and_learns_the_plan_alone(
 ):
     asked: list[Any] = []
 
-    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+    def canned(model: Any, tokenizer: Any, requests: Any, *rest: Any) -> list[Any]:
         asked.extend(requests)
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
-    monkeypatch.setattr(replay_module, "sample", canned)
+    monkeypatch.setattr(sampler, "sample", canned)
     quarter = {"share": 0.25}
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay", replay=quarter)
     sft(run, quiet=True)
@@ -581,10 +582,10 @@ def test_replay_share_zero_is_the_method_of_the_paper(rows: Path, base: Path, tm
 def test_counterfactual_answers_take_the_place_of_their_originals(
     rows: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+    def canned(model: Any, tokenizer: Any, requests: Any, *rest: Any) -> list[Any]:
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
-    monkeypatch.setattr(replay_module, "sample", canned)
+    monkeypatch.setattr(sampler, "sample", canned)
     replay = {"counterfactual": 1.0, "candidates": 2, "share": 0.25}
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay", replay=replay)
     sft(run, quiet=True)

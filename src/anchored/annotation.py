@@ -49,6 +49,11 @@ class Tag:
 
     Raises:
         DataError: the key is not `[a-z][a-z0-9_]*` of at most 32 characters, or the value is empty.
+
+    Examples:
+        >>> import anchored
+        >>> print(anchored.Tag("place", " a  harbour "))
+        place: a harbour
     """
 
     key: str
@@ -73,7 +78,18 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """An ordered sequence of tags; a key may repeat. The empty annotation is legal."""
+    """An ordered sequence of tags; a key may repeat. The empty annotation is legal.
+
+    Examples:
+        >>> import anchored
+        >>> annotation = anchored.Annotation.of({"place": "harbour", "entity": ["Mara", "Otto"]})
+        >>> print(annotation)
+        place: harbour
+        entity: Mara
+        entity: Otto
+        >>> annotation.values("entity")
+        ('Mara', 'Otto')
+    """
 
     tags: tuple[Tag, ...] = ()
 
@@ -340,7 +356,22 @@ def _vocabulary(values: tuple[str, ...]) -> dict[str, str]:
 
 
 class Schema(BaseModel):
-    """The keys an annotation may use, in canonical order."""
+    """The keys an annotation may use, in canonical order.
+
+    Examples:
+        >>> import anchored
+        >>> schema = anchored.Schema(
+        ...     name="mine",
+        ...     keys=[
+        ...         {"name": "place", "description": "where it happens"},
+        ...         {"name": "mood", "description": "how it feels", "values": ["calm", "merry"]},
+        ...     ],
+        ... )
+        >>> print(schema.conform(anchored.Annotation.of({"mood": "Calm", "plot": "none"})))
+        mood: calm
+        >>> anchored.Schema.load("general").names[:3]
+        ('topic', 'domain', 'entity')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

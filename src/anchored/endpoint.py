@@ -185,7 +185,7 @@ class Endpoint:
         return await self._ask("completions", body, _completion_reply)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector a text [N][D], by `/embeddings`."""
+        """One vector per text, N x D, by `/embeddings`."""
         body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         return await self._ask("embeddings", body, lambda data: _vectors(data, len(texts)))
 

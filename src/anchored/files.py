@@ -23,8 +23,9 @@ CONFIG_NAME = "config.yaml"
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".json", ".txt", ".model")
 # Fields that change how fast or at what price a run goes, and not what comes out.
 _NOT_COMPARED = {
-    "out", "cluster", "workers", "journal", "url", "key_env", "concurrency", "timeout", "attempts",
-    "patience", "requests_per_minute", "tokens_per_minute", "price_in", "price_out",
+    "out", "cluster", "workers", "device_map", "journal", "url", "key_env", "concurrency",
+    "timeout", "attempts", "patience", "requests_per_minute", "tokens_per_minute",
+    "price_in", "price_out",
 }  # fmt: skip
 
 

@@ -33,8 +33,9 @@ from anchored.files import (
     write_jsonl,
 )
 from anchored.metrics.statistics import holm, paired_difference
+from anchored.models.precision import Dtype
 from anchored.models.record import find_record
-from anchored.sampling.run import Source, load, pinned_tags
+from anchored.sampling.sampler import LocalSampler, load, pinned_tags
 from anchored.segments import OBJECTIVES, Kind
 from anchored.tokenizer import load_error
 
@@ -59,7 +60,7 @@ class CapabilityConfig(Config):
         limit: only the first items of each task, to try something out.
         batch_size: sequences run together, or `auto`: as many as fit, as lm-eval measures it.
             Figures do not depend on it.
-        dtype: of the weights; `auto` is the one they were saved in.
+        dtype: precision to load models in, see `anchored.models.precision.sampling_dtype`.
         device_map: where `transformers` puts the layers (`auto`, `cpu`, `cuda:1`); None takes
             the first GPU if there is one.
         seed: of sampled annotations and answers.
@@ -76,7 +77,7 @@ class CapabilityConfig(Config):
     num_fewshot: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, gt=0)
     batch_size: PositiveInt | Literal["auto"] = 16
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     device_map: str | None = None
     seed: int = Field(default=0, ge=0)
     resamples: int = Field(default=2000, ge=100)
@@ -244,7 +245,7 @@ def _progress() -> Progress:
     )
 
 
-def _model(source: Source, width: int, config: CapabilityConfig) -> AnchoredLM:
+def _model(source: LocalSampler, width: int, config: CapabilityConfig) -> AnchoredLM:
     pinned = Annotation()
     mode: Literal["sampled", "given", "none"] = config.annotation if source.annotated else "none"
     if mode != "none":
@@ -259,7 +260,7 @@ def _model(source: Source, width: int, config: CapabilityConfig) -> AnchoredLM:
     )
 
 
-def _is_chat(source: Source, config: CapabilityConfig) -> bool:
+def _is_chat(source: LocalSampler, config: CapabilityConfig) -> bool:
     if config.format == "chat" and source.chat == "none":
         raise ConfigError(
             f"--format chat: {source.name} has no chat format; use --format auto or document"

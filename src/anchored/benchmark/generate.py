@@ -23,9 +23,10 @@ from anchored.config import Config
 from anchored.endpoint import Endpoint, EndpointConfig, Reply, blocking, run_all
 from anchored.errors import ConfigError, DataError
 from anchored.files import weights_digest
+from anchored.models.precision import DeviceMap, Dtype
 from anchored.models.record import find_record
-from anchored.sampling.engine import Request, Sample, SampleConfig, sample
-from anchored.sampling.run import Source, load, pinned_tags
+from anchored.sampling.engine import Request, Sample, SampleConfig
+from anchored.sampling.sampler import Sampler, load, pinned_tags
 
 ENDPOINT = "endpoint:"
 SEED = "{seed}"
@@ -47,6 +48,7 @@ class ModelSource(Config):
             benchmark's opening. `auto` is `prefill` for models without a chat format and those
             made by `anchored pretrain`, else `chat`.
         key_env: the environment variable that holds an endpoint's key.
+        dtype, device_map: how a local model is loaded, see `anchored.sampling.sampler.load`.
     """
 
     source: str
@@ -54,6 +56,8 @@ class ModelSource(Config):
     pins: tuple[str, ...] = ()
     ask: Literal["auto", "chat", "prefill"] = "auto"
     key_env: str = "OPENAI_API_KEY"
+    dtype: Dtype = "auto"
+    device_map: DeviceMap | None = None
 
     @field_validator("pins")
     @classmethod
@@ -92,13 +96,18 @@ class Place:
         return f"T{self.temperature:g}-seed{self.seed}{mark}.jsonl"
 
 
-class Sampler(Protocol):
-    """One model, ready to be asked; `weights` says which weights these are."""
+class Answerer(Protocol):
+    """One model that answers benchmarks.
+
+    `weights` says which weights these are, `dtype` the precision they compute in, None where that
+    is not known.
+    """
 
     name: str
     weights: str
+    dtype: str | None
 
-    def sample(
+    def answer(
         self,
         benchmark: Benchmark,
         prompts: Sequence[Prompt],
@@ -106,7 +115,7 @@ class Sampler(Protocol):
         config: SampleConfig,
         progress: Callable[[int], None],
     ) -> Rows:
-        """One row `{prompt, annotation, response, attempts, malformed, finished}` a prompt.
+        """One row `{prompt, annotation, response, attempts, malformed, finished}` per prompt.
 
         `first` is the place of the first among all samples of the file.
         """
@@ -118,30 +127,30 @@ def weights_of(model: ModelSource, seed: int) -> str:
     return weights_digest(model.of_seed(seed))
 
 
-def load_sampler(model: ModelSource, seed: int, weights: str, concurrency: int) -> Sampler:
-    """Loads the model, or prepares to ask the endpoint with so many requests at once.
+def load_answerer(model: ModelSource, seed: int, weights: str, concurrency: int) -> Answerer:
+    """Load the model, or prepare to ask the endpoint with so many requests at once.
 
     Raises:
         ConfigError: it cannot be loaded, or does not take these pins.
-        TokenizerMismatch: see `anchored.sampling.run.load`.
+        TokenizerMismatch: see `anchored.sampling.sampler.load`.
     """
     source = model.of_seed(seed)
     if source.startswith(ENDPOINT):
-        return EndpointSampler(model, source, concurrency)
-    return LocalSampler(model, load(source), weights)
+        return EndpointAnswerer(model, source, concurrency)
+    return SampledAnswerer(model, load(source, model.dtype, model.device_map), weights)
 
 
-class LocalSampler:
-    """A model in this process, by `anchored.sampling.engine`."""
+class SampledAnswerer:
+    """A model that a `Sampler` draws from: annotation first, seeds that repeat."""
 
-    def __init__(self, model: ModelSource, source: Source, weights: str) -> None:
-        self.name, self.weights = source.name, weights
-        self._source = source
-        self._annotated = source.annotated and model.annotation
-        self._pinned = pinned_tags(source, model.tags, model.annotation)
-        self._continues = _continues(model, source)
+    def __init__(self, model: ModelSource, sampler: Sampler, weights: str) -> None:
+        self.name, self.weights, self.dtype = sampler.name, weights, sampler.dtype
+        self._sampler = sampler
+        self._annotated = sampler.annotated and model.annotation
+        self._pinned = pinned_tags(sampler, model.tags, model.annotation)
+        self._continues = _continues(model, sampler)
 
-    def sample(
+    def answer(
         self,
         benchmark: Benchmark,
         prompts: Sequence[Prompt],
@@ -149,16 +158,14 @@ class LocalSampler:
         config: SampleConfig,
         progress: Callable[[int], None],
     ) -> Rows:
-        """See `Sampler`."""
-        source = self._source
+        """See `Answerer`."""
+        tokenizer = self._sampler.tokenizer
         requests = [self._request(benchmark, prompt) for prompt in prompts]
-        found = sample(
-            source.model, source.tokenizer, requests, config, source.schema, progress, first
-        )
+        found = self._sampler.sample(requests, config, progress, first)
         rows = [one.as_row(prompt.text) for prompt, one in zip(prompts, found, strict=True)]
         if self._continues and benchmark.opening is None:  # the prompt is no part of the answer
             for row, request in zip(rows, requests, strict=True):
-                asked = source.tokenizer.decode(source.tokenizer.encode(request.prefill))
+                asked = tokenizer.decode(tokenizer.encode(request.prefill))
                 row["response"] = row["response"].removeprefix(asked)
         return rows
 
@@ -169,7 +176,7 @@ class LocalSampler:
         return Request(prompt.messages, self._annotated, self._pinned)
 
 
-def _continues(model: ModelSource, source: Source) -> bool:
+def _continues(model: ModelSource, source: Sampler) -> bool:
     if model.ask != "auto":
         if model.ask == "chat" and source.chat == "none":
             raise ConfigError(f"ask: {source.name} has no chat format; use prefill or auto")
@@ -178,8 +185,8 @@ def _continues(model: ModelSource, source: Source) -> bool:
     return source.chat == "none" or known.get("objective") in PRETRAINED
 
 
-class EndpointSampler:
-    """A served model. Whether a seed gives the same sample again is up to the server."""
+class EndpointAnswerer:
+    """A served model, asked by text; whether a seed repeats a sample is up to the server."""
 
     def __init__(self, model: ModelSource, source: str, concurrency: int) -> None:
         url, separator, name = source.removeprefix(ENDPOINT).partition("#")
@@ -188,12 +195,13 @@ class EndpointSampler:
         if model.pins:
             raise ConfigError(f"pins: {source} takes none; let the server put them, or drop them")
         self.name = self.weights = source
+        self.dtype: str | None = None
         self._config = EndpointConfig(
             url=url, model=name, key_env=model.key_env, concurrency=concurrency
         )
         self._continues = model.ask == "prefill"
 
-    def sample(
+    def answer(
         self,
         benchmark: Benchmark,
         prompts: Sequence[Prompt],
@@ -201,7 +209,7 @@ class EndpointSampler:
         config: SampleConfig,
         progress: Callable[[int], None],
     ) -> Rows:
-        """See `Sampler`."""
+        """See `Answerer`."""
         found: dict[int, Reply] = {}
 
         def keep(i: int, reply: Reply) -> None:
@@ -295,13 +303,13 @@ def made_before(path: Path, total: int, chunk: int) -> int:
 
 def make(
     path: Path,
-    sampler: Sampler,
+    answerer: Answerer,
     benchmark: Benchmark,
     config: SampleConfig,
     model: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Writes the benchmark's samples to `path`, or those that are still missing, a row each.
+    """Write the benchmark's samples to `path`, or those that are still missing, one per line.
 
     `progress` is called with the number of samples that became final since its last call.
 
@@ -321,8 +329,9 @@ def make(
         _keep_lines(partial, done)
         for start in range(done, len(prompts), config.batch_size):
             chunk = prompts[start : start + config.batch_size]
-            rows = sampler.sample(benchmark, chunk, start, config, progress)
-            marked = ({"model": model, "weights": sampler.weights, **row} for row in rows)
+            rows = answerer.answer(benchmark, chunk, start, config, progress)
+            origin = {"model": model, "weights": answerer.weights, "dtype": answerer.dtype}
+            marked = ({**origin, **row} for row in rows)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in marked)
             file.write("".join(lines).encode())
             file.flush()

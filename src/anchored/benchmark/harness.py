@@ -33,7 +33,7 @@ from anchored.benchmark.prompting import (
 from anchored.config import Config, validated
 from anchored.errors import ConfigError, DataError
 from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
-from anchored.sampling.run import Source
+from anchored.sampling.sampler import LocalSampler
 
 _HONOURED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "min_p"}
 _WITHOUT_EFFECT = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0}
@@ -86,7 +86,7 @@ class AnchoredLM(_HFLM):
 
     def __init__(
         self,
-        source: Source,
+        source: LocalSampler,
         chat: bool,
         lead: Lead,
         width: int,

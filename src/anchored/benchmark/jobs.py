@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anchored.benchmark.benchmarks import Benchmark
 from anchored.benchmark.generate import (
     ENDPOINT,
+    Answerer,
     ModelSource,
     Place,
-    Sampler,
     is_complete,
-    load_sampler,
+    load_answerer,
     made_before,
     make,
     sample_config,
@@ -27,6 +27,7 @@ from anchored.benchmark.generate import (
 from anchored.benchmark.settings import EvaluateConfig
 from anchored.config import Config
 from anchored.files import CONFIG_NAME, claim
+from anchored.models.precision import Dtype
 from anchored.sampling.engine import SampleConfig
 from anchored.scoring.backends import check_folder
 
@@ -41,6 +42,7 @@ class Settings(Config):
     annotation: bool
     pins: tuple[str, ...]
     ask: str
+    dtype: Dtype
     benchmark: str
     prompts_sha256: str
     samples: int
@@ -142,16 +144,16 @@ def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) ->
     shown = console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown) as bar:
         task = bar.add_task("sampling", total=missing)
-        for i, (sampler, group) in enumerate(_by_model(pending, config)):
+        for i, (answerer, group) in enumerate(_by_model(pending, config)):
             if i == 0:
-                said = _estimate(sampler, group[0], config, pending, done)
+                said = _estimate(answerer, group[0], config, pending, done)
                 console.print(said, highlight=False, soft_wrap=True)
             for job in group:
                 bar.update(task, description=f"{job.model}, {job.benchmark.name}")
                 settings = sample_config(config.sample, job.benchmark, job.place)
                 make(
                     job.path,
-                    sampler,
+                    answerer,
                     job.benchmark,
                     settings,
                     job.model,
@@ -161,13 +163,13 @@ def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) ->
 
 def _by_model(
     pending: Sequence[Job], config: EvaluateConfig
-) -> Iterator[tuple[Sampler, list[Job]]]:
+) -> Iterator[tuple[Answerer, list[Job]]]:
     """One model at a time in memory, with all that it has to do."""
     for _, jobs in itertools.groupby(pending, lambda job: (job.model, job.place.seed)):
         group = list(jobs)
         first = group[0]
         yield (
-            load_sampler(first.source, first.place.seed, first.weights, config.concurrency),
+            load_answerer(first.source, first.place.seed, first.weights, config.concurrency),
             group,
         )
 
@@ -178,6 +180,7 @@ def _settings(job: Job, config: EvaluateConfig) -> Settings:
         annotation=job.source.annotation,
         pins=job.source.pins,
         ask=job.source.ask,
+        dtype=job.source.dtype,
         benchmark=job.benchmark.name,
         prompts_sha256=job.benchmark.sha256,
         samples=job.benchmark.samples,
@@ -187,7 +190,7 @@ def _settings(job: Job, config: EvaluateConfig) -> Settings:
 
 
 def _estimate(
-    sampler: Sampler,
+    answerer: Answerer,
     job: Job,
     config: EvaluateConfig,
     pending: Sequence[Job],
@@ -204,7 +207,7 @@ def _estimate(
     )
     prompts = job.benchmark.asked[: config.sample.batch_size]
     started = time.monotonic()
-    sampler.sample(job.benchmark, prompts, 0, probe, lambda done: None)
+    answerer.answer(job.benchmark, prompts, 0, probe, lambda done: None)
     speed = PROBE * len(prompts) / (time.monotonic() - started)
     minutes = tokens / speed / 60
     return f"{most}; at most about {minutes:.2g} minutes at the speed of {job.model}"

@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import Any
 
 from anchored.annotation import Annotation
-from anchored.sampling.run import Source
+from anchored.sampling.sampler import LocalSampler
 from anchored.segments import (
     OBJECTIVES,
     Message,
@@ -99,7 +99,7 @@ class Encoder:
         limit: the tokens that the model reads; of a longer context the beginning is cut away.
     """
 
-    source: Source
+    source: LocalSampler
     chat: bool
     limit: int | None = None
 

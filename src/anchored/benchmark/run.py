@@ -275,8 +275,10 @@ def _described(name: str, jobs: Sequence[Job], config: EvaluateConfig) -> dict[s
     own = [job for job in jobs if job.model == name and not job.place.held_out]
     main = [job for job in own if job.place.temperature == config.main_temperature]
     rows = [row for job in main for _, row in read_jsonl(job.path)]
+    dtypes = sorted({row["dtype"] for row in rows if row.get("dtype")})
     return {
         "source": config.models[name].source,
+        "dtype": ", ".join(dtypes) or None,
         "weights": sorted({job.weights for job in own}),
         "malformed": sum(row["malformed"] for row in rows),
         "finished": sum(row["finished"] for row in rows) / len(rows),

@@ -23,7 +23,7 @@ OVERRIDES = Option(
 LOADING = (
     Option(
         "--dtype",
-        "precision of the weights; default: auto, the one they were saved in",
+        "precision to load in; default: auto, that of the training, else of the saved weights",
         field="dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
     ),

@@ -247,7 +247,7 @@ _EVALUATE = (
 def add_evaluate(commands: Any) -> None:
     """Add `anchored evaluate`."""
     summary = "sample models on benchmarks and measure how much of a collapse is undone"
-    _add_readers(command(commands, "evaluate", summary, _run_evaluate, _EVALUATE))
+    _add_readers(command(commands, "evaluate", summary, _run_evaluate, (*_EVALUATE, *LOADING)))
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
@@ -261,13 +261,16 @@ def _run_evaluate(options: argparse.Namespace) -> None:
         from anchored.report.score_page import report_evaluation
 
     words = [*options.models, *options.overrides]
-    fields = _evaluate_fields(options)
+    fields, loading = _evaluate_fields(options), fields_given(LOADING, options)
     if words[0].endswith((".yaml", ".yml")):
-        if options.pin or options.ask or options.no_annotation:
-            raise AnchoredError("--pin, --ask, --no-annotation: write them in the file, by model")
+        if options.pin or options.ask or options.no_annotation or loading:
+            raise AnchoredError(
+                "--pin, --ask, --no-annotation, --dtype, --device-map: write them in the file, by "
+                "model"
+            )
         path, rest = Path(words[0]), words[1:]
     else:
-        settings = {"annotation": not options.no_annotation, "pins": options.pin}
+        settings = {"annotation": not options.no_annotation, "pins": options.pin, **loading}
         path, rest = None, []
         fields["models"] = named_models(words, options.ask, settings)
     flags = flags_used(_evaluate_flags(), fields, path, rest)

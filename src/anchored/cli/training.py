@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.cli.common import (
+    LOADING,
     OVERRIDES,
     above_zero,
     command,
@@ -285,7 +286,7 @@ _SAMPLE = (
 def add_sample(commands: Any) -> None:
     """Add `anchored sample`."""
     summary = "sample answers: first an annotation, then the response given it"
-    command(commands, "sample", summary, _run_sample, _SAMPLE)
+    command(commands, "sample", summary, _run_sample, (*_SAMPLE, *LOADING))
 
 
 def _run_sample(options: argparse.Namespace) -> None:
@@ -305,4 +306,5 @@ def _run_sample(options: argparse.Namespace) -> None:
         config=validated(SampleConfig, given, source="command line", flags=flags),
         out=options.out,
         as_json=options.json,
+        **fields_given(LOADING, options),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anchored.annotation import Annotation
-from anchored.data.rows import GENERATIONS_FORMATS, Answers, Scores, answers_rows
+from anchored.data.rows import GENERATIONS_FORMATS, Answers, Row, Scores, answers_rows
 from anchored.errors import DataError
 from anchored.files import read_jsonl
 from anchored.metrics.noveltybench import Stamp, same_stamp
@@ -100,7 +100,19 @@ def read_sets(paths: Sequence[Path], n: int | None = None) -> list[Generations]:
     doubled = [path for path, count in Counter(paths).items() if count > 1]
     if doubled:
         raise DataError(f"{doubled[0]}: is given twice; name each file once")
-    sets = _named([read_generations(path) for path in paths], paths)
+    return side_by_side(_named([read_generations(path) for path in paths], paths), n)
+
+
+def side_by_side(sets: Sequence[Generations], n: int | None = None) -> list[Generations]:
+    """The sets with the same prompts in one order and equally many texts.
+
+    Args:
+        sets: with distinct names.
+        n: texts per prompt, see `read_sets`.
+
+    Raises:
+        DataError: see `read_sets`.
+    """
     size = n or _common_size(sets)
     sets = [found.first(size) for found in sets]
     return [sets[0], *(_like(sets[0], found) for found in sets[1:])]
@@ -156,6 +168,24 @@ def _keys(prompts: Sequence[str]) -> list[tuple[str, int]]:
     return keys
 
 
+def generations_of(name: str, rows: Sequence[tuple[str, Row]]) -> Generations:
+    """Rows that are in memory, in any of the forms.
+
+    Args:
+        name: of the set.
+        rows: each with its place, for errors.
+
+    Raises:
+        DataError: there is no row, or one has a field missing or wrong.
+    """
+    if not rows:
+        raise DataError(f"{name}: holds no rows; a row has {GENERATIONS_FORMATS}")
+    answers = answers_rows(rows)
+    flat = answers[0].annotations is not None
+    models = frozenset(row.model for row in answers if row.model)
+    return replace(_grouped(answers) if flat else _listed(answers), name=name, models=models)
+
+
 def read_generations(path: Path) -> Generations:
     """One file, `.jsonl` or `.json`, either optionally `.gz` or `.xz`, in any of the formats.
 
@@ -164,12 +194,8 @@ def read_generations(path: Path) -> Generations:
             file, line, field and value are named.
     """
     unit = "line" if ".jsonl" in path.suffixes else "item"
-    rows = answers_rows([(f"{path}: {unit} {number}", row) for number, row in read_jsonl(path)])
-    if not rows:
-        raise DataError(f"{path}: holds no rows; a row has {GENERATIONS_FORMATS}")
-    flat = rows[0].annotations is not None
-    models = frozenset(row.model for row in rows if row.model)
-    return replace(_grouped(rows) if flat else _listed(rows), name=path.name, models=models)
+    rows = [(f"{path}: {unit} {number}", row) for number, row in read_jsonl(path)]
+    return replace(generations_of(str(path), rows), name=path.name)
 
 
 def _grouped(rows: Sequence[Answers]) -> Generations:

@@ -60,6 +60,16 @@ class CollapseMonitor(TrainerCallback):
 
     Raises:
         ConfigError: a setting is wrong, or see `Probe`.
+
+    Examples:
+        >>> import anchored
+        >>> model = anchored.load("runs/my/model")
+        >>> prompts = ["Tell me a story."]
+        >>> monitor = anchored.CollapseMonitor(prompts, model.tokenizer, every=50, samples=8)
+        >>> monitor.config.every
+        50
+
+        `monitor.attach(trainer)` then has every trainer of `transformers` and TRL watched.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ from anchored.chat import ChatTemplate, undated
 from anchored.errors import ConfigError
 from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 from anchored.sampling.decode import Row, Rules, decode
-from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
+from anchored.sampling.engine import Request, SampleConfig, Sampling
+from anchored.sampling.sampler import LocalSampler
 from anchored.segments import Message
 from anchored.tokenizer import CONTROL_TOKENS, AnchoredTokenizer, ControlIds, tokenizer_record
 
@@ -123,7 +124,8 @@ class Probe:
         )
         assert self._tokenizer is not None
         _check_rows(model, self._tokenizer)
-        found = sample(model, self._tokenizer, requests, config, self._schema, first=first)
+        sampler = LocalSampler("", model, self._tokenizer, self._annotated, self._schema)
+        found = sampler.sample(requests, config, first=first)
         return [Answer(one.response, one.annotation) for one in found]
 
     def _with_template(

@@ -30,8 +30,9 @@ from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, released_if_unused, weights_digest, write_json
 from anchored.journal import Journal, content_key
-from anchored.sampling.engine import Request, Sample, SampleConfig, sample
-from anchored.sampling.run import Source, load
+from anchored.models.precision import DeviceMap, Dtype
+from anchored.sampling.engine import Request, Sample, SampleConfig
+from anchored.sampling.sampler import Sampler, load
 
 DATA, CANDIDATES = "data", "candidates.jsonl"
 UNDECIDED = "without a better answer"
@@ -61,6 +62,7 @@ class PreferencesConfig(Config):
         annotation: where it stands: in the `prompt`, or, each answer's own, in the `answer`, where
             preferences move R too (for comparison; plans and answers are sampled, none is given).
         sample: how plans and answers are sampled.
+        dtype, device_map: how the model is loaded, see `anchored.sampling.sampler.load`.
     """
 
     out: Path
@@ -72,6 +74,8 @@ class PreferencesConfig(Config):
     candidates: int = Field(default=4, ge=2)
     annotation: Literal["prompt", "answer"] = "prompt"
     sample: SampleConfig = SampleConfig()
+    dtype: Dtype = "auto"
+    device_map: DeviceMap | None = None
 
     @model_validator(mode="after")
     def _for_grpo_in_the_prompt(self) -> PreferencesConfig:
@@ -200,10 +204,10 @@ def read_asked(row: Mapping[str, Any], place: str) -> Asked:
 
 @dataclass(frozen=True)
 class Maker:
-    """What turns rows into TRL's; `source` is None where nothing is to be sampled."""
+    """What turns rows into TRL's; `sampler` is None where nothing is to be sampled."""
 
     config: PreferencesConfig
-    source: Source | None
+    sampler: Sampler | None
     reward: Reward | None
 
     @classmethod
@@ -224,7 +228,7 @@ class Maker:
                 "reward: missing; rows without chosen and rejected are sampled, and a reward says "
                 "which answer is better: reward: module:function"
             )
-        return cls(config, _source(config.model) if answers or plans else None, reward)
+        return cls(config, _sampler(config) if answers or plans else None, reward)
 
     def cost(self, rows: Sequence[Asked]) -> str:
         """What will be sampled, at most."""
@@ -334,18 +338,15 @@ class Maker:
     def _sample(self, requests: Sequence[Request], first: int, what: str) -> list[Sample]:
         if not requests:
             return []
-        assert self.source is not None
+        assert self.sampler is not None
         # Plans and answers take numbers of their own.
         seed = random.Random(f"{self.config.sample.seed}:{what}").getrandbits(32)
         settings = self.config.sample.model_copy(update={"seed": seed})
-        source = self.source
-        return sample(
-            source.model, source.tokenizer, requests, settings, source.schema, first=first
-        )
+        return self.sampler.sample(requests, settings, first=first)
 
     @property
     def _annotated(self) -> bool:
-        return self.source is None or self.source.annotated
+        return self.sampler is None or self.sampler.annotated
 
 
 def _message(answer: Sample, own: bool) -> Row:
@@ -382,11 +383,11 @@ def _check_rows(config: PreferencesConfig, rows: Sequence[Asked]) -> None:
             )
 
 
-def _source(model: str) -> Source:
-    source = load(model)
-    if source.chat != "anchored":
+def _sampler(config: PreferencesConfig) -> Sampler:
+    sampler = load(config.model, config.dtype, config.device_map)
+    if sampler.chat != "anchored":
         raise ConfigError(
-            f"model: {model}: has a chat format of its own, and no annotations; use a model of "
-            "`anchored sft`"
+            f"model: {config.model}: has a chat format of its own, and no annotations; use a "
+            "model of `anchored sft`"
         )
-    return source
+    return sampler

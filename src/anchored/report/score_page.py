@@ -83,6 +83,8 @@ def report_evaluation(
         console.print(f"{name}:", style="bold", highlight=False)
         for printed in collapse_table.rich_tables(one):
             console.print(printed)
+    precisions = (f"{name} {one['dtype'] or 'unknown'}" for name, one in results["models"].items())
+    console.print(f"Sampled in: {', '.join(precisions)}", highlight=False)
     console.print(f"Every figure and difference: {out / 'table.md'}", highlight=False)
 
 

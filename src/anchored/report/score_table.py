@@ -72,24 +72,26 @@ def _seeds(results: Results) -> int:
 
 
 def finding(results: Results) -> str:
-    """What `distinct_k` says of the sets, in a sentence each; at most `SAID` of them."""
+    """The first `SAID` sentences of `verdicts`."""
+    return " ".join(itertools.islice(verdicts(results), SAID))
+
+
+def verdicts(results: Results) -> Iterator[str]:
+    """What `distinct_k` says of each comparison or, without any, of each set, in one sentence."""
     models, k = results["models"], results["k"]
     if "distinct_k" not in metrics(results):
-        return ""
+        return
+    said = {
+        name: f"{short_name(name)} gives {number(model['distinct_k'])} different answers in {k}"
+        for name, model in models.items()
+    }
     if not results["comparisons"]:
-        said = (
-            f"{short_name(name)} gives {number(model['distinct_k'])} different answers in {k}."
-            for name, model in models.items()
-        )
-    else:
-        said = (
-            f"{short_name(name)} gives {number(models[name]['distinct_k'])} different answers in "
-            f"{k}, {short_name(other)} {number(models[other]['distinct_k'])}: "
-            f"{_verdict(found['distinct_k'])}."
-            for name, other, found in pairs(results)
-            if "distinct_k" in found
-        )
-    return " ".join(itertools.islice(said, SAID))
+        yield from (f"{one}." for one in said.values())
+    for name, other, found in pairs(results):
+        beside = f"{short_name(other)} {number(models[other]['distinct_k'])}"
+        # One prompt alone has no interval of this figure.
+        how = f": {_verdict(found['distinct_k'])}" if "distinct_k" in found else ", to this prompt"
+        yield f"{said[name]}, {beside}{how}."
 
 
 def _verdict(difference: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,17 @@ from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_
 from anchored.scoring.shown import Shown, choose
 
 
-class ScoreConfig(ReadersConfig):
+class ComparisonConfig(ReadersConfig):
+    """How sets of texts are compared, and by which backends."""
+
+    n: int | None = Field(default=None, ge=2, description="texts per prompt: the first n of each")
+    compare: Literal["first", "pairwise"] = "first"
+
+
+class ScoreConfig(ComparisonConfig):
     """What to score and by which backends; saved with the result."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    n: int | None = Field(default=None, ge=2, description="texts a prompt: the first n of each")
-    compare: Literal["first", "pairwise"] = "first"
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,12 @@ def _with_progress(config: ScoreConfig, journal: Path | None) -> Scored:
     readers = load_readers(config, sets, journal, console)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
-        return _compared(
-            config, sets, readers, lambda done, total: bar.update(task, completed=done, total=total)
+        return compared(
+            config,
+            sets,
+            readers,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            config.files,
         )
 
 
@@ -142,27 +152,40 @@ def scored(
 ) -> Scored:
     """`score`, which see for arguments and errors, with what stands beside the results."""
     sets = _read(config)
-    return _compared(config, sets, load_readers(config, sets, journal), progress)
+    return compared(config, sets, load_readers(config, sets, journal), progress, config.files)
 
 
-def _compared(
-    config: ScoreConfig,
+def compared(
+    config: ComparisonConfig,
     sets: Sequence[Generations],
     readers: Readers,
     progress: Callable[[int, int], None],
+    files: Sequence[str] = (),
 ) -> Scored:
+    """`score` of sets that are in memory already.
+
+    Args:
+        config: how they are compared.
+        sets: from `side_by_side`.
+        readers: the backends.
+        progress: called with the prompts done and the prompts of all sets.
+        files: where the sets were read from, if they were.
+
+    Raises:
+        DataError: a set lacks what a backend reads.
+    """
+    _check_two_texts(sets)
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
     backends = readers.backends(sets)
     sizes = common_sizes(sets)
     steps = itertools.count(1)
-    measured, lacking = on_common_prompts(
-        {
-            found.name: readers.measure(
-                found, sizes, lambda: progress(next(steps), prompts * len(sets))
-            )
-            for found in sets
-        }
-    )
+    whole = {
+        found.name: readers.measure(
+            found, sizes, lambda: progress(next(steps), prompts * len(sets))
+        )
+        for found in sets
+    }
+    measured, lacking = on_common_prompts(whole)
     results = {
         "command": "score",
         "config": config.model_dump(mode="json"),
@@ -173,8 +196,12 @@ def _compared(
         "backends": backends,
         "judge": readers.answers and readers.answers.as_json(),
         "models": {
-            found.name: _model(found, path, measured[found.name], readers, config)
-            for found, path in zip(sets, config.files, strict=True)
+            found.name: {
+                **_model(found, measured[found.name], readers, config),
+                **(_origin(path) if path else {}),
+                "by_prompt": _by_prompt(found.prompts, whole[found.name]),
+            }
+            for found, path in itertools.zip_longest(sets, files)
         },
         "comparisons": _comparisons(measured, config),
         "notes": [*shortcomings(prompts, k, readers), *lacking],
@@ -185,16 +212,36 @@ def _compared(
 
 def _read(config: ScoreConfig) -> list[Generations]:
     sets = read_sets([Path(path) for path in config.files], config.n)
-    if len(sets[0].texts[0]) < 2:
-        raise DataError(
-            f"{config.files[0]}: holds one text a prompt, and diversity needs two or more; "
-            "sample each prompt several times, and write one row a prompt with generations"
-        )
+    _check_two_texts(sets, config.files[0])
     return sets
 
 
+def _check_two_texts(sets: Sequence[Generations], name: str = "texts") -> None:
+    if len(sets[0].texts[0]) < 2:
+        raise DataError(
+            f"{name}: holds one text per prompt, and diversity needs two or more; sample each "
+            "prompt several times, and write one record per prompt with its generations"
+        )
+
+
+def _origin(path: str) -> dict[str, str]:
+    return {"file": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
+def _by_prompt(prompts: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
+    """Each prompt with its figures; None where a judge failed."""
+    columns = {name: values.tolist() for name, values in measured.values.items()}
+    return [
+        {
+            "prompt": prompt,
+            **{name: v[p] if math.isfinite(v[p]) else None for name, v in columns.items()},
+        }
+        for p, prompt in enumerate(prompts)
+    ]
+
+
 def _model(
-    found: Generations, path: str, measured: Measured, readers: Readers, config: ScoreConfig
+    found: Generations, measured: Measured, readers: Readers, config: ReadersConfig
 ) -> dict[str, Any]:
     texts = [text for answers in found.texts for text in answers]
     return {
@@ -203,8 +250,6 @@ def _model(
         "intervals": intervals(measured, config),
         "lengths": lexical.length_statistics(texts),
         "by_key": by_key(measured, readers.attributes, config),
-        "file": path,
-        "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
     }
 
 
@@ -276,7 +321,7 @@ def _within_prompts(
     return collapse.interval(by_seed, collapse.mean_of, config.resamples, config.seed).as_json()
 
 
-def _comparisons(measured: Mapping[str, Measured], config: ScoreConfig) -> dict[str, Any]:
+def _comparisons(measured: Mapping[str, Measured], config: ComparisonConfig) -> dict[str, Any]:
     """Each set minus the first or, pairwise, minus every set before it."""
     names = list(measured)
     found: dict[str, Any] = {}

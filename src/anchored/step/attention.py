@@ -76,7 +76,7 @@ def _logits(model: Any, *documents: torch.Tensor) -> torch.Tensor:
 
 
 def takes_flat_rows(model: PreTrainedModel) -> bool:
-    """Is the work of a batch the same, or less, with all of its rows in one (`Collator.flat`).
+    """Is the work of a batch the same, or less, with all of its rows in one (`DataCollator.flat`).
 
     Under flash attention the rows have to come so: with two or more, documents in a row would see
     each other.

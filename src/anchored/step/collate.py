@@ -1,4 +1,4 @@
-"""Rows of a prepared dataset to a training batch.
+"""Rows of a prepared dataset, or from `build_example`, to a training batch.
 
 Shapes: B rows, T tokens in the longest row, N tokens with loss; flat: B is 1, T all tokens.
 """
@@ -14,18 +14,36 @@ import torch
 from anchored.segments import NO_LOSS, Kind
 
 
-class Collator:
-    """Rows as one batch, which marks the positions whose next token carries loss.
+class DataCollator:
+    """Collate rows into one batch, which marks the positions whose next token carries loss.
 
     The vocabulary projection is done at those positions only (`logits_to_keep`), against
     `shift_labels`. There is no attention mask: documents in a row are told apart by `position_ids`
     that start again at 0, which isolates them only while the attention mask is None and the cache
     is off, and padding stands last, where causal attention hides it.
 
+    A stock `Trainer` takes such batches with `remove_unused_columns=False`. A row without
+    `seq_lengths` holds one document.
+
     Args:
         pad_id: fills rows on the right.
         flat: one row after the other instead, without padding; for a model that attends within
             documents at the cost of their own lengths.
+
+    Examples:
+        >>> import anchored
+        >>> collate = anchored.DataCollator(pad_id=0)
+        >>> rows = [
+        ...     {"input_ids": [1, 7, 8], "labels": [-100, -100, 8], "kinds": [0, 1, 4]},
+        ...     {"input_ids": [1, 9], "labels": [-100, 9], "kinds": [0, 4]},
+        ... ]
+        >>> batch = collate(rows)
+        >>> batch["input_ids"].tolist()
+        [[1, 7, 8], [1, 9, 0]]
+        >>> batch["logits_to_keep"].tolist()
+        [[False, True, False], [True, False, False]]
+        >>> batch["shift_labels"].tolist()
+        [8, 9]
     """
 
     def __init__(self, pad_id: int, flat: bool = False) -> None:
@@ -33,7 +51,7 @@ class Collator:
         self.flat = flat
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """One batch.
+        """Return one batch.
 
         Returns:
             `input_ids`, `position_ids`, `logits_to_keep` (B, T); `labels`, `shift_labels`,
@@ -52,7 +70,9 @@ class Collator:
             input_ids[start : last + 1] = row["input_ids"]
             targets[start:last] = row["labels"][1:]
             target_kinds[start:last] = row["kinds"][1:]
-            position_ids[start : start + width] = _positions(row["seq_lengths"], width)
+            position_ids[start : start + width] = _positions(
+                row.get("seq_lengths", [length]), width
+            )
         keep = targets != NO_LOSS
         shift_labels = torch.from_numpy(targets[keep])
         return {

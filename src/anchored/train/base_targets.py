@@ -47,7 +47,7 @@ class BaseTargets:
     def __call__(
         self, model: torch.nn.Module, args: tuple[Any, ...], batch: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Adds `in_annotation` (N,) and `base_logits` (M, V) to a batch of `Collator`."""
+        """Adds `in_annotation` (N,) and `base_logits` (M, V) to a batch of `DataCollator`."""
         if not model.training or "target_kinds" not in batch:
             return None
         kinds, labels = batch["target_kinds"], batch["shift_labels"]

@@ -14,7 +14,7 @@ from anchored.errors import ConfigError
 from anchored.models.lora import without_adapter
 from anchored.step.allocator import keep_freed_memory
 from anchored.step.attention import attend_within_documents, keeps_documents_apart, takes_flat_rows
-from anchored.step.collate import Collator
+from anchored.step.collate import DataCollator
 from anchored.step.muon import muon_for
 from anchored.step.projection import defer_projection
 from anchored.tokenizer import AnchoredTokenizer
@@ -52,7 +52,7 @@ def compose(
         Monitor(Path(str(arguments.output_dir)), model, losses, peak),
         WorkersSeededApart(),
     ]
-    collate = Collator(tokenizer.control.pad, takes_flat_rows(inner))
+    collate = DataCollator(tokenizer.control.pad, takes_flat_rows(inner))
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -38,7 +38,12 @@ from anchored.segments import (
     conversation_segments,
     split_chunks,
 )
-from anchored.train.replay import ReplayConfig, is_learnt_as_sft, sample_annotations
+from anchored.train.replay import (
+    ReplayConfig,
+    is_learnt_as_sft,
+    load_planner,
+    sample_annotations,
+)
 
 Turns = tuple[Message, ...]
 
@@ -106,9 +111,12 @@ def _most_natural(
     quiet: bool,
 ) -> list[Turns]:
     """Each conversation with that retelling of its answer which `model` gives the least loss."""
+    if not conversations:
+        return []
     schema = load_schema(data.schema_name) if data.schema_name else None
     drawn = [_anchored(turns, schema) for turns in conversations for _ in range(config.candidates)]
-    plans = sample_annotations(config, model, data, [turns[:-1] for turns in drawn], seed, quiet)
+    sampler = load_planner(config, model, data)
+    plans = sample_annotations(config, sampler, [turns[:-1] for turns in drawn], seed, quiet)
     told = [
         turns if plan is None else (*turns[:-1], retell(turns[-1], plan))
         for turns, plan in zip(drawn, plans, strict=True)

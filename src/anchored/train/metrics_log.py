@@ -28,9 +28,9 @@ COLLAPSE = "collapse/"  # what `CollapseMonitor` logs
 class LossByKind:
     """Next-token cross-entropy over the kept positions, summed by kind on the way.
 
-    Set as `model.loss_function`; `transformers` calls it with what `Collator` emitted. The value is
-    the one that the stock loss has: the sum over tokens divided by `num_items_in_batch`, or their
-    mean.
+    Set as `model.loss_function`; `transformers` calls it with what `DataCollator` emitted. The
+    value is the one that the stock loss has: the sum over tokens divided by `num_items_in_batch`,
+    or their mean.
 
     Args:
         projection: of the model, if it leaves its work to the loss: what comes as logits are then

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.progress import track
@@ -26,10 +26,10 @@ from anchored.data.rows import Conversation
 from anchored.data.sequences import is_pretraining
 from anchored.errors import DataError
 from anchored.files import write_jsonl
-from anchored.models.build import load_model
-from anchored.sampling.engine import Request, SampleConfig, sample
+from anchored.models.precision import DeviceMap, Dtype
+from anchored.sampling.engine import Request, SampleConfig
+from anchored.sampling.sampler import Sampler, load
 from anchored.segments import OBJECTIVES, Message, split_chunks, turns_to_learn
-from anchored.tokenizer import AnchoredTokenizer
 
 REPLAY_NAME = "replay.jsonl"
 
@@ -45,6 +45,7 @@ class ReplayConfig(Config):
             `train.counterfactual`; for SFT data that covers few values.
         candidates: retellings of each such answer to choose from.
         max_annotation_tokens, batch_size: see `SampleConfig`.
+        dtype, device_map: how the model is loaded to sample, see `anchored.sampling.sampler.load`.
     """
 
     share: float = Field(default=0.4, ge=0, lt=1)
@@ -53,6 +54,8 @@ class ReplayConfig(Config):
     candidates: int = Field(default=4, gt=0)
     max_annotation_tokens: int = Field(default=160, gt=0)
     batch_size: int = Field(default=64, gt=0)
+    dtype: Dtype = "auto"
+    device_map: DeviceMap | None = None
 
 
 def write_replay(
@@ -82,10 +85,10 @@ def write_replay(
         count = max(1, round(len(contexts) * config.share / (1 - config.share)))
         rng = random.Random(f"{seed}:replay")
         chosen = [rng.choice(contexts) for _ in range(count)]
-        found = zip(
-            chosen, sample_annotations(config, model, data, chosen, seed, quiet), strict=True
-        )
-        known = ((turns, plan) for turns, plan in found if plan is not None)
+        sampler = load_planner(config, model, data)
+        found = sample_annotations(config, sampler, chosen, seed, quiet)
+        pairs = zip(chosen, found, strict=True)
+        known = ((turns, plan) for turns, plan in pairs if plan is not None)
         rows = [_row(n, turns, plan.rows()) for n, (turns, plan) in enumerate(known)]
         write_jsonl(path, rows)
     return SourceConfig(path=str(path), objective="replay")
@@ -108,27 +111,30 @@ def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
                 yield (Message("user", item.prompt),)
 
 
+def load_planner(config: ReplayConfig, model: str, data: PrepareConfig) -> Sampler:
+    """The pretrained model, which writes annotations by the schema of the SFT data.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    schema = load_schema(data.schema_name) if data.schema_name else None
+    return replace(load(model, config.dtype, config.device_map), schema=schema)
+
+
 def sample_annotations(
     config: ReplayConfig,
-    model: str,
-    data: PrepareConfig,
+    sampler: Sampler,
     contexts: Sequence[Sequence[Message]],
     seed: int | str,
     quiet: bool,
 ) -> list[Annotation | None]:
-    """What `model` plans for each context, drawn by `seed`; None where it cannot be read.
+    """What the model would annotate each context with, drawn by `seed`; None if unreadable.
 
     Raises:
         DataError: it never can: the model was not pretrained with annotations.
     """
-    if not contexts:
-        return []
-    tokenizer = AnchoredTokenizer.load(model)
-    schema = load_schema(data.schema_name) if data.schema_name else None
     requests = [Request(tuple(turns), annotated=True, plan_only=True) for turns in contexts]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: Any = load_model(model, tokenizer)
-    loaded, found = loaded.to(device), list[Annotation | None]()
+    found: list[Annotation | None] = []
     starts = range(0, len(requests), 16 * config.batch_size)
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": quiet or not console.is_interactive}
@@ -139,11 +145,11 @@ def sample_annotations(
             seed=random.Random(f"{seed}:{start}").getrandbits(32),
         )
         part = requests[start : start + 16 * config.batch_size]
-        found += [one.annotation for one in sample(loaded, tokenizer, part, settings, schema)]
+        found += [one.annotation for one in sampler.sample(part, settings)]
     if not any(annotation is not None for annotation in found):
         raise DataError(
-            f"{model}: none of {len(requests)} annotations sampled for replay could be read; "
-            "use a model pretrained under objective `annotated`"
+            f"{sampler.name}: none of {len(requests)} annotations sampled for replay could be "
+            "read; use a model pretrained under objective `annotated`"
         )
     return found
 
