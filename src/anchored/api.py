@@ -17,11 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anchored.annotation import Annotation, Schema
 from anchored.config import validated
 from anchored.data.generations import Generations, generations_of, side_by_side
-<<<<<<< HEAD
-from anchored.data.rows import Conversation, canonical_row
-=======
 from anchored.data.rows import Conversation, canonical_row, prompt_turns
->>>>>>> face
 from anchored.errors import ConfigError, DataError
 from anchored.escape import escape
 from anchored.models.precision import DeviceMap, Dtype
