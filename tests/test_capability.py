@@ -39,6 +39,7 @@ from anchored.errors import AnchoredError, ConfigError, DataError
 from anchored.files import read_jsonl, write_json
 from anchored.metrics.statistics import holm, paired_difference
 from anchored.models.build import olmo2_config
+from anchored.report.capability_table import report_capability
 from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
 from anchored.sampling.run import Source, load
 from anchored.segments import Message
@@ -481,7 +482,9 @@ def quiet() -> Console:
 @pytest.fixture(scope="module")
 def done(models, tasks, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, run(config(models, tasks), out, quiet())
+    results = run(config(models, tasks), out, quiet())
+    report_capability(results, out, quiet())
+    return out, results
 
 
 def test_results_hold_lm_evals_figures_and_what_they_rest_on(done):

@@ -360,12 +360,14 @@ class CapabilityConfig(Config):
 
 
 def test_capability_passes_models_and_tasks_and_leaves_defaults_alone(stage, capsys):
-    run = Called({"tasks": 2})
+    run, report = Called({"tasks": 2}), Called()
     stage("anchored.benchmark.capability", CapabilityConfig=CapabilityConfig, run=run)
+    stage("anchored.report.capability_table", report_capability=report)
     tasks = ["--task", "x", "--task", "y"]
     assert cli.main(["capability", "a", "b", *tasks, "--out", "o", "--json"]) == 0
     expected = CapabilityConfig(models=("a", "b"), tasks=("x", "y"), seed=0)
     assert run.args[:2] == (expected, Path("o"))
+    assert report.args[:2] == ({"tasks": 2}, Path("o"))
     assert json.loads(capsys.readouterr().out) == {"tasks": 2}
     pins = ["--annotation", "given", "--pin", "mood=calm"]
     assert cli.main(["capability", "a", "--task", "x", *pins, "--out", "o"]) == 0

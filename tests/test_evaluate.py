@@ -30,6 +30,7 @@ from anchored.metrics.collapse import dissimilarity_of
 from anchored.metrics.table import Observed
 from anchored.models.embedders import StaticEmbedder
 from anchored.report.collapse_table import MARK, columns, explanations, markdown, order
+from anchored.report.score_page import report_evaluation
 from anchored.sampling.engine import Sample, SampleConfig
 from anchored.scoring import backends
 from anchored.scoring.backends import ReadersConfig
@@ -107,7 +108,10 @@ def config(tmp_path: Path, named: dict[str, str], **fields: Any) -> EvaluateConf
 
 
 def evaluated(tmp_path: Path, models: dict[str, str], **fields: Any) -> dict[str, Any]:
-    return run(config(tmp_path, models, **fields), Console(quiet=True))
+    settings = config(tmp_path, models, **fields)
+    found = run(settings)
+    report_evaluation(found.results, found.shown, settings.out, Console(quiet=True))
+    return found.results
 
 
 ALL = {"base": "wide", "lazy": "lazy", "sft": "narrow", "good": "good"}

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from anchored.data.generations import spread
 from anchored.escape import cut, escape, shorten, visible
 from anchored.formatting import number
 from anchored.report import finding, markdown_table, rich_table, write_report
 from anchored.report.collapsed import base_share
 from anchored.report.demo_page import render_report
 from anchored.report.drawing import style_of
-from anchored.report.page import MAX_BYTES, duration, spread
+from anchored.report.page import MAX_BYTES, duration, render
 from anchored.report.plots import (
     entropy_plot,
     frontier_plot,
@@ -297,6 +298,12 @@ def test_the_page_loads_nothing_and_holds_two_sizes_of_every_plot(results):
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
     assert "url(" not in page and "@import" not in page
     assert "default-src 'none'" in page
+
+
+def test_a_template_escapes_what_it_is_given_and_shows_hidden_characters():
+    page = render("model", title="<b>\u202e", facts=[("\x1b[2J", "<i>\x00\ud800")])
+    assert "<title>&lt;b&gt;⟨U+202E⟩</title>" in page
+    assert "<dt>⟨U+001B⟩[2J</dt><dd>&lt;i&gt;⟨U+0000⟩⟨U+D800⟩</dd>" in page
 
 
 def test_a_dozen_samples_a_model_are_shown_evenly_spaced(results):

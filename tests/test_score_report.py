@@ -22,7 +22,6 @@ from anchored.report.collapsed import undone
 from anchored.report.drawing import style_of
 from anchored.report.page import MAX_BYTES
 from anchored.report.plots import trade_off_plot
-from anchored.report.samples import samples
 from anchored.report.score_page import render, write_score_report
 from anchored.report.score_table import finding, metrics
 from anchored.scoring.measure import Measured
@@ -172,18 +171,16 @@ def test_prompts_and_texts_shown_are_evenly_spaced() -> None:
 
 
 def test_a_written_annotation_is_shown_instead_of_what_was_read(found: Scored) -> None:
-    def section(shown: Shown) -> str:
-        return samples(shown, ["wide", "narrow"], 4000).body
-
     first = found.shown.prompts[0]
     written = replace(first.texts["narrow"][0], written=Annotation.of({"topic": "the_sea"}))
     texts = {"wide": first.texts["wide"][:1], "narrow": (written,)}
     shown = replace(found.shown, prompts=(replace(first, texts=texts),))
+    page = render(found.results, shown)
     assert (
         '<ul class="tags" aria-label="Annotation" title="Annotation"><li><i>topic</i> the_sea'
-        in (section(shown))
+        in page
     )
-    assert section(shown).count('class="tags read"') == 1
+    assert page.count('class="tags read"') == 1
 
 
 def test_every_marker_of_a_map_leads_to_a_text_and_stands_for_those_in_its_place(
@@ -268,16 +265,21 @@ def treated() -> dict[str, Any]:
     }
 
 
-def row_headings(markup: str) -> list[str]:
-    root = ElementTree.fromstring(f"<div>{markup.replace('<wbr>', '')}</div>")
-    return [cell.text or "" for cell in root.iter("th") if cell.get("scope") == "row"]
+def shown_undone(results: dict[str, Any]) -> tuple[list[str], list[str], set[str]]:
+    """Row headings, notes and cells of the collapse table."""
+    found = undone(results)
+    assert found
+    rows = found["table"].rows
+    cells = {cell.value for row in rows for cell in row.cells}
+    return [row.heading for row in rows], found["notes"], cells
 
 
 def test_a_treatment_that_falls_short_of_sft_is_marked_and_stands_last(
     treated: dict[str, Any],
 ) -> None:
-    assert row_headings(undone(treated)) == ["Base", "sft", "good", "weak", "idle †"]
-    assert "† idle is not ranked: adoption 0.10, SFT 0.90, margin 0.05." in undone(treated)
+    headings, notes, _ = shown_undone(treated)
+    assert headings == ["Base", "sft", "good", "weak", "idle †"]
+    assert "† idle is not ranked: adoption 0.10, SFT 0.90, margin 0.05." in notes
 
 
 def test_the_collapse_table_names_the_metric_it_is_by_and_why_a_gap_is_missing(
@@ -286,19 +288,20 @@ def test_the_collapse_table_names_the_metric_it_is_by_and_why_a_gap_is_missing(
     treated["comparisons"]["good"]["metric"] = "distinct_k"
     nothing = {"mean": None, "low": None, "high": None, "reason": "SFT shows no collapse"}
     treated["comparisons"]["weak"]["gap_closed"] = nothing
-    assert "gap_closed and collapse_reduction by distinct_k." in undone(treated)
-    assert "weak: SFT shows no collapse." in undone(treated)
-    assert row_headings(undone(treated)) == ["Base", "sft", "good", "weak", "idle †"]
+    headings, notes, _ = shown_undone(treated)
+    assert "gap_closed and collapse_reduction by distinct_k." in notes
+    assert "weak: SFT shows no collapse." in notes
+    assert headings == ["Base", "sft", "good", "weak", "idle †"]
 
 
 def test_a_gap_without_adoption_is_not_shown(treated: dict[str, Any]) -> None:
-    assert "0.80" in undone(treated)
+    assert "0.80" in shown_undone(treated)[2]
     treated["models"]["good"]["adoption"] = None
-    assert "0.80" not in undone(treated)
+    assert "0.80" not in shown_undone(treated)[2]
 
 
 def test_results_without_a_treatment_have_no_collapse_table(found: Scored) -> None:
-    assert undone(found.results) == ""
+    assert undone(found.results) is None
     assert "Collapse undone" not in render(found.results, found.shown)
 
 

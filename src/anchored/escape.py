@@ -18,10 +18,8 @@ def visible(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in _HIDDEN and c not in _KEPT else c
-        for c in text
-    )
+    hidden = {c for c in set(text) - _KEPT if unicodedata.category(c) in _HIDDEN}
+    return text.translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in hidden}) if hidden else text
 
 
 def cut(text: str, line_chars: int = MAX_LINE_CHARS, chars: int = MAX_TEXT_CHARS) -> str:

@@ -25,7 +25,6 @@ from anchored.benchmark.tasks import Outcome, evaluate_task, expand, items, load
 from anchored.config import Config, versions
 from anchored.errors import ConfigError, DataError
 from anchored.files import (
-    atomic_write,
     building,
     claim,
     read_jsonl,
@@ -35,7 +34,6 @@ from anchored.files import (
 )
 from anchored.metrics.statistics import holm, paired_difference
 from anchored.models.record import find_record
-from anchored.report.capability_table import markdown, rich_table
 from anchored.sampling.run import Source, load, pinned_tags
 from anchored.segments import OBJECTIVES, Kind
 from anchored.tokenizer import load_error
@@ -93,10 +91,10 @@ class CapabilityConfig(Config):
 
 
 def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]:
-    """Ask every model every task, show the table on `console` and write it into `out`.
+    """Ask every model every task; `console` shows how many items that is.
 
     What `out` already holds of an interrupted run is kept: `<model>/<task>/result.json` and
-    `samples.jsonl`, whole or not at all. At the end `results.json` and `table.md`.
+    `samples.jsonl`, whole or not at all. At the end comes `results.json`.
 
     Returns:
         `models.<name>.capability.<task>.<metric>` with `<metric>_stderr`, `capability_average`,
@@ -120,8 +118,6 @@ def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]
     }
     results = _results(config, found, out)
     write_json(out / "results.json", results)
-    atomic_write(out / "table.md", markdown(results))
-    console.print(rich_table(results))
     return results
 
 

@@ -1,11 +1,11 @@
-"""`anchored evaluate`: models and benchmarks in; samples, figures and the collapse table out."""
+"""`anchored evaluate`: models and benchmarks in; samples and figures out."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,26 @@ from anchored.config import to_yaml, versions
 from anchored.data.generations import Generations, read_sets
 from anchored.errors import AnchoredError, ConfigError
 from anchored.files import CONFIG_NAME, atomic_write, read_jsonl, write_json
-from anchored.report.collapse_table import markdown, rich_tables
-from anchored.report.score_page import write_score_report
 from anchored.scoring.backends import JOURNAL, check_readers, load_readers
 from anchored.scoring.measure import common_sizes
 from anchored.scoring.score import shortcomings, write_failures
 from anchored.scoring.shown import Shown, choose
 
 
-def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
-    """Samples what is missing, compares, shows the tables, writes results.json and table.md.
+@dataclass(frozen=True)
+class Evaluated:
+    """`results.json`, and by benchmark the texts that a report shows beside it.
 
-    `report.html` is of the first benchmark, `report-<benchmark>.html` of each other.
+    `results["benchmarks"]` holds by benchmark what `benchmark_results` returns; that of the first
+    one stands at the top of `results` too.
+    """
 
-    Returns:
-        Per benchmark, below `benchmarks`, what `benchmark_results` returns; that of the first one
-        stands at the top too.
+    results: dict[str, Any]
+    shown: dict[str, Shown]
+
+
+def run(config: EvaluateConfig) -> Evaluated:
+    """Sample what is missing and compare; write results.json and the failures of a judge.
 
     Raises:
         ConfigError: a model, benchmark or backend is unknown or cannot be loaded, or `out` holds
@@ -67,21 +71,12 @@ def run(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         "versions": versions(),
         "seeds": list(config.seeds),
     }
-    found = {}
+    found, shown = {}, {}
     for one in benchmarks:
-        found[one.name], shown = benchmark_results(one, jobs, config)
-        page = "report.html" if one is benchmarks[0] else f"report-{one.name}.html"
-        write_score_report({**made, **found[one.name]}, shown, config.out / page)
+        found[one.name], shown[one.name] = benchmark_results(one, jobs, config)
     results = {**made, **found[benchmarks[0].name], "benchmarks": found}
     write_json(config.out / "results.json", results)
-    sections = (f"## {name}\n\n{markdown(one)}" for name, one in found.items())
-    atomic_write(config.out / "table.md", "\n".join(sections))
-    for name, one in found.items():
-        console.print(f"{name}:", style="bold", highlight=False)
-        for table in rich_tables(one):
-            console.print(table)
-    console.print(f"Every figure and difference: {config.out / 'table.md'}", highlight=False)
-    return results
+    return Evaluated(results, shown)
 
 
 def _benchmarks(config: EvaluateConfig) -> list[Benchmark]:

@@ -258,6 +258,7 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     with extra("evaluate"):
         from anchored.benchmark.run import run
         from anchored.benchmark.settings import EvaluateConfig, named_models
+        from anchored.report.score_page import report_evaluation
 
     words = [*options.models, *options.overrides]
     fields = _evaluate_fields(options)
@@ -272,11 +273,12 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     flags = flags_used(_evaluate_flags(), fields, path, rest)
     overrides = as_overrides(_judge_together(fields))
     config = load_config(EvaluateConfig, path, [*overrides, *rest], flags)
-    results = run(config, Console(stderr=options.json))
+    found = run(config)
+    report_evaluation(found.results, found.shown, config.out, Console(stderr=options.json))
     if options.json:
-        print_json(results)
+        print_json(found.results)
     if failed := sum(
-        one["judge"]["failed"] for one in results["benchmarks"].values() if one["judge"]
+        one["judge"]["failed"] for one in found.results["benchmarks"].values() if one["judge"]
     ):
         raise Incomplete(f"{failed} judgements failed; run again to retry them")
 
@@ -359,6 +361,7 @@ def _run_score(options: argparse.Namespace) -> None:
     from anchored.config import validated
 
     with extra("evaluate"):
+        from anchored.report.score_page import report_score
         from anchored.scoring.score import ScoreConfig, project, run
 
     declared = (*_SCORE, *_READERS, *_JUDGE)
@@ -372,10 +375,11 @@ def _run_score(options: argparse.Namespace) -> None:
         plan = project(config, options.out)
         print_json(plan.as_json()) if options.json else print(plan)
         return
-    results = run(config, options.out, Console(stderr=options.json))
+    found = run(config, options.out)
+    report_score(found.results, found.shown, options.out, Console(stderr=options.json))
     if options.json:
-        print_json(results)
-    if results["judge"] and (failed := results["judge"]["failed"]):
+        print_json(found.results)
+    if (judge := found.results["judge"]) and (failed := judge["failed"]):
         where = f"; see {options.out / 'failures.jsonl'}" if options.out else ""
         raise Incomplete(f"{failed} judgements failed{where}; run again to retry them")
 
@@ -461,6 +465,7 @@ def _run_capability(options: argparse.Namespace) -> None:
 
     with extra("lm-eval"):
         from anchored.benchmark.capability import CapabilityConfig, run
+        from anchored.report.capability_table import report_capability
 
     config = validated(
         CapabilityConfig,
@@ -468,6 +473,8 @@ def _run_capability(options: argparse.Namespace) -> None:
         source="command line",
         flags=names_in_errors(_CAPABILITY),
     )
-    results = run(config, options.out, Console(stderr=options.json))
+    console = Console(stderr=options.json)
+    results = run(config, options.out, console)
+    report_capability(results, options.out, console)
     if options.json:
         print_json(results)

@@ -312,3 +312,9 @@ def _lacking(where: str, field: str) -> DataError:
         else "leave --quality out, or add a score from 1 to 10 for each text"
     )
     return DataError(f"{where}: has no {field}; {way}")
+
+
+def spread(length: int, wanted: int) -> list[int]:
+    """At most `wanted` indices below `length`, evenly spaced, the first included."""
+    count = min(length, wanted)
+    return [place * length // count for place in range(count)]

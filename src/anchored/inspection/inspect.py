@@ -20,11 +20,10 @@ from anchored.data.readers import SourceConfig, parse_row, read_rows
 from anchored.data.standoff import is_stand_off
 from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
-from anchored.escape import escape, visible
+from anchored.escape import visible
 from anchored.files import read_jsonl
-from anchored.formatting import number, percent, table_of
-from anchored.inspection.view import COVERAGE_INTRO, View, show, statistics_cells, table_html
-from anchored.report.page import definitions
+from anchored.formatting import Cells, number, percent, table_of
+from anchored.inspection.view import COVERAGE_INTRO, TagTable, View, show, statistics_cells
 from anchored.segments import Kind
 from anchored.tags.standoff_join import annotation_rows
 from anchored.tags.statistics import statistics
@@ -109,7 +108,8 @@ def dataset_view(path: Path, which: Shown) -> View:
     return View(
         title=f"{path.name}: {manifest['objective']}",
         terminal=[*terminal, account_table(manifest), _facts_table(facts)],
-        html=_dataset_html(documents, manifest, facts),
+        template="dataset",
+        page=_dataset_page(documents, manifest, facts),
         data={"dataset": str(path), "manifest": manifest, "rows": _rows_data(documents.values())},
     )
 
@@ -166,44 +166,40 @@ def _rows_data(rows: Iterable[Sequence[Sequence[Span]]]) -> list[list[list[dict[
     ]
 
 
-def _dataset_html(
+def _dataset_page(
     rows: Mapping[int, Sequence[Sequence[Span]]],
     manifest: Mapping[str, Any],
     facts: Mapping[str, str],
-) -> str:
-    hues = "".join(f'<span class="k{kind:d}">{kind_name(kind)}</span> ' for kind in Kind)
-    hues += '<span class="loss">with loss</span> <span class="free">without</span>'
-    body = f'<p class="meta seq">{hues}</p>'
-    for place, row in rows.items():
-        parts = "".join(_document_html(number, row) for number in range(1, len(row) + 1))
-        account = f'<p class="meta">{escape(loss_account(row))}</p>'
-        body += f"<section><h2>Row {place}</h2>{account}{parts}</section>"
-    table = "".join(_account_html(name, split) for name, split in manifest["splits"].items())
+) -> dict[str, Any]:
     dropped = {
         f"left out: {reason}": f"{counts['examples']:,} examples, {counts['tokens']:,} tokens"
         for reason, counts in manifest["dropped"].items()
     }
-    made = definitions({**facts, **dropped}.items())
-    return f"{body}<section><h2>Account</h2>{table}{made}</section>"
+    return {
+        "kinds": [(kind.value, kind_name(kind)) for kind in Kind],
+        "rows": [
+            {
+                "place": place,
+                "account": loss_account(row),
+                "documents": [
+                    (document_title(number, row), document)
+                    for number, document in enumerate(row, 1)
+                ],
+            }
+            for place, row in rows.items()
+        ],
+        "account": [_account(name, split) for name, split in manifest["splits"].items()],
+        "facts": {**facts, **dropped}.items(),
+    }
 
 
-def _document_html(place: int, row: Sequence[Sequence[Span]]) -> str:
-    marks = "".join(
-        f'<span class="k{span.kind:d} {"loss" if span.supervised else "free"}" '
-        f'title="{kind_name(span.kind)}, {span.tokens} tokens">{escape(span.text)}</span>'
-        for span in row[place - 1]
-    )
-    return (
-        f'<h3 class="meta">{document_title(place, row)}</h3><p class="seq" dir="auto">{marks}</p>'
-    )
-
-
-def _account_html(name: str, split: Mapping[str, Any]) -> str:
+def _account(name: str, split: Mapping[str, Any]) -> tuple[Cells, list[Cells]]:
+    """Head and rows of a split's tokens by kind."""
     rows = [
         (_plain(kind), tokens, split["supervised_by_kind"][kind])
         for kind, tokens in split["by_kind"].items()
     ]
-    return table_html(
+    return (
         (f"{name}: {split['rows']:,} rows", "tokens", "with loss", "masked"),
         [
             (kind, f"{tokens:,}", f"{learnt:,}", f"{tokens - learnt:,}")
@@ -223,7 +219,8 @@ def model_view(path: Path) -> View:
     return View(
         title=f"model {path.parent.name if path.name == 'model' else path.name}",
         terminal=[_facts_table(facts)],
-        html=definitions(facts.items()),
+        template="model",
+        page={"facts": facts.items()},
         data={"model": str(path), **facts},
     )
 
@@ -316,7 +313,8 @@ def corpus_view(path: Path) -> View:
     return View(
         title=title,
         terminal=[table_of(title, COVERAGE_INTRO, head, cells)],
-        html=f'<p class="intro">{COVERAGE_INTRO}</p>{table_html(head, cells, "tags-table")}',
+        template="tags",
+        page={"tables": [TagTable("", COVERAGE_INTRO, head, cells)], "notes": []},
         data={"corpus": str(path), **found.data()},
     )
 

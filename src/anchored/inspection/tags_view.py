@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from anchored.escape import escape, shorten
+from anchored.escape import shorten
 from anchored.formatting import MISSING, Cells, number, percent, table_of
-from anchored.inspection.view import COVERAGE_INTRO, View, show, statistics_cells, table_html
+from anchored.inspection.view import COVERAGE_INTRO, TagTable, View, show, statistics_cells
 from anchored.tags.quality import TagQuality, TagsConfig, measure
 from anchored.tags.variants import Group, canonical_map
 
 _GROUPS_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class _Section:
-    """One table with its title and what its columns mean."""
-
-    title: str
-    intro: str
-    head: Cells
-    rows: Sequence[Cells]
 
 
 def run(
@@ -60,22 +49,15 @@ def view_of(quality: TagQuality) -> View:
     return View(
         title=title,
         terminal=[*tables, *map(Text, notes)],
-        html="".join([*map(_html, sections), *(f"<p>{escape(note)}</p>" for note in notes)]),
+        template="tags",
+        page={"tables": sections, "notes": notes},
         data=quality.data(),
     )
 
 
-def _html(section: _Section) -> str:
-    table = table_html(section.head, section.rows, "tags-table")
-    return (
-        f"<section><h2>{escape(section.title)}</h2>"
-        f'<p class="intro">{escape(section.intro)}</p>{table}</section>'
-    )
-
-
-def _sections(quality: TagQuality) -> Iterator[_Section]:
+def _sections(quality: TagQuality) -> Iterator[TagTable]:
     head, rows = statistics_cells(quality.statistics)
-    yield _Section("Breadth", COVERAGE_INTRO, head, rows)
+    yield TagTable("Breadth", COVERAGE_INTRO, head, rows)
     if quality.variants:
         yield _variants(quality)
     if quality.informativeness:
@@ -86,7 +68,7 @@ def _sections(quality: TagQuality) -> Iterator[_Section]:
         yield _agreement(quality)
 
 
-def _variants(quality: TagQuality) -> _Section:
+def _variants(quality: TagQuality) -> TagTable:
     rows = [
         (
             key,
@@ -100,7 +82,7 @@ def _variants(quality: TagQuality) -> _Section:
         "Values that may be one, and how many tags would change; a proposal: read it before you "
         "apply it."
     )
-    return _Section("Variants", intro, ("key", "groups", "tags", "most frequent groups"), rows)
+    return TagTable("Variants", intro, ("key", "groups", "tags", "most frequent groups"), rows)
 
 
 def _group(group: Group) -> str:
@@ -109,7 +91,7 @@ def _group(group: Group) -> str:
     return f"{shorten(group.canonical, 40)} ← {variants}{more}"
 
 
-def _informativeness(quality: TagQuality) -> _Section:
+def _informativeness(quality: TagQuality) -> TagTable:
     found = quality.informativeness
     assert found is not None
     rows: list[Cells] = [
@@ -120,10 +102,10 @@ def _informativeness(quality: TagQuality) -> _Section:
         f"Held-out share of the variance of {found.texts:,} texts' embeddings ({found.embedder}) "
         "that a ridge regression from the tags explains; of each key alone."
     )
-    return _Section("Informativeness", intro, ("key", "explained", "by chance"), rows)
+    return TagTable("Informativeness", intro, ("key", "explained", "by chance"), rows)
 
 
-def _prompts(quality: TagQuality) -> _Section:
+def _prompts(quality: TagQuality) -> TagTable:
     found = quality.prompts
     assert found is not None
     rows = [
@@ -142,10 +124,10 @@ def _prompts(quality: TagQuality) -> _Section:
         "prompts a lower bound. Named: tags whose words stand in the prompt."
     )
     head = ("key", "decided", "p", "named", "named by chance")
-    return _Section("What prompts decide", intro, head, rows)
+    return TagTable("What prompts decide", intro, head, rows)
 
 
-def _agreement(quality: TagQuality) -> _Section:
+def _agreement(quality: TagQuality) -> TagTable:
     found = quality.agreement
     assert found is not None
     rows = [
@@ -162,4 +144,4 @@ def _agreement(quality: TagQuality) -> _Section:
         "the key. Kappa: Cohen's, a missing key being a category; for keys that never repeat."
     )
     head = ("key", "texts", "coverage 1", "coverage 2", "exact", "Jaccard", "kappa")
-    return _Section("Agreement", intro, head, rows)
+    return TagTable("Agreement", intro, head, rows)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 
-from anchored.escape import escape, shorten
+from anchored.escape import shorten
 from anchored.files import atomic_write
 from anchored.formatting import Cells, number, percent
-from anchored.report.page import page
+from anchored.report.page import render
 from anchored.tags.statistics import KeyStatistics, TagStatistics
 
 COVERAGE_INTRO = (
@@ -24,18 +24,32 @@ COVERAGE_INTRO = (
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of one path: for the terminal, as HTML (markup) and as JSON data."""
+    """What is shown of one path: for the terminal, as a page and as JSON data.
+
+    `template` of `report/templates` shows `page` under the title.
+    """
 
     title: str
     terminal: Sequence[RenderableType]
-    html: str
+    template: str
+    page: Mapping[str, Any]
     data: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class TagTable:
+    """A table of plain text, its title (empty for that of the page) and what its columns mean."""
+
+    title: str
+    intro: str
+    head: Cells
+    rows: Sequence[Cells]
+
+
 def show(view: View, html: Path | None = None, as_json: bool = False) -> None:
-    """Prints a view, or its data as JSON; and writes it as one self-contained HTML file."""
+    """Print a view, or its data as JSON; write it as one self-contained HTML file too."""
     if html is not None:
-        atomic_write(html, page(view.title, f"<h1>{escape(view.title)}</h1>{view.html}"))
+        atomic_write(html, render(view.template, title=view.title, **view.page))
     if as_json:
         print(json.dumps(view.data, ensure_ascii=False, indent=2))
     else:
@@ -52,16 +66,3 @@ def _key_cells(key: str, found: KeyStatistics) -> Cells:
     top = ", ".join(f"{shorten(value, 40)} {count:,}" for value, count in found.top)
     entropies = number(found.entropy), number(found.miller_madow)
     return key, percent(found.coverage), *entropies, f"{found.distinct:,}", f"{found.once:,}", top
-
-
-def table_html(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    """The same cells as a table in the report's style."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    table = f'<table class="{style}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'

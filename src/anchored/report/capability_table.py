@@ -1,18 +1,31 @@
-"""The results of `anchored capability` as tables: a row a task, and differences between models."""
+"""The results of `anchored capability` as tables: one row per task, and differences of models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from anchored.escape import shorten
+from anchored.files import atomic_write
 from anchored.formatting import MISSING, interval, is_number, number
 
 Results = Mapping[str, Any]
 DIGITS = 3
 NAME_CHARS = 40
+
+
+def report_capability(results: Results, out: Path, console: Console) -> None:
+    """Write table.md into `out` and print the figures.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    atomic_write(out / "table.md", markdown(results))
+    console.print(rich_table(results))
 
 
 def markdown(results: Results) -> str:

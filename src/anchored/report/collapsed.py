@@ -2,68 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from anchored.escape import escape, shorten
 from anchored.formatting import percent
 from anchored.metrics.table import says
 from anchored.report.collapse_table import columns, explanations, label, order
 from anchored.report.drawing import style_of
-from anchored.report.page import Row, definitions, folded, scrolling, table
+from anchored.report.page import Row, Table
 from anchored.report.plots import top_shares
 from anchored.report.tables import Results, cell, model_label
 
 _FAVOURITES = 4
 
 
-def undone(results: Results) -> str:
+def undone(results: Results) -> dict[str, Any] | None:
     """The methods that are held against SFT, the best `gap_closed` first, below base and SFT.
 
     One with `short_of` is marked and stands last, without a rank: it kept its range by not
-    learning. Empty where nothing is held against SFT.
+    learning. None where nothing is held against SFT.
     """
     ranked = order(results)
     if not ranked:
-        return ""
+        return None
     shown = columns(results)
-    rows = [_undone_row(results, name, shown) for name in ranked]
-    notes = explanations(results, model_label)
-    below = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    terms = definitions((name, said) for name in shown if (said := says(name)))
-    body = table("Collapse undone", ("", *shown), rows)
-    return body + below + folded("What the columns mean", terms)
+    rows = [
+        Row(
+            label(results, name, model_label),
+            [cell(results, name, column) for column in shown],
+            style_of(name, results["models"]).colour,
+        )
+        for name in ranked
+    ]
+    return {
+        "table": Table("Collapse undone", ("", *shown), rows),
+        "notes": list(explanations(results, model_label)),
+        "terms": [(name, said) for name in shown if (said := says(name))],
+    }
 
 
-def _undone_row(results: Results, name: str, shown: Sequence[str]) -> Row:
-    cells = [cell(results, name, column) for column in shown]
-    return Row(label(results, name, model_label), cells, style_of(name, results["models"]).colour)
+def collapsed_into(results: Results, before: str, after: str) -> dict[str, Any] | None:
+    """By attribute the most frequent values of `after`: value, share, how often `before` has it.
 
-
-def collapsed_into(results: Results, before: str, after: str) -> str:
-    """A table of the most frequent values of `after`, and how often `before` has them.
-
-    Empty where one of the two is missing or has no `by_key`.
+    None where one of the two is missing or has no `by_key`.
     """
     models = results["models"]
     keys = models.get(after, {}).get("by_key") or {}
     if not keys or not models.get(before, {}).get("by_key"):
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(shorten(key, 40))}</th>'
-        f"<td>{_favourites(models[before], models[after], key)}</td></tr>"
+        return None
+    rows = [
+        (
+            key,
+            [
+                (value, share, base_share(models[before], key, value))
+                for value, share in top_shares(models[after], key)[:_FAVOURITES]
+            ],
+        )
         for key in keys
-    )
+    ]
     label = f"Most frequent values of {model_label(after)} and their share in {model_label(before)}"
-    return scrolling(label, f'<table class="left"><tbody>{rows}</tbody></table>')
-
-
-def _favourites(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
-    return " ".join(
-        f'<span class="value">{escape(shorten(value, 60))} {percent(share)} '
-        f"<small>({base_share(before, key, value)})</small></span>"
-        for value, share in top_shares(after, key)[:_FAVOURITES]
-    )
+    return {"label": label, "rows": rows}
 
 
 def base_share(base: Mapping[str, Any], key: str, value: str) -> str:

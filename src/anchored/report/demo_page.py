@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anchored.escape import escape, shorten
+from anchored.data.generations import spread
+from anchored.escape import shorten
 from anchored.formatting import is_number
 from anchored.metrics.table import says
 from anchored.report.collapsed import collapsed_into
 from anchored.report.drawing import style_of
 from anchored.report.page import (
     Row,
-    Section,
+    Table,
     configuration,
-    definitions,
+    drawn,
     duration,
-    figure,
-    folded,
-    prose,
     report,
-    spread,
-    table,
-    tags,
     write_largest,
 )
 from anchored.report.plots import (
@@ -59,22 +54,34 @@ def write_report(results: Results, path: Path) -> None:
 
 def render_report(results: Results, samples_shown: int = SAMPLES_SHOWN) -> str:
     """The page as text, with so many samples a model."""
-    sections = [
-        _comparison(results),
-        _diversity(results),
-        _collapsed(results),
-        _samples(results, samples_shown),
-        _making(results),
-    ]
-    return report("Diversity after post-training", _header(results), sections)
-
-
-def _header(results: Results) -> str:
-    return (
-        '<p class="overline">anchored · report</p>'
-        "<h1>Diversity after post-training</h1>"
-        f'<p class="lede">{escape(finding(results))}</p>'
-        f'<p class="meta">{escape(_meta(results))}</p>'
+    lists = {name: model.get("samples") or [] for name, model in results["models"].items()}
+    lists = {name: samples for name, samples in lists.items() if samples}
+    shortest = min(map(len, lists.values()), default=0)
+    places = spread(shortest, samples_shown)
+    sections = {
+        "comparison": _comparison(results),
+        "diversity": drawn(
+            {
+                "scatter": partial(scatter_plot, results),
+                "frontier": partial(frontier_plot, results),
+                "entropy": partial(entropy_plot, results),
+                "top": partial(top_values_plot, results),
+            }
+        ),
+        "collapsed": collapsed_into(results, "base", "standard"),
+        "samples": [
+            _sample(results, {name: samples[place] for name, samples in lists.items()})
+            for place in places
+        ],
+        "making": _making(results),
+    }
+    return report(
+        "demo",
+        sections,
+        lede=finding(results),
+        meta=_meta(results),
+        caption=caption(results),
+        shortest=shortest,
     )
 
 
@@ -88,103 +95,53 @@ def _meta(results: Results) -> str:
     return " · ".join(parts)
 
 
-def _comparison(results: Results) -> Section:
+def _comparison(results: Results) -> dict[str, Any]:
     shown = columns(results)
     head = ("model", *(column.replace("_", " ") for column in shown))
-    rows = (_comparison_row(results, model, shown) for model in results["models"])
-    terms = definitions((name, says(name) or "") for name in shown)
-    body = table("Comparison of the models", head, rows)
-    return Section("Comparison", caption(results), body + folded("What the columns mean", terms))
-
-
-def _comparison_row(results: Results, model: str, shown: Iterable[str]) -> Row:
-    cells = [cell(results, model, column) for column in shown]
-    return Row(model_label(model), cells, style_of(model, results["models"]).colour)
-
-
-def _diversity(results: Results) -> Section:
-    def drawn(title: str, plot: Callable[[Results, int], str], text: str) -> str:
-        return figure(title, partial(plot, results), text)
-
-    figures = [
-        drawn(
-            "Diversity against adoption",
-            scatter_plot,
-            "Up is diverse, right has learnt what SFT taught. A model that learnt nothing sits at "
-            "the base, upper left: diversity counts only together with adoption. "
-            "Bars are 95% intervals; faint marks are seeds.",
-        ),
-        drawn(
-            "Gap closed against adoption far from SFT",
-            frontier_plot,
-            "The taught form where the semantics are not SFT's own, against the diversity kept: "
-            "what a method gives up of one for the other. Bars are 95% intervals.",
-        ),
-        drawn(
-            "Entropy of each attribute",
-            entropy_plot,
-            "Entropy of each attribute's values over the sampled texts, in nats.",
-        ),
-        drawn(
-            "Most frequent values",
-            top_values_plot,
-            "Each block is one value, as wide as its share of the samples; grey is the rest.",
-        ),
+    rows = [
+        Row(
+            model_label(model),
+            [cell(results, model, column) for column in shown],
+            style_of(model, results["models"]).colour,
+        )
+        for model in results["models"]
     ]
-    intro = "The same numbers as pictures: who learnt, who kept the range, and where the mass went."
-    return Section("Diversity", intro, "".join(figures))
+    return {
+        "table": Table("Comparison of the models", head, rows),
+        "terms": [(name, says(name)) for name in shown],
+    }
 
 
-def _collapsed(results: Results) -> Section:
-    intro = "Standard SFT's most frequent values; in brackets, how often the base writes them."
-    body = collapsed_into(results, "base", "standard")
-    return Section("What SFT collapsed into", intro, body)
-
-
-def _samples(results: Results, shown: int) -> Section:
-    lists = {name: metrics.get("samples") or [] for name, metrics in results["models"].items()}
-    lists = {name: samples for name, samples in lists.items() if samples}
-    shortest = min(map(len, lists.values()), default=0)
-    places = spread(shortest, shown)
-    body = "".join(
-        _sample(results, number, {name: samples[place] for name, samples in lists.items()})
-        for number, place in enumerate(places, 1)
-    )
-    intro = (
-        f"{len(places)} of {shortest} a model, evenly spaced, not picked. "
-        "Filled tags are the annotation the model wrote before its answer; "
-        "dotted ones were read off the text afterwards."
-    )
-    return Section("Samples side by side", intro, body)
-
-
-def _sample(results: Results, number: int, samples: Mapping[str, Mapping[str, Any]]) -> str:
+def _sample(results: Results, samples: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     prompts = {str(sample.get("prompt") or "(no prompt)") for sample in samples.values()}
-    title = escape(shorten(next(iter(prompts)), 160)) if len(prompts) == 1 else "different prompts"
-    cards = "".join(
-        _card(results, name, sample, show_prompt=len(prompts) > 1)
-        for name, sample in samples.items()
-    )
-    state = " open" if number <= 2 else ""
-    return (
-        f'<details class="sample"{state}><summary><b>{number}</b>{title}</summary>'
-        f'<div class="cards">{cards}</div></details>'
-    )
+    is_shared = len(prompts) == 1
+    return {
+        "title": shorten(next(iter(prompts)), 160) if is_shared else "different prompts",
+        "cards": [
+            _card(results, name, sample, None if is_shared else sample.get("prompt") or "")
+            for name, sample in samples.items()
+        ],
+    }
 
 
-def _card(results: Results, model: str, sample: Mapping[str, Any], show_prompt: bool) -> str:
-    asked = (
-        f'<p class="asked" dir="auto">{prose(sample.get("prompt"), 400)}</p>' if show_prompt else ""
-    )
-    colour = style_of(model, results["models"]).colour
-    return (
-        f'<article class="card" style="--c:{colour}"><h3>{escape(model_label(model))}</h3>'
-        f'<p class="flags">{_flags(sample)}</p>{asked}{_tags(sample)}'
-        f'<p class="told" dir="auto">{prose(sample.get("response"))}</p></article>'
-    )
+def _card(
+    results: Results, model: str, sample: Mapping[str, Any], prompt: str | None
+) -> dict[str, Any]:
+    """`prompt` is None where the sample's title says it."""
+    tags, read = _tags(sample)
+    return {
+        "colour": style_of(model, results["models"]).colour,
+        "label": model_label(model),
+        "flags": _flags(sample),
+        "prompt": prompt,
+        "tags": tags,
+        "read": read,
+        "response": sample.get("response"),
+    }
 
 
-def _flags(sample: Mapping[str, Any]) -> str:
+def _flags(sample: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """What is said of a sample, and whether that is a fault."""
     said = []
     for name, good, bad in (
         ("adopted", "taught form", "not the taught form"),
@@ -194,22 +151,22 @@ def _flags(sample: Mapping[str, Any]) -> str:
     ):
         value = sample.get(name)
         if value is True and good:
-            said.append(good)
+            said.append((good, False))
         elif value is False and bad:
-            said.append(bad if name == "adopted" else f'<span class="bad">{bad}</span>')
-    return " · ".join(said)
+            said.append((bad, name != "adopted"))
+    return said
 
 
-def _tags(sample: Mapping[str, Any]) -> str:
-    """The annotation as chips; for a model that wrote none, what was read off its text."""
+def _tags(sample: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The annotation's lines; for a model that wrote none, what was read off its text (True)."""
     written = sample.get("annotation")
     if written is not None:
-        return tags(written.split("\n") if written else [], read=False)
+        return written.split("\n") if written else [], False
     attributes = sample.get("attributes") or {}
-    return tags([f"{key}: {value}" for key, value in attributes.items()], read=True)
+    return [f"{key}: {value}" for key, value in attributes.items()], True
 
 
-def _making(results: Results) -> Section:
+def _making(results: Results) -> dict[str, Any]:
     versions = results.get("versions") or {}
     facts = {
         "seeds": ", ".join(map(str, results.get("seeds") or [])),
@@ -219,6 +176,5 @@ def _making(results: Results) -> Section:
         "entropy": "plug-in, natural logarithm; Miller-Madow in results.json",
         **{f"{name} version": version for name, version in versions.items()},
     }
-    body = definitions((name, value) for name, value in facts.items() if value)
-    intro = "What it takes to make these numbers again; results.json has them in full."
-    return Section("How each number was made", intro, body + configuration(results))
+    shown = [(name, value) for name, value in facts.items() if value]
+    return {"facts": shown, "config": configuration(results)}

@@ -1,15 +1,17 @@
-"""Prompt by prompt: a map of the texts, and the texts side by side. No script: links and folds."""
+"""Prompt by prompt, what `templates/prompt.html.j2` shows: a map of the texts, and the texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
-from anchored.escape import escape, shorten
-from anchored.formatting import number, percent
+from markupsafe import Markup
+
+from anchored.escape import shorten
+from anchored.formatting import number
 from anchored.report.drawing import marker, style_of
-from anchored.report.page import Section, prose, scrolling, tags
 from anchored.report.tables import model_label
 from anchored.scoring.shown import Shown, ShownPrompt, ShownText
 
@@ -20,32 +22,21 @@ _BESIDE = 13  # pixels between markers of several models in one place
 _TIP_CHARS = 260
 
 
-def samples(shown: Shown, models: Iterable[str], chars: int) -> Section:
-    """The section, each text cut to so many characters; empty where none may be shown."""
+def samples(shown: Shown, models: Iterable[str]) -> list[dict[str, Any]]:
+    """What the template shows of each prompt."""
     names = list(models)
-    prompts = "".join(
-        _prompt(one, number, names, chars) for number, one in enumerate(shown.prompts, 1)
-    )
-    intro = (
-        f"{len(shown.prompts)} of {shown.of_prompts} prompts and {shown.texts} of "
-        f"{shown.of_texts} texts each, evenly spaced, not picked. Choose a prompt. On its map near "
-        "texts say similar things: point at a marker, or reach it with the Tab key, to read its "
-        "text; follow it to the text below. Filled tags are the annotation that the model wrote "
-        "before its text; dotted ones were read off the text."
-    )
-    return Section("Texts", intro, prompts if chars else "")
+    return [_prompt(one, place, names) for place, one in enumerate(shown.prompts, 1)]
 
 
-def _prompt(one: ShownPrompt, place: int, models: Sequence[str], chars: int) -> str:
-    title = shorten(one.prompt, 160) or "(no prompt)"
-    columns = "".join(_column(one, place, model, models, chars) for model in one.texts)
-    whole = f'<p class="asked" dir="auto">{prose(one.prompt, chars)}</p>'
-    return (
-        f'<details class="prompt" name="prompt"{" open" if place == 1 else ""}>'
-        f"<summary><h3><b>{place}</b> {escape(title)}</h3></summary>"
-        f"{whole if title.endswith('…') else ''}{_map(one, place, models)}"
-        f"{scrolling('Texts side by side', columns, 'columns')}</details>"
-    )
+def _prompt(one: ShownPrompt, place: int, models: Sequence[str]) -> dict[str, Any]:
+    points = _points(one)
+    frame = _Frame.around(points)
+    return {
+        "text": one.prompt,
+        "variance": one.variance,
+        "points": [_link(point, place, frame, models) for point in points],
+        "columns": [_column(one, place, model, models) for model in one.texts],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +76,6 @@ def _points(one: ShownPrompt) -> list[_Point]:
     return sorted(points, key=lambda point: (order.index(point.model), point.texts[0].number))
 
 
-def _map(one: ShownPrompt, place: int, models: Sequence[str]) -> str:
-    points = _points(one)
-    frame = _Frame.around(points)
-    links = "".join(_link(point, place, frame, models) for point in points)
-    legend = "".join(f"<li>{_named(model, models)}</li>" for model in one.texts)
-    first, second = (percent(share) for share in one.variance)
-    label = escape(f"Map of the texts for {shorten(one.prompt, 60) or 'no prompt'}")
-    return (
-        f'<figure class="map" aria-label="{label}"><ul class="legend">{legend}</ul>'
-        f'<div class="plane"><p class="tip hint">Point at a marker to read its text.</p>{links}'
-        f"</div><figcaption>Embeddings of all texts of the prompt on their first two principal "
-        f"axes: the one across holds {first} of their variance, the one up {second}; what the "
-        f"others hold does not show. A marker grows with the number of texts in its place; "
-        f"models with the same place stand side by side."
-        f"</figcaption></figure>"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """The middle of a map, and half of its width; a length across is as long as the same one up."""
@@ -125,54 +98,49 @@ class _Frame:
         return 50 + 50 * across, 50 - 50 * up
 
 
-def _link(point: _Point, place: int, frame: _Frame, models: Sequence[str]) -> str:
+def _link(point: _Point, place: int, frame: _Frame, models: Sequence[str]) -> dict[str, Any]:
     left, top = frame.place(point.at)
     count = len(point.texts)
     radius = min(4 * sqrt(count), 14)
     first = point.texts[0]
-    text = shorten(first.text[: 4 * _TIP_CHARS], _TIP_CHARS) or "(empty)"
-    target = _target(place, models.index(point.model), first)
-    picture = marker(style_of(point.model, models), 2 * radius + 8, radius)
-    return (
-        f'<a href="#{target}" aria-label="{escape(f"{point.name}: {text[:90]}")}">'
-        f'<span class="point" style="left:{left:.2f}%;top:{top:.2f}%;'
-        f'margin-left:{point.shift:g}px;z-index:{max(1, 99 - count)}">{picture}</span>'
-        f'<span class="tip" dir="auto"><b>{escape(point.name)}</b> {escape(text)}'
-        f"</span></a>"
-    )
+    return {
+        "target": _target(place, models.index(point.model), first),
+        "name": point.name,
+        "text": shorten(first.text[: 4 * _TIP_CHARS], _TIP_CHARS) or "(empty)",
+        "left": left,
+        "top": top,
+        "shift": point.shift,
+        "layer": max(1, 99 - count),  # small markers stay within reach
+        "marker": Markup(marker(style_of(point.model, models), 2 * radius + 8, radius)),
+    }
 
 
 def _target(place: int, model: int, text: ShownText) -> str:
     return f"text-{place}-{model + 1}-{text.number}"
 
 
-def _named(model: str, models: Sequence[str]) -> str:
-    return f"{marker(style_of(model, models), 16, 5)} {escape(model_label(model))}"
+def _column(one: ShownPrompt, place: int, model: str, models: Sequence[str]) -> dict[str, Any]:
+    style, index = style_of(model, models), models.index(model)
+    return {
+        "marker": Markup(marker(style, 16, 5)),
+        "label": model_label(model),
+        "colour": style.colour,
+        "answers": [_answer(text, _target(place, index, text)) for text in one.texts[model]],
+    }
 
 
-def _column(one: ShownPrompt, place: int, model: str, models: Sequence[str], chars: int) -> str:
-    target = models.index(model)
-    answers = "".join(
-        f"<li>{_answer(text, _target(place, target, text), chars)}</li>"
-        for text in one.texts[model]
-    )
-    colour = style_of(model, models).colour
-    return (
-        f'<div class="column" style="--c:{colour}"><h4>{_named(model, models)}</h4>'
-        f"<ul>{answers}</ul></div>"
-    )
-
-
-def _answer(text: ShownText, target: str, chars: int) -> str:
-    flags = [f"<b>{text.number}</b>"]
+def _answer(text: ShownText, target: str) -> dict[str, Any]:
+    said = ""
     if text.same_as != text.number:
-        flags.append(f"says the same as {text.same_as}")
+        said = f"says the same as {text.same_as}"
     elif text.score is not None:
-        flags.append(f"score {number(text.score, 1)}")
+        said = f"score {number(text.score, 1)}"
     found = text.written or text.read
-    chips = tags(str(found).split("\n"), read=not text.written) if found else ""
-    return (
-        f'<article class="answer" id="{target}" tabindex="0" aria-label="Text {text.number}">'
-        f'<p class="flags">{" · ".join(flags)}</p>{chips}'
-        f'<p class="told" dir="auto">{prose(text.text, chars) or "(empty)"}</p></article>'
-    )
+    return {
+        "target": target,
+        "number": text.number,
+        "said": said,
+        "tags": str(found).split("\n") if found else [],
+        "read": not text.written,
+        "text": text.text,
+    }

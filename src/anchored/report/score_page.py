@@ -1,23 +1,24 @@
-"""`report.html` of `anchored score`: the tables, what they look like, and the texts themselves."""
+"""The report of `anchored score` and `anchored evaluate`: tables, plots, the texts themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from anchored.escape import escape
+from rich.console import Console
+
+from anchored.files import atomic_write
 from anchored.metrics.table import METRICS
+from anchored.report import collapse_table, score_table
 from anchored.report.collapsed import collapsed_into, undone
 from anchored.report.page import (
     Row,
-    Section,
+    Table,
     configuration,
-    definitions,
-    figure,
-    folded,
+    drawn,
     report,
-    table,
     write_largest,
 )
 from anchored.report.plots import entropy_plot, top_values_plot, trade_off_plot
@@ -27,7 +28,6 @@ from anchored.report.score_table import (
     caption,
     described,
     differences,
-    figures,
     finding,
     metrics,
     pairs,
@@ -37,7 +37,6 @@ from anchored.report.score_table import (
 from anchored.report.tables import Results, model_label
 from anchored.scoring.shown import Shown
 
-TITLE = "How diverse are these texts?"
 _UNFOLDED = 3  # comparisons, or pairs of sets, that are shown at once
 _TRADE_OFFS = (  # what is given up across, what is won up
     ("quality", "distinct_k"),
@@ -45,6 +44,46 @@ _TRADE_OFFS = (  # what is given up across, what is won up
     ("adoption", "semantic_entropy"),
     ("adoption", "dissimilarity"),
 )
+
+
+def report_score(results: Results, shown: Shown, out: Path | None, console: Console) -> None:
+    """Write table.md and report.html into `out`, if there is one, and print the tables.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    if out is not None:
+        atomic_write(out / "table.md", score_table.markdown(results))
+        write_score_report(results, shown, out / "report.html")
+    for printed in score_table.rich_tables(results):
+        console.print(printed)
+
+
+def report_evaluation(
+    results: Results, shown: Mapping[str, Shown], out: Path, console: Console
+) -> None:
+    """Write table.md and one page per benchmark into `out`, and print the tables.
+
+    Args:
+        results: of all benchmarks.
+        shown: by benchmark, the texts on its page.
+        out: folder; `report.html` is of the first benchmark, `report-<name>.html` of each other.
+        console: where the tables go.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    benchmarks = results["benchmarks"]
+    for place, (name, one) in enumerate(benchmarks.items()):
+        page = f"report-{name}.html" if place else "report.html"
+        write_score_report({**results, **one}, shown[name], out / page)
+    sections = (f"## {name}\n\n{collapse_table.markdown(one)}" for name, one in benchmarks.items())
+    atomic_write(out / "table.md", "\n".join(sections))
+    for name, one in benchmarks.items():
+        console.print(f"{name}:", style="bold", highlight=False)
+        for printed in collapse_table.rich_tables(one):
+            console.print(printed)
+    console.print(f"Every figure and difference: {out / 'table.md'}", highlight=False)
 
 
 def write_score_report(results: Results, shown: Shown, path: Path) -> None:
@@ -59,28 +98,41 @@ def write_score_report(results: Results, shown: Shown, path: Path) -> None:
 
 
 def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
-    """The page as text, with so many characters of each text."""
-    sections = [
-        _figures(results),
-        _differences(results),
-        _undone(results),
-        _attributes(results),
-        _collapsed(results),
-        _trade_offs(results),
-        samples(shown, results["models"], chars),
-        _making(results),
-    ]
-    return report(TITLE, _header(results), sections)
-
-
-def _header(results: Results) -> str:
-    count = len(results["models"])
-    meta = f"{count} set{'s' if count > 1 else ''} of texts · made by {_version(results)}"
-    said = finding(results)
-    lede = f'<p class="lede">{escape(said)}</p>' if said else ""
-    return (
-        f'<p class="overline">anchored · {escape(results["command"])}</p><h1>{TITLE}</h1>'
-        f'{lede}<p class="meta">{escape(meta)}</p>'
+    """The page as text, with so many characters of each text; without texts where that is 0."""
+    first, *others = results["models"]
+    sections = {
+        "figures": _figures(results),
+        "differences": list(_differences(results)),
+        "undone": undone(results),
+        "attributes": drawn(
+            {"entropy": partial(entropy_plot, results), "top": partial(top_values_plot, results)}
+        ),
+        "collapsed": [
+            (model_label(name), found)
+            for name in others[:_UNFOLDED]
+            if (found := collapsed_into(results, first, name))
+        ],
+        "trade_offs": drawn(
+            {
+                f"{up} against {across}": partial(trade_off_plot, results, across=across, up=up)
+                for across, up in _TRADE_OFFS
+            }
+        ),
+        "texts": samples(shown, results["models"]) if chars else [],
+        "making": _making(results),
+    }
+    return report(
+        "score",
+        sections,
+        results=results,
+        version=_version(results),
+        lede=finding(results),
+        caption=caption(results),
+        power=power_note(results).replace("`", ""),
+        unfolded=_UNFOLDED,
+        first=model_label(first),
+        shown=shown,
+        chars=chars,
     )
 
 
@@ -88,86 +140,24 @@ def _version(results: Results) -> str:
     return f"anchored {results['versions'].get('anchored', '')}".rstrip()
 
 
-def _figures(results: Results) -> Section:
-    rows = (Row(metric, cells) for metric, cells in figures(results))
+def _figures(results: Results) -> dict[str, Any]:
+    rows = [Row(metric, cells) for metric, cells in score_table.figures(results)]
     head = ("", *map(short_name, results["models"]))
-    terms = definitions((name, METRICS[name].says) for name in metrics(results) if name in METRICS)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in results["notes"])
-    body = table("Figures by set", head, rows, "figures")
-    body += notes + folded("What the figures mean", terms)
-    return Section("Figures", caption(results), body)
+    return {
+        "table": Table("Figures by set", head, rows, "figures"),
+        "terms": [(name, METRICS[name].says) for name in metrics(results) if name in METRICS],
+    }
 
 
-def _differences(results: Results) -> Section:
-    found = list(_difference_tables(results))
-    rest = "".join(found[_UNFOLDED:])
-    body = "".join(found[:_UNFOLDED])
-    if rest:
-        body += folded(f"{len(found) - _UNFOLDED} more", rest)
-    return Section("Differences", power_note(results).replace("`", ""), body)
-
-
-def _difference_tables(results: Results) -> Iterator[str]:
+def _differences(results: Results) -> Iterator[Table]:
     order = metrics(results)
     for name, other, found in pairs(results):
+        rows = [Row(metric, cells) for metric, cells in differences(found, order)]
         title = f"{short_name(name)} minus {short_name(other)}"
-        rows = (Row(metric, cells) for metric, cells in differences(found, order))
-        shown = table(title, ("", *DIFFERENCE_COLUMNS), rows, "figures")
-        yield f"<h3>{escape(title)}</h3>{shown}"
+        yield Table(title, ("", *DIFFERENCE_COLUMNS), rows, "figures")
 
 
-def _undone(results: Results) -> Section:
-    intro = (
-        "How much of the diversity that SFT lost each method keeps. One that falls short of SFT in "
-        "what was taught, or in quality, is marked and not ranked: not learning keeps everything."
-    )
-    return Section("Collapse undone", intro, undone(results))
-
-
-def _attributes(results: Results) -> Section:
-    body = figure(
-        "Entropy of each attribute",
-        partial(entropy_plot, results),
-        "Plug-in entropy of each attribute's values, in nats; bars are 95% intervals.",
-    )
-    body += figure(
-        "Most frequent values",
-        partial(top_values_plot, results),
-        "Each block is one value, as wide as its share of all texts; grey is the rest. (none): no "
-        "value was read.",
-    )
-    return Section("Attributes", "What the texts are about, as the annotator reads them.", body)
-
-
-def _collapsed(results: Results) -> Section:
-    first, *others = results["models"]
-    tables = [
-        f"<h3>{escape(model_label(name))}</h3>{found}"
-        for name in others[:_UNFOLDED]
-        if (found := collapsed_into(results, first, name))
-    ]
-    intro = (
-        f"The most frequent values of each attribute; in brackets, how often {model_label(first)} "
-        "has them."
-    )
-    return Section("What each fell back on", intro, "".join(tables))
-
-
-def _trade_offs(results: Results) -> Section:
-    plots = (
-        figure(
-            f"{up} against {across}",
-            lambda width, pair=(across, up): trade_off_plot(results, width, *pair),
-            "Up is more diverse, right is better. Bars are 95% intervals; a line joins one model's "
-            "temperatures.",
-        )
-        for across, up in _TRADE_OFFS
-    )
-    intro = "A model that answers nonsense is diverse, and so is one that learnt nothing."
-    return Section("Diversity against quality", intro, "".join(plots))
-
-
-def _making(results: Results) -> Section:
+def _making(results: Results) -> dict[str, Any]:
     files = {
         f"{short_name(name)}": f"{model['file']}, sha256 {model['sha256']}"
         for name, model in results["models"].items()
@@ -179,6 +169,4 @@ def _making(results: Results) -> Section:
         "seeds": ", ".join(map(str, results["seeds"])),
         **{f"{name} version": version for name, version in results["versions"].items()},
     }
-    intro = "What it takes to make these figures again; results.json has them in full."
-    body = definitions(facts.items()) + configuration(results)
-    return Section("How each number was made", intro, body)
+    return {"facts": list(facts.items()), "config": configuration(results)}

@@ -16,14 +16,12 @@ from rich.progress import Progress
 from anchored.config import versions
 from anchored.data.generations import Generations, read_sets
 from anchored.errors import ConfigError, DataError
-from anchored.files import atomic_write, claim, released_if_unused, write_json, write_jsonl
+from anchored.files import claim, released_if_unused, write_json, write_jsonl
 from anchored.judge.judging import Plan, projected
 from anchored.metrics import collapse, lexical
 from anchored.metrics.entropy import entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
 from anchored.metrics.table import ENTROPY_SAMPLES, Sampled
-from anchored.report.score_page import write_score_report
-from anchored.report.score_table import markdown, rich_tables
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.backends import JOURNAL, ReadersConfig, inquiry, load_readers
 from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
@@ -38,10 +36,19 @@ class ScoreConfig(ReadersConfig):
     compare: Literal["first", "pairwise"] = "first"
 
 
-def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, Any]:
-    """Scores and shows the tables on `console`; results.json, table.md and report.html go to `out`.
+@dataclass(frozen=True)
+class Scored:
+    """`results.json`, the texts that a report shows beside it, and the judge's failures."""
 
-    Where a judge failed, its failures go to failures.jsonl; the same run again asks for those only.
+    results: dict[str, Any]
+    shown: Shown
+    failures: list[dict[str, Any]]
+
+
+def run(config: ScoreConfig, out: Path | None) -> Scored:
+    """Score the sets; write results.json and, where a judge failed, failures.jsonl into `out`.
+
+    The same run again asks the judge only for what failed.
 
     Raises:
         ConfigError: a backend is unknown or cannot be loaded, `out` holds another run, or a judge
@@ -51,18 +58,13 @@ def run(config: ScoreConfig, out: Path | None, console: Console) -> dict[str, An
     """
     journal = _journal(config, out)
     if out is None:
+        return _with_progress(config, journal)
+    claim(out, config)
+    with released_if_unused(out):
         found = _with_progress(config, journal)
-    else:
-        claim(out, config)
-        with released_if_unused(out):
-            found = _with_progress(config, journal)
-        write_json(out / "results.json", found.results)
-        atomic_write(out / "table.md", markdown(found.results))
-        write_score_report(found.results, found.shown, out / "report.html")
-        write_failures(out / "failures.jsonl", found.failures)
-    for table in rich_tables(found.results):
-        console.print(table)
-    return found.results
+    write_json(out / "results.json", found.results)
+    write_failures(out / "failures.jsonl", found.failures)
+    return found
 
 
 def project(config: ScoreConfig, out: Path | None) -> Plan:
@@ -90,20 +92,11 @@ def _journal(config: ScoreConfig, out: Path | None) -> Path | None:
 
 
 def write_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the judgements that failed, a row each; without any there is no file."""
+    """Write the judgements that failed, one record per failure; without any there is no file."""
     if failures:
         write_jsonl(path, failures)
     else:
         path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """`results.json`, the texts that a report shows beside it, and the judge's failures."""
-
-    results: dict[str, Any]
-    shown: Shown
-    failures: list[dict[str, Any]]
 
 
 def _with_progress(config: ScoreConfig, journal: Path | None) -> Scored:

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anchored.annotation import Annotation
-from anchored.data.generations import Generations
+from anchored.data.generations import Generations, spread
 from anchored.metrics.embedding import principal_axes
-from anchored.report.page import spread
 from anchored.scoring.measure import Measured
 
 MAX_TEXTS = 600
