@@ -18,8 +18,10 @@ from anchored.annotation import Annotation, Schema
 from anchored.annotators.offline import OfflineAnnotator
 from anchored.corpus import offline_run as module
 from anchored.corpus.offline_run import AnnotateConfig, run
+from anchored.data.rows import canonical_row
 from anchored.errors import ConfigError, DataError
-from anchored.tags.statistics import statistics
+from anchored.tags.observations import annotations_of
+from anchored.tags.statistics import TagStatistics, statistics
 
 QUIET = Console(quiet=True)
 NAMES = ("Mara", "Tobin", "Ilse", "Ravi")
@@ -55,6 +57,10 @@ def config(source: Path, out: Path, **changes: Any) -> AnnotateConfig:
 def output(out: Path) -> list[dict[str, Any]]:
     lines = [line for path in sorted(out.glob("shard-*")) for line in path.open(encoding="utf-8")]
     return list(map(json.loads, lines))
+
+
+def statistics_of(rows: list[dict[str, Any]]) -> TagStatistics:
+    return statistics(annotations_of(canonical_row(row, "here") for row in rows))
 
 
 def files(out: Path) -> Iterator[tuple[str, bytes]]:
@@ -131,7 +137,7 @@ def test_the_manifest_counts_what_was_written(tmp_path: Path):
     rows = output(tmp_path / "out")
     assert manifest["chunks"] == sum(len(row["chunks"]) for row in rows)
     assert manifest["characters"] == sum(len(row["text"]) for row in documents())
-    assert manifest["tags"] == statistics(rows).data()
+    assert manifest["tags"] == statistics_of(rows).data()
     assert manifest["annotator"].startswith("offline-1 (")
 
 
@@ -145,7 +151,7 @@ def test_one_process_or_two_write_the_same(tmp_path: Path):
 
 DIE_IN_THE_THIRD_SHARD = """
 import os, signal, sys
-from anchored.annotate import run as module
+from anchored.corpus import offline_run as module
 
 from anchored import files
 
@@ -244,13 +250,18 @@ def test_statistics_of_rows_of_every_format():
     def tags(*values: str) -> list[dict[str, str]]:
         return [{"key": "topic", "value": value} for value in values]
 
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "annotation": tags("sea")},
+    ]
+    chunks = [{"text": "t", "annotation": tags("war")}, {"text": "u", "annotation": []}]
     rows = [
-        {"chunks": [{"annotation": tags("war")}, {"annotation": []}], "annotation": tags("x")},
+        {"chunks": chunks, "annotation": tags("x")},
         {"prompt": "p", "response": "r", "annotation": tags("war", "sea")},
-        {"messages": [{"role": "user"}, {"role": "assistant", "annotation": tags("sea")}]},
+        {"messages": turns},
         {"text": "plain"},
     ]
-    assert statistics(rows).data() == {
+    assert statistics_of(rows).data() == {
         "annotations": 4,
         "keys": {
             "topic": {
@@ -264,4 +275,19 @@ def test_statistics_of_rows_of_every_format():
             }
         },
     }
-    assert statistics([]).data() == {"annotations": 0, "keys": {}}
+    assert statistics_of([]).data() == {"annotations": 0, "keys": {}}
+
+
+def test_turns_are_counted_where_the_row_annotates_the_last_of_them_too():
+    def tags(value: str) -> list[dict[str, str]]:
+        return [{"key": "topic", "value": value}]
+
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "annotation": tags("sea")},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "b", "annotation": tags("war")},
+    ]
+    found = statistics_of([{"messages": turns, "annotation": tags("own")}])
+    assert found.annotations == 2
+    assert found.keys["topic"].top == (("own", 1), ("sea", 1))

@@ -117,9 +117,12 @@ def test_a_file_of_conversations_keeps_their_turns(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([{"prompt": "A"}, {"prompt": "A"}], r"line 2: prompt: 'A' is the same as at .*: line 1"),
-        ([{"prompt": 3}], "line 1: prompt: 3 is no text"),
-        ([{"messages": [{"role": "assistant", "content": "A"}]}], "no conversation that ends with"),
-        ([{"messages": "A"}], "no conversation that ends with"),
+        ([{"prompt": 3}], "line 1: prompt: 3 is not text"),
+        (
+            [{"messages": [{"role": "assistant", "content": "A"}]}],
+            "not a conversation that ends",
+        ),
+        ([{"messages": "A"}], "not a conversation that ends"),
         ([], "the file of prompts is empty"),
     ],
 )

@@ -162,7 +162,7 @@ def test_with_the_run_killed_and_then_a_worker_nothing_is_lost_doubled_or_told(
         on_cluster = settings(rows, tmp_path / "many", server.url, cluster="ray", workers=2)
         (tmp_path / "run.json").write_text(on_cluster.model_dump_json())
         code = (
-            "import sys; from anchored.annotate import corpus as m;"
+            "import sys; from anchored.corpus import endpoint_run as m;"
             "m.run(m.EndpointAnnotateConfig.model_validate_json(open(sys.argv[1]).read()))"
         )
         command = [sys.executable, "-c", code, str(tmp_path / "run.json")]

@@ -69,7 +69,7 @@ def test_annotations_that_a_model_wrote_stay_with_their_texts(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ("topic: sea", "annotation: 'topic: sea' is no list of tags; write"),
+        ("topic: sea", "annotation: 'topic: sea' is not a list of tags; write"),
         ([{"key": "topic"}], "annotation: "),
     ],
 )
@@ -123,12 +123,12 @@ GOOD = {"prompt": "p", "generations": ["x", "y"]}
         ({"prompt": "p", "response": "x"}, "line 2: generations: missing (fields: prompt, resp"),
         ({"generations": ["x"]}, "line 2: prompt: missing"),
         ({**GOOD, "prompt": 7}, "line 2: prompt: '7' is int, not text"),
-        ({**GOOD, "generations": "x"}, "line 2: generations: 'x' is no list of texts"),
-        ({**GOOD, "generations": []}, "line 2: generations: '[]' is no list of texts"),
+        ({**GOOD, "generations": "x"}, "line 2: generations: 'x' is not a list of texts"),
+        ({**GOOD, "generations": []}, "line 2: generations: '[]' is not a list of texts"),
         ({**GOOD, "generations": ["x", None]}, "line 2: generations[1]: 'None' is NoneType, not"),
-        ({**GOOD, "partition": [0]}, "line 2: partition: '[0]' is no list of 2"),
-        ({**GOOD, "partition": [0, True]}, "line 2: partition[1]: True is no class number"),
-        ({**GOOD, "generation_scores": [1, "2"]}, "line 2: generation_scores[1]: '2' is no number"),
+        ({**GOOD, "partition": [0]}, "line 2: partition: '[0]' is not a list of 2"),
+        ({**GOOD, "partition": [0, True]}, "line 2: partition[1]: True is not a class number"),
+        ({**GOOD, "generation_scores": [1, "2"]}, "line 2: generation_scores[1]: '2' is not a nu"),
     ],
 )
 def test_a_bad_row_is_named_with_line_field_and_value(

@@ -303,7 +303,8 @@ def test_a_corpus_shows_coverage_entropy_and_top_values(tmp_path: Path):
 
 def test_the_tail_holds_the_rarest_values_that_are_not_at_the_top():
     tags = [{"key": "hero", "value": f"{n:02}"} for n in range(12) for _ in range(20 - n)]
-    found = statistics([{"annotation": [*tags, {"key": "hero", "value": "x"}]}]).keys["hero"]
+    annotation = Annotation.from_rows([*tags, {"key": "hero", "value": "x"}])
+    found = statistics([annotation]).keys["hero"]
     assert found.tail == (("10", 10), ("11", 9), ("x", 1))
     assert (found.top[0], found.top[-1], found.once) == (("00", 20), ("09", 11), 1)
 

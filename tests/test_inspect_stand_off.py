@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from anchored.annotation import Annotation
 from anchored.cli import main
+from anchored.data.rows import Conversation
 from anchored.errors import DataError
 from anchored.inspection.inspect import view_of
 from anchored.tags.standoff_join import read_annotated
@@ -101,3 +103,12 @@ def test_a_corpus_that_changed_is_refused(folders: tuple[Path, Path, Path]) -> N
     corpus.write_text(changed, encoding="utf-8")
     with pytest.raises(DataError, match=r"line 5.* of its corpus changed since"):
         list(read_annotated(SourceConfig(path=str(first))))
+
+
+def test_where_is_about_the_fields_of_the_annotated_corpus(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    (item,) = read_annotated(SourceConfig(path=str(folders[1]), where={"prompt": "Tell 3."}))
+    assert item.raw == rows()[16]
+    assert isinstance(item, Conversation)
+    assert [turn.annotation for turn in item.messages] == [None, Annotation.of({"topic": "mill"})]

@@ -587,7 +587,7 @@ def test_a_reward_that_cannot_judge_is_refused(
     ("row", "said"),
     [
         ({"prompt": "A?", "chosen": "a"}, "x: has one of chosen and rejected"),
-        ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is no answer"),
+        ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is not an answer"),
         ({"prompt": " "}, "x: prompt: ' ' is empty"),
         ({"messages": [answer("hm")]}, "x: no prompt"),
         ({"prompt": "A?", "prompts": 1}, "x: prompts: TRL gives rewards something else"),

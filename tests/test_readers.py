@@ -13,149 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from anchored.annotation import Annotation
 from anchored.config import load_config
 from anchored.data.prepare import PrepareConfig
-from anchored.data.readers import (
-    Conversation,
-    Document,
-    SourceConfig,
-    load_schema,
-    parse_row,
-    read_rows,
-)
+from anchored.data.readers import SourceConfig, load_schema, read_items, read_rows
+from anchored.data.rows import Document, uncut
 from anchored.errors import ConfigError, DataError
-from anchored.segments import Chunk, Message
 
 
 def rows_of(path, **options):
     return [row for _, row in read_rows(SourceConfig(path=str(path), **options))]
-
-
-def whole(text: str) -> list[str]:
-    return [text]
-
-
-def parse(row):
-    return parse_row(row, "rows.jsonl: line 7", whole)
-
-
-TAGS = [{"key": "topic", "value": "sea"}]
-PLAN = Annotation.of({"topic": "sea"})
-
-
-@pytest.mark.parametrize(
-    ("row", "item"),
-    [
-        ({"id": "a", "text": "One."}, Document("a", (Chunk("One."),))),
-        ({"text": "One."}, Document("rows.jsonl: line 7", (Chunk("One."),))),
-        (
-            {"id": 3, "chunks": [{"text": "One.", "annotation": TAGS}, {"text": "Two."}]},
-            Document("3", (Chunk("One.", PLAN), Chunk("Two."))),
-        ),
-        (
-            {"id": "a", "text": "One.", "prompt": "Tell.", "annotation": TAGS},
-            Document("a", (Chunk("One."),), "Tell.", PLAN),
-        ),
-        (
-            {"id": "a", "prompt": "Hi.", "response": "Ho.", "annotation": TAGS},
-            Conversation("a", (Message("user", "Hi."), Message("assistant", "Ho.", PLAN))),
-        ),
-        (
-            {"id": "a", "prompt": "Hi.", "annotation": TAGS},
-            Conversation("a", (Message("user", "Hi."), Message("assistant", "", PLAN))),
-        ),
-        (
-            {"id": "a", "instruction": "Add.", "input": "1 2", "output": "3"},
-            Conversation("a", (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))),
-        ),
-        (
-            {"id": "a", "instruction": "Add.", "input": "", "output": "3", "text": "Below is..."},
-            Conversation("a", (Message("user", "Add."), Message("assistant", "3"))),
-        ),
-        (
-            {
-                "id": "a",
-                "messages": [
-                    {"role": "system", "content": ""},
-                    {"role": "user", "content": "Hi."},
-                    {"role": "assistant", "content": "Ho.", "annotation": TAGS},
-                    {"role": "user", "content": "Bye."},
-                ],
-            },
-            Conversation(
-                "a",
-                (
-                    Message("system", ""),
-                    Message("user", "Hi."),
-                    Message("assistant", "Ho.", PLAN),
-                ),
-            ),
-        ),
-        (
-            {
-                "id": "a",
-                "annotation": TAGS,
-                "messages": [
-                    {"role": "user", "content": "Hi."},
-                    {"role": "assistant", "content": "Ho."},
-                ],
-            },
-            Conversation("a", (Message("user", "Hi."), Message("assistant", "Ho.", PLAN))),
-        ),
-        (
-            {"id": "a", "annotation": TAGS, "messages": [{"role": "user", "content": "Hi."}]},
-            Conversation("a", (Message("user", "Hi."), Message("assistant", "", PLAN))),
-        ),
-    ],
-)
-def test_every_row_format_becomes_exactly_this(row, item):
-    assert parse(row) == item
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"text": " \n"}, "text: ' \\n' is empty; remove the row, or set skip_bad_rows: true"),
-        ({"text": 5}, "text: '5' is int, not text; write a string"),
-        ({"chunks": []}, "chunks: [] is empty; remove the row, or set skip_bad_rows: true"),
-        ({"chunks": "x"}, "chunks: 'x' is not a list of objects"),
-        ({"chunks": [{"annotation": []}]}, "chunks: {'annotation': []} has no text"),
-        (
-            {"title": "x"},
-            "has the fields title; a row needs text, chunks, messages, prompt + response or "
-            "instruction + output",
-        ),
-        ({"messages": [{"role": "bot", "content": "x"}]}, "messages: role 'bot' is not one of "
-         "system, user, assistant"),
-        ({"messages": [{"role": "user"}]}, "messages: {'role': 'user'} has no content"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "messages: no assistant turn to learn; "
-         "remove the row, or set skip_bad_rows: true"),
-        ({"prompt": "x", "response": ""}, "response: '' is empty; remove the row, or set "
-         "skip_bad_rows: true"),
-        ({"text": "x", "annotation": [{"key": "a"}]}, "annotation: {'key': 'a'} is not "
-         "{'key': text, 'value': text}"),
-        ({"text": "x", "annotation": [{"key": "A b", "value": "c"}]}, "tag key 'A b': use 1-32 of "
-         "a-z, 0-9 and _, starting with a letter"),
-    ],
-)  # fmt: skip
-def test_a_bad_row_is_named_with_its_place_field_and_value(row, message):
-    with pytest.raises(DataError) as error:
-        parse(row)
-    assert str(error.value) == f"rows.jsonl: line 7: {message}"
-
-
-def test_the_annotation_of_a_whole_document_takes_the_most_frequent_value_of_each_key():
-    tags = [("place", "sea"), ("time", "dawn")], [("place", "wood")], [("place", "wood")]
-    item = Document("a", tuple(Chunk("x", Annotation.of(pairs)) for pairs in tags))
-    assert item.whole_annotation == Annotation.of({"place": "wood", "time": "dawn"})
-    assert Document("a", item.chunks, annotation=PLAN).whole_annotation == PLAN
-
-
-def test_the_text_of_a_document_joins_chunks_as_its_sequence_does():
-    assert Document("a", (Chunk("One."), Chunk("Two.\n"), Chunk("Three."))).text == (
-        "One.\n\nTwo.\nThree."
-    )
 
 
 ROWS = [{"id": str(i), "text": f"Text {i}.\rStill {i}."} for i in range(3)]
@@ -335,5 +201,6 @@ def test_real_files_are_read_as_they_lie(shared_data: Path):
     stories = rows_of(shared_data / "stories" / "tinystories.txt.xz", separator="<|endoftext|>")
     assert len(stories) > 1500
     assert len(rows_of(shared_data / "instructions" / "alpaca.json.xz", limit=5)) == 5
-    (row,) = rows_of(shared_data / "stories" / "stories.jsonl.xz", limit=1)
-    assert isinstance(parse(row), Document)
+    source = SourceConfig(path=str(shared_data / "stories" / "stories.jsonl.xz"), limit=1)
+    ((_, item),) = read_items(source, uncut)
+    assert isinstance(item, Document)

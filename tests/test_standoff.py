@@ -13,7 +13,8 @@ from rich.console import Console
 
 from anchored.data.corpus_source import CorpusConfig, items
 from anchored.data.prepare import NewTokenizer, PrepareConfig, prepare
-from anchored.data.readers import SourceConfig, parse_row
+from anchored.data.readers import SourceConfig
+from anchored.data.rows import canonical_row
 from anchored.data.standoff import Record, StandOff, open_parts, text_hash, write_shard
 from anchored.errors import ConfigError, DataError
 from anchored.segments import split_chunks
@@ -39,8 +40,8 @@ def beside(folder: Path, rows: list[dict[str, Any]], failed: str = "", size: int
     (folder / "config.yaml").write_text(ENDPOINT)
     records = []
     for number, row in enumerate(rows):
-        item = parse_row(row, "here", lambda text: split_chunks(text, 20, 60))
-        for part in open_parts(row, item):
+        item = canonical_row(row, "here", lambda text: split_chunks(text, 20, 60))
+        for part in open_parts(item):
             error = "no answer" if item.id == failed else None
             found = () if error else tags(part.text[:16])
             records.append(
@@ -153,7 +154,7 @@ def test_a_folder_that_is_none_is_refused_by_name(tmp_path: Path, spoil: Any, me
     with pytest.raises(DataError, match=message):
         beside_all = StandOff(folder)
         for row in ROWS:
-            beside_all.attach(row, parse_row(row, "here", beside_all.split))
+            beside_all.attach(canonical_row(row, "here", beside_all.split))
 
 
 def test_shards_load_in_datasets_as_they_are(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from anchored.annotation import Annotation
 from anchored.cli import main
 from anchored.data.canonical import CanonicalMap
 from anchored.data.prepare import PrepareConfig, prepare
-from anchored.data.readers import parse_row
+from anchored.data.rows import canonical_row
 from anchored.errors import ConfigError, DataError
 from anchored.inspection.inspect import view_of
 from anchored.models.embedders import StaticEmbedder
@@ -36,12 +36,8 @@ QUIET = Console(quiet=True)
 PLAN = Annotation.of({"place": "mill"})
 
 
-def whole(text: str) -> list[str]:
-    return [text]
-
-
 def parts(row: dict[str, Any]) -> list[tuple[str, str, Annotation | None]]:
-    found = parts_of(row, parse_row(row, "here", whole))
+    found = parts_of(canonical_row(row, "here"))
     return [(part.prompt, part.text, part.annotation) for part in found]
 
 
@@ -77,7 +73,7 @@ def test_each_text_with_an_annotation_of_its_own_is_a_part(row, expected):
 
 def test_the_prompted_text_is_the_last_answer_or_the_whole_document():
     def of(row: dict[str, Any]) -> Part | None:
-        return prompted(row, parse_row(row, "here", whole))
+        return prompted(canonical_row(row, "here"))
 
     assert of({"messages": TURNS}) == Part("here", "Two.", "Second.", PLAN)
     chunks = [{"text": "A.", "annotation": PLAN.rows()}, {"text": "B."}]

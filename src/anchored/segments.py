@@ -87,13 +87,13 @@ OBJECTIVES = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of a document and what is said about it.
+    """A stretch of a document and what is said about it; None where nobody annotated it.
 
     `text` keeps the white space that follows it.
     """
 
     text: str
-    annotation: Annotation = field(default_factory=Annotation)
+    annotation: Annotation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece
     pieces = [BOS]
     for i, chunk in enumerate(chunks):
         if objective.annotated:
-            pieces.extend(annotation_pieces(chunk.annotation, objective))
+            pieces.extend(annotation_pieces(chunk.annotation or Annotation(), objective))
         joint = "" if i == len(chunks) - 1 or chunk.text[-1:].isspace() else "\n\n"
         pieces.append(Piece(chunk.text + joint, Kind.TEXT, supervised))
     pieces.append(Piece("eos", Kind.CONTROL, supervised))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from anchored.data.rows import Row, prompt_turns
 from anchored.errors import ConfigError, DataError
 from anchored.files import read_jsonl
 from anchored.segments import Message
@@ -124,7 +125,7 @@ def load_benchmark(spec: str, limit: int | None = None) -> Benchmark:
     Args:
         spec: `stories`; `noveltybench`, `wildchat` or `infinitychat`, whose prompts lie in the
             folder `ANCHORED_DATA`, or with `=PATH` in that file or folder, or with `=hub` on the
-            hub; or a file: `.txt`, a prompt a line, or `.jsonl` with `prompt` or `messages`.
+            hub; or a file: `.txt`, one prompt per line, or `.jsonl` with `prompt` or `messages`.
         limit: the first so many prompts.
 
     Raises:
@@ -190,8 +191,7 @@ def _from_hub(name: str, entry: _Published) -> tuple[Prompt, ...]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"benchmark {name}: {entry.hub} on the hub: {reason}") from None
-    return _distinct((f"{entry.hub}: row {i}", _read(row, entry.field, f"{entry.hub}: row {i}"))
-                     for i, row in enumerate(rows))  # fmt: skip
+    return _asked_in(((f"{entry.hub}: row {i}", row) for i, row in enumerate(rows)), entry.field)
 
 
 def _from_file(path: Path, field: str = "prompt") -> tuple[Prompt, ...]:
@@ -199,8 +199,11 @@ def _from_file(path: Path, field: str = "prompt") -> tuple[Prompt, ...]:
         raise ConfigError(f"benchmark {path}: no such file; use {', '.join(NAMES)} or a file")
     if path.suffix in _TEXTS:
         return _distinct(_lines(path))
-    rows = ((f"{path}: line {number}", row) for number, row in read_jsonl(path))
-    return _distinct((where, _read(row, field, where)) for where, row in rows)
+    return _asked_in(((f"{path}: line {number}", row) for number, row in read_jsonl(path)), field)
+
+
+def _asked_in(rows: Iterable[tuple[str, Row]], field: str) -> tuple[Prompt, ...]:
+    return _distinct((where, Prompt(prompt_turns(row, where, field))) for where, row in rows)
 
 
 def _lines(path: Path) -> Iterable[tuple[str, Prompt]]:
@@ -211,31 +214,6 @@ def _lines(path: Path) -> Iterable[tuple[str, Prompt]]:
             raise DataError(f"{path}: line {number}: not UTF-8; convert the file first") from None
         if line:
             yield f"{path}: line {number}", _asked(line)
-
-
-def _read(row: Mapping[str, Any], field: str, where: str) -> Prompt:
-    """A row's `messages`, its `field`, or its `prompt`."""
-    if "messages" in row:
-        return Prompt(_turns(row["messages"], where))
-    text = row.get(field, row.get("prompt"))
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: prompt: {text!r:.80} is no text; a row has prompt or messages")
-    return _asked(text)
-
-
-def _turns(rows: Any, where: str) -> tuple[Message, ...]:
-    try:
-        turns = tuple(Message(row["role"], row["content"]) for row in rows)
-    except (TypeError, KeyError):
-        turns = ()
-    known = all(turn.role in ("system", "user", "assistant") for turn in turns)
-    texts = all(isinstance(turn.content, str) for turn in turns)
-    if not turns or not known or not texts or turns[-1].role != "user":
-        raise DataError(
-            f"{where}: messages: {rows!r:.80} is no conversation that ends with the user; write "
-            "[{role, content}, ...] with roles system, user and assistant"
-        )
-    return turns
 
 
 def _distinct(prompts: Iterable[tuple[str, Prompt]]) -> tuple[Prompt, ...]:
@@ -249,5 +227,5 @@ def _distinct(prompts: Iterable[tuple[str, Prompt]]) -> tuple[Prompt, ...]:
             )
         found.append(prompt)
     if not found:
-        raise DataError("benchmark: the file of prompts is empty; write a prompt a line")
+        raise DataError("benchmark: the file of prompts is empty; write one prompt per line")
     return tuple(found)

@@ -184,8 +184,8 @@ def _scan(config: EndpointAnnotateConfig, share: Share, sample: int, console: Co
     with console.status("reading the source"):
         for scan.last_shard, rows in numbered_shards(config, share):
             scan.rows += len(rows)
-            for _, (row, item) in rows:
-                for part in open_parts(row, item):
+            for _, item in rows:
+                for part in open_parts(item):
                     scan.add(part)
     if not scan.rows and share == WHOLE:
         raise DataError(f"{config.source[0].path}: no row to annotate")

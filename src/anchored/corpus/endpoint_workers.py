@@ -126,9 +126,9 @@ def _shards(config: CorpusConfig, job: Job) -> Iterator[tuple[int, _Shard]]:
 
 def _known(job: Job, journal: Journal, rows: NumberedRows) -> Iterator[tuple[str, Row]]:
     """Answers by key; with tags of chunks before, up to a document's first that is not known."""
-    for _, (row, item) in rows:
+    for _, item in rows:
         earlier: list[str] = []
-        for part in open_parts(row, item):
+        for part in open_parts(item):
             shown = earlier[-job.context_tags :] if job.context_tags else ()
             key = job.annotator.key(Request(part.text, part.request, tuple(shown)))
             found = journal.get(key)

@@ -29,11 +29,13 @@ from anchored.annotators.distilled import DistilledAnnotator
 from anchored.annotators.offline import OfflineAnnotator
 from anchored.config import versions
 from anchored.data.corpus_source import CorpusConfig, batched, check_installed, items
-from anchored.data.readers import Document, Item, Row, load_schema
+from anchored.data.readers import SourceConfig, load_schema, read_items
+from anchored.data.rows import Document, Item, annotated_row, uncut
 from anchored.errors import ConfigError, DataError
-from anchored.files import claim, read_jsonl, write_json, write_jsonl
+from anchored.files import claim, write_json, write_jsonl
 from anchored.processes import end_with_parent
-from anchored.tags.statistics import statistics
+from anchored.tags.observations import annotations_of
+from anchored.tags.statistics import TagStatistics, statistics
 
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
@@ -42,7 +44,7 @@ _PROBE = 500
 _BATCH = 512
 _DISTILLED = "distilled:"
 
-_Shard = Sequence[tuple[Row, Item]]
+_Shard = Sequence[Item]
 
 
 class Annotator(Protocol):
@@ -162,12 +164,12 @@ def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any
 def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, Any]]:
     scan, digest = _Scan(config.sample_chunks, random.Random(config.seed)), hashlib.sha256()
     with console.status("reading the source"):
-        for row, item in items(config):
+        for item in items(config):
             if item is None:
                 scan.skipped += 1
                 continue
             scan.rows += 1
-            digest.update(json.dumps(row, default=str).encode())
+            digest.update(json.dumps(item.raw, default=str).encode())
             scan.add(_chunk_texts(item))
             scan.chars_to_read += sum(map(len, _texts(item)))
     if not scan.rows:
@@ -311,7 +313,7 @@ def _finished(
 
 
 def _shards(config: AnnotateConfig) -> Iterator[tuple[int, _Shard]]:
-    kept = ((row, item) for row, item in items(config) if item is not None)
+    kept = (item for item in items(config) if item is not None)
     yield from enumerate(batched(kept, config.rows_per_shard))
 
 
@@ -377,12 +379,11 @@ def _work(path: Path, shard: _Shard) -> int:
 
 
 def _write_shard(annotator: Annotator, path: Path, shard: _Shard) -> None:
-    texts = list(dict.fromkeys(text for _, item in shard for text in _texts(item)))
+    texts = list(dict.fromkeys(text for item in shard for text in _texts(item)))
     found: dict[str, Annotation] = {}
     for batch in batched(texts, _BATCH):
         found |= zip(batch, annotator.annotate_batch(batch), strict=True)
-    rows = (annotated_row(row, item, found) for row, item in shard)
-    write_jsonl(path, rows)
+    write_jsonl(path, (annotated_row(item, found) for item in shard))
 
 
 def _chunk_texts(item: Item) -> Iterator[str]:
@@ -401,54 +402,22 @@ def _texts(item: Item) -> Iterator[str]:
         yield item.text
 
 
-def annotated_row(row: Row, item: Item, found: dict[str, Annotation]) -> dict[str, Any]:
-    """The row with annotations in their stored form; those it came with are kept.
-
-    Args:
-        row: as it was read.
-        item: what it parsed to.
-        found: annotation by text, for all of the item's texts.
-    """
-    kept = {"id": item.id, **row}
-    if isinstance(item, Document):
-        kept.pop("text", None)
-        given = row.get("chunks") or [{}] * len(item.chunks)
-        tags = [
-            found[chunk.text] if one.get("annotation") is None else chunk.annotation
-            for chunk, one in zip(item.chunks, given, strict=True)
-        ]
-        kept["chunks"] = [
-            {"text": chunk.text, "annotation": annotation.rows()}
-            for chunk, annotation in zip(item.chunks, tags, strict=True)
-        ]
-        whole = item.annotation
-        if whole is None and item.prompt is not None:
-            whole = found[item.text]
-        return kept if whole is None else kept | {"annotation": whole.rows()}
-    if "messages" in row:
-        return kept | {"messages": [_annotated_turn(turn, found) for turn in row["messages"]]}
-    given, text = item.messages[-1].annotation, item.messages[-1].content
-    return kept | {"annotation": (found[text] if given is None else given).rows()}
-
-
-def _annotated_turn(turn: Row, found: dict[str, Annotation]) -> dict[str, Any]:
-    if turn["role"] != "assistant" or turn.get("annotation") is not None:
-        return dict(turn)
-    return {**turn, "annotation": found[turn["content"]].rows()}
-
-
 def _manifest(config: AnnotateConfig, annotator: Annotator, plan: dict[str, Any]) -> dict[str, Any]:
-    shards = sorted(config.out.glob("shard-*.jsonl"))
-    tags = statistics(row for shard in shards for _, row in read_jsonl(shard))
     return {
         "annotator": annotator.name,
         "schema": annotator.schema.model_dump(mode="json"),
         "unread_keys": list(annotator.unread),
         "calibration": CALIBRATION if config.distilled is None else None,
         **plan,
-        "tags": tags.data(),
+        "tags": _written_tags(config.out).data(),
         "versions": versions(),
     }
+
+
+def _written_tags(out: Path) -> TagStatistics:
+    sources = (SourceConfig(path=str(shard)) for shard in sorted(out.glob("shard-*.jsonl")))
+    rows = (item for source in sources for _, item in read_items(source, uncut))
+    return statistics(annotations_of(rows))
 
 
 def _account(manifest: dict[str, Any], console: Console) -> None:

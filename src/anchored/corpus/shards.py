@@ -11,7 +11,7 @@ from anchored.annotators.by_endpoint import Answer, Request
 from anchored.annotators.prompts import written
 from anchored.corpus.meter import Meter
 from anchored.data.corpus_source import CorpusConfig, batched, items
-from anchored.data.readers import Item, Row
+from anchored.data.rows import Item
 from anchored.data.standoff import Part, Record, open_parts, text_hash, write_shard
 from anchored.endpoint import run_all
 from anchored.errors import Incomplete
@@ -21,7 +21,7 @@ _SHARD_JOURNAL = "journal-of-shard-{}.jsonl"
 OF_A_KILLED_RUN = 60.0
 """Seconds until Ray has ended the workers of a killed run too, which write these journals."""
 
-NumberedRows = Sequence[tuple[int, tuple[Row, Item]]]
+NumberedRows = Sequence[tuple[int, Item]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Share:
     count: int = 1
 
     def has(self, shard: int) -> bool:
-        """Is the shard with this number part of it?"""
+        """True if the shard with this number is part of it."""
         return shard % self.count == self.index
 
     def file(self, name: str, suffix: str) -> str:
@@ -46,7 +46,7 @@ WHOLE = Share()
 
 def numbered_shards(config: CorpusConfig, share: Share) -> Iterator[tuple[int, NumberedRows]]:
     """A share's shards in order: number, and rows with theirs."""
-    kept = ((row, item) for row, item in items(config) if item is not None)
+    kept = (item for item in items(config) if item is not None)
     for number, rows in enumerate(batched(enumerate(kept), config.rows_per_shard)):
         if share.has(number):
             yield number, rows
@@ -151,7 +151,7 @@ class ShardWriter:
     def _tasks(self, shards: Iterable[tuple[int, NumberedRows]]) -> Iterator[_Task]:
         for number, rows in shards:
             shard = _Shard(number)
-            todo = [places for row, found in rows if (places := _places(row, *found))]
+            todo = [places for row, item in rows if (places := _places(row, item))]
             shard.slots = [slot for places in todo for slot, _ in places]
             shard.left = len(shard.slots)
             if not shard.left:
@@ -219,8 +219,8 @@ class ShardWriter:
         return Record(slot.row, slot.id, slot.part, tags, slot.error, slot.text_hash, slot.key)
 
 
-def _places(number: int, row: Row, item: Item) -> list[tuple[_Slot, Part]]:
+def _places(number: int, item: Item) -> list[tuple[_Slot, Part]]:
     return [
         (_Slot(number, item.id, part.index, text_hash(part.text)), part)
-        for part in open_parts(row, item)
+        for part in open_parts(item)
     ]

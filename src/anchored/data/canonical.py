@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from anchored.annotation import Annotation, Tag, normalise_value
 from anchored.config import Config, read_yaml, validated
-from anchored.data.readers import Document, Item
+from anchored.data.rows import Document, Item
 from anchored.files import atomic_write
 
 
@@ -76,7 +76,10 @@ class CanonicalMap(Config):
     def apply_to(self, item: Item) -> Item:
         """A document or conversation with canonical values in each of its annotations."""
         if isinstance(item, Document):
-            chunks = [replace(c, annotation=self.apply(c.annotation)) for c in item.chunks]
+            chunks = [
+                replace(c, annotation=c.annotation and self.apply(c.annotation))
+                for c in item.chunks
+            ]
             whole = item.annotation and self.apply(item.annotation)
             return replace(item, chunks=tuple(chunks), annotation=whole)
         turns = [

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, field_validator
 
 from anchored.config import Config
-from anchored.data.readers import Item, Row, SourceConfig, Split, parse_row, read_rows
+from anchored.data.readers import SourceConfig, read_rows
+from anchored.data.rows import Item, Split, canonical_row
 from anchored.data.standoff import refuse_stand_off
 from anchored.errors import ConfigError, DataError
 from anchored.segments import split_chunks
@@ -59,7 +60,7 @@ class CorpusConfig(Config):
 
 
 def check_installed(config: CorpusConfig) -> None:
-    """Sees that a run on a cluster can be one, before there is any work.
+    """Check that a run on a cluster can be one, before there is any work.
 
     Raises:
         ConfigError: it cannot.
@@ -70,8 +71,8 @@ def check_installed(config: CorpusConfig) -> None:
         )
 
 
-def items(config: CorpusConfig) -> Iterator[tuple[Row, Item | None]]:
-    """Rows with what they parse to; None for a bad row that is to be passed over.
+def items(config: CorpusConfig) -> Iterator[Item | None]:
+    """Canonical rows; None for a bad row that is to be skipped.
 
     Raises:
         DataError: a source cannot be read, or a row is bad and `skip_bad_rows` is false.
@@ -81,11 +82,11 @@ def items(config: CorpusConfig) -> Iterator[tuple[Row, Item | None]]:
         refuse_stand_off(source)
         for place, row in read_rows(source):
             try:
-                yield row, parse_row(row, place, split)
+                yield canonical_row(row, place, split)
             except DataError:
                 if not config.skip_bad_rows:
                     raise
-                yield row, None
+                yield None
 
 
 def batched(many: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:

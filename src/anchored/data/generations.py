@@ -1,29 +1,25 @@
 """Files of generations: for each prompt several texts, whoever wrote them.
 
-Rows are `{prompt, generations: [...]}`, a row a prompt (NoveltyBench's, with their `partition` and
-`generation_scores`, are such rows); or `{prompt, response}`, a row a text, grouped by prompt
-(`anchored sample --out` writes such rows, with the `annotation` that the model wrote first).
+They have one record per prompt, as NoveltyBench's have, or one record per text, which are grouped
+by prompt, as `anchored sample --out` writes them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anchored.annotation import Annotation
+from anchored.data.rows import GENERATIONS_FORMATS, Answers, Scores, answers_rows
 from anchored.errors import DataError
 from anchored.files import read_jsonl
-from anchored.metrics.noveltybench import Stamp, same_stamp, stored_stamp
+from anchored.metrics.noveltybench import Stamp, same_stamp
 
-FORMS = "prompt and generations (a list of texts), or prompt and response"
 _ENDING = re.compile(r"\.jsonl?(\.gz|\.xz)?$")
-
-Row = Mapping[str, Any]
-Scores = tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,31 +157,26 @@ def _keys(prompts: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def read_generations(path: Path) -> Generations:
-    """One file, `.jsonl` or `.json`, either optionally `.gz` or `.xz`, in any of the forms.
+    """One file, `.jsonl` or `.json`, either optionally `.gz` or `.xz`, in any of the formats.
 
     Raises:
         DataError: the file is missing, empty or damaged, or a row has a field missing or wrong;
             file, line, field and value are named.
     """
     unit = "line" if ".jsonl" in path.suffixes else "item"
-    rows = [(f"{path}: {unit} {number}", row) for number, row in read_jsonl(path)]
+    rows = answers_rows([(f"{path}: {unit} {number}", row) for number, row in read_jsonl(path)])
     if not rows:
-        raise DataError(f"{path}: holds no rows; a row has {FORMS}")
-    field = "generations" if "generations" in rows[0][1] else "response"
-    for where, row in rows:
-        if field not in row:
-            fields = ", ".join(row) or "none"
-            raise DataError(f"{where}: {field}: missing (fields: {fields}); a row has {FORMS}")
-    read = _prompted if field == "generations" else _flat
-    models = frozenset(str(row["model"]) for _, row in rows if row.get("model"))
-    return replace(read(rows), name=path.name, models=models)
+        raise DataError(f"{path}: holds no rows; a row has {GENERATIONS_FORMATS}")
+    flat = rows[0].annotations is not None
+    models = frozenset(row.model for row in rows if row.model)
+    return replace(_grouped(rows) if flat else _listed(rows), name=path.name, models=models)
 
 
-def _flat(rows: Sequence[tuple[str, Row]]) -> Generations:
+def _grouped(rows: Sequence[Answers]) -> Generations:
+    """Rows with a text each, by prompt."""
     groups: dict[str, list[tuple[str, Annotation | None]]] = {}
-    for where, row in rows:
-        answer = _text(where, "response", row["response"]), _annotation(where, row)
-        groups.setdefault(_prompt(where, row), []).append(answer)
+    for row in rows:
+        groups.setdefault(row.prompt, []).extend(zip(row.texts, row.annotations or (), strict=True))
     nothing = (None,) * len(groups)
     return Generations(
         "",
@@ -197,85 +188,17 @@ def _flat(rows: Sequence[tuple[str, Row]]) -> Generations:
     )
 
 
-def _annotation(where: str, row: Row) -> Annotation | None:
-    rows = row.get("annotation")
-    if rows is None:
-        return None
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{where}: annotation: {str(rows)[:80]!r} is no list of tags; write "
-            '[{"key": ..., "value": ...}], or leave the field out'
-        )
-    try:
-        return Annotation.from_rows(rows)
-    except DataError as error:
-        raise DataError(f"{where}: annotation: {error}") from None
-
-
-def _prompted(rows: Sequence[tuple[str, Row]]) -> Generations:
+def _listed(rows: Sequence[Answers]) -> Generations:
+    """Rows with a prompt each and all its texts."""
     return Generations(
         "",
-        tuple(_prompt(where, row) for where, row in rows),
-        tuple(_texts(where, row["generations"]) for where, row in rows),
-        tuple(_partition(where, row) for where, row in rows),
-        tuple(_scores(where, row) for where, row in rows),
-        frozenset(stored_stamp(row, "partition") for _, row in rows if "partition" in row),
-        frozenset(stored_stamp(row, "score") for _, row in rows if "generation_scores" in row),
+        tuple(row.prompt for row in rows),
+        tuple(row.texts for row in rows),
+        tuple(row.partition for row in rows),
+        tuple(row.scores for row in rows),
+        frozenset(row.partition_stamp for row in rows if row.partition_stamp),
+        frozenset(row.score_stamp for row in rows if row.score_stamp),
     )
-
-
-def _prompt(where: str, row: Row) -> str:
-    """The prompt; empty where it is null, as in samples without one."""
-    if "prompt" not in row:
-        raise DataError(f"{where}: prompt: missing; a row has {FORMS}")
-    return "" if row["prompt"] is None else _text(where, "prompt", row["prompt"])
-
-
-def _text(where: str, field: str, value: Any) -> str:
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise DataError(
-            f"{where}: {field}: {str(value)[:80]!r} is {kind}, not text; write a string"
-        )
-    return value
-
-
-def _texts(where: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: generations: {str(value)[:80]!r} is no list of texts; write one")
-    return tuple(_text(where, f"generations[{i}]", text) for i, text in enumerate(value))
-
-
-def _partition(where: str, row: Row) -> tuple[int, ...] | None:
-    found = _column(where, row, "partition")
-    if found is None:
-        return None
-    for i, label in enumerate(found):
-        if not isinstance(label, int) or isinstance(label, bool):
-            raise DataError(f"{where}: partition[{i}]: {label!r} is no class number; write one")
-    return tuple(found)
-
-
-def _scores(where: str, row: Row) -> Scores | None:
-    found = _column(where, row, "generation_scores")
-    if found is None:
-        return None
-    for i, score in enumerate(found):
-        if isinstance(score, bool) or not isinstance(score, int | float | None):
-            raise DataError(f"{where}: generation_scores[{i}]: {score!r} is no number; write one")
-    return tuple(found)
-
-
-def _column(where: str, row: Row, field: str) -> list[Any] | None:
-    value, wanted = row.get(field), len(row["generations"])
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != wanted:
-        raise DataError(
-            f"{where}: {field}: {str(value)[:80]!r} is no list of {wanted}, one item a generation; "
-            "mend it or leave the field out"
-        )
-    return value
 
 
 def given_stamp(sets: Sequence[Generations], what: str) -> Stamp:

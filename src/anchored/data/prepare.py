@@ -22,13 +22,8 @@ from rich.table import Table
 
 from anchored.annotation import Schema
 from anchored.config import Config, to_yaml, versions
-from anchored.data.readers import (
-    Document,
-    Item,
-    ObjectiveName,
-    SourceConfig,
-    load_schema,
-)
+from anchored.data.readers import ObjectiveName, SourceConfig, load_schema
+from anchored.data.rows import Document, Item
 from anchored.data.shard import Account, Dropped, Shard, Sourced, sourced_items
 from anchored.data.store import FORMAT, MANIFEST, join_shards, load_prepared, read_manifest
 from anchored.errors import AnchoredError, ConfigError, DataError
@@ -352,7 +347,7 @@ def _texts(items: Iterable[Item]) -> Iterator[str]:
     for item in items:
         if isinstance(item, Document):
             for chunk in item.chunks:
-                yield from (str(chunk.annotation), chunk.text)
+                yield from (str(chunk.annotation or ""), chunk.text)
             yield item.prompt or ""
         else:
             for message in item.messages:

@@ -1,16 +1,13 @@
-"""Sources and row formats: whatever they are, rows end as a `Document` or a `Conversation`."""
+"""Sources: files, folders, hub datasets and the storyworld, opened and read row by row."""
 
 from __future__ import annotations
 
 import itertools
 from codecs import BOM_UTF8
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import datasets
@@ -19,22 +16,21 @@ import yaml
 from datasets.exceptions import DatasetGenerationError
 from pydantic import AfterValidator, Field
 
-from anchored.annotation import Annotation, Schema, Tag
+from anchored.annotation import Schema
 from anchored.config import Config
+from anchored.data.rows import Item, Row, Split, canonical_row
 from anchored.errors import ConfigError, DataError
 from anchored.files import COMPRESSED, read_jsonl, unpacked
-from anchored.segments import OBJECTIVES, Chunk, Message
+from anchored.segments import OBJECTIVES
 from anchored.storyworld import Storyworld
 
-ROW_FORMATS = "text, chunks, messages, prompt + response or instruction + output"
-_ANSWERED = ({"messages"}, {"prompt", "response"}, {"instruction", "output"})
-_ROLES = ("system", "user", "assistant")
 _TEXTS = (".txt", ".md")
 _TABLES = (".parquet", ".arrow")
 _IN_FOLDERS = (".jsonl", *_TABLES, *_TEXTS)
 _PARQUET_BATCH = 256  # rows decoded at once
 
-Row = Mapping[str, Any]
+
+T = TypeVar("T")
 
 
 def _known_objective(name: str) -> str:
@@ -44,7 +40,6 @@ def _known_objective(name: str) -> str:
 
 
 ObjectiveName = Annotated[str, AfterValidator(_known_objective)]
-Split = Callable[[str], list[str]]
 
 
 class SourceConfig(Config):
@@ -80,48 +75,9 @@ class SourceConfig(Config):
 
     @property
     def endless(self) -> bool:
-        """Does it never run out by itself."""
+        """True if the source is infinite."""
         parts = urlsplit(self.path)
         return parts.scheme == "storyworld" and parts.path != "/sft" and self.limit is None
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """Text in chunks; `prompt` asks for the whole of it, and `annotation` describes the whole."""
-
-    id: str
-    chunks: tuple[Chunk, ...]
-    prompt: str | None = None
-    annotation: Annotation | None = None
-
-    @property
-    def text(self) -> str:
-        """All chunks, as `document_pieces` writes them."""
-        *first, last = (chunk.text for chunk in self.chunks)
-        return "".join(text if text[-1:].isspace() else text + "\n\n" for text in first) + last
-
-    @property
-    def whole_annotation(self) -> Annotation:
-        """The given one or, key by key, the most frequent value among the chunks."""
-        if self.annotation is not None or len(self.chunks) == 1:
-            return self.annotation or self.chunks[0].annotation
-        counts = Counter(tag for chunk in self.chunks for tag in chunk.annotation)
-        best: dict[str, Tag] = {}
-        for tag, count in counts.items():
-            if count > counts.get(best.get(tag.key), 0):  # pyright: ignore
-                best[tag.key] = tag
-        return Annotation(tuple(best.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """Turns of which at least one is the assistant's."""
-
-    id: str
-    messages: tuple[Message, ...]
-
-
-Item = Document | Conversation
 
 
 def load_schema(name: str) -> Schema:
@@ -144,12 +100,24 @@ def read_rows(source: SourceConfig, prompted_share: float = 0.0) -> Iterator[tup
     Raises:
         DataError: a file is missing or unreadable; it is named, with the line where there is one.
     """
-    return selected(_open(source, prompted_share), source)
+    return selected(_open(source, prompted_share), source, lambda pair: pair[1])
 
 
-def selected(pairs: Iterable[tuple[str, Row]], source: SourceConfig) -> Iterator[tuple[str, Row]]:
-    """What a source's `where`, `skip` and `limit` leave of its rows."""
-    rows = (pair for pair in pairs if _wanted(pair[1], source.where))
+def read_items(source: SourceConfig, split: Split) -> Iterator[tuple[str, Item]]:
+    """`read_rows` with each row as a canonical one; `split` cuts texts into chunks.
+
+    Raises:
+        DataError: a file or a row is at fault; it is named, with the line where there is one.
+    """
+    return ((place, canonical_row(row, place, split)) for place, row in read_rows(source))
+
+
+def selected(found: Iterable[T], source: SourceConfig, raw: Callable[[T], Row]) -> Iterator[T]:
+    """What a source's `where`, `skip` and `limit` leave of what was found in it.
+
+    `where` is about the fields of the rows as they were written, which `raw` gives.
+    """
+    rows = (one for one in found if _wanted(raw(one), source.where))
     stop = None if source.limit is None else source.skip + source.limit
     return itertools.islice(rows, source.skip, stop)
 
@@ -320,135 +288,3 @@ def _decode(line: bytes, place: str) -> str:
         raise DataError(
             f"{place}: not UTF-8 at byte {error.start}; convert the file first"
         ) from None
-
-
-def parse_row(row: Row, place: str, split: Split) -> Item:
-    """A row in any of the formats, as a `Document` or a `Conversation`.
-
-    Args:
-        row: documents `{text}` or `{chunks: [{text, annotation}]}`, optionally with a `prompt`;
-            conversations `{messages}`, `{prompt, response}` or `{instruction, input, output}`,
-            whatever else is there (the hub's Alpaca has a `text` too),
-            optionally with an `annotation` for the response; for replay `{prompt, annotation}` or
-            `messages` without an answer and an `annotation`;
-            always an optional `id`.
-        place: file and line, for the error. A row without an `id` is known by it, without the
-            folders: a corpus that is moved stays the same.
-        split: cuts a document's text into chunks.
-
-    Raises:
-        DataError: a field is missing, empty or of the wrong type, or a tag is malformed.
-    """
-    row = {name: value for name, value in row.items() if value is not None}
-    try:
-        name = str(row.get("id", Path(place).name))
-        answered = any(fields <= row.keys() for fields in _ANSWERED)
-        if not answered and ("chunks" in row or "text" in row):
-            return Document(name, _chunks(row, split), _prompt(row), _annotation(row))
-        return Conversation(name, _messages(row))
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from None
-
-
-def _text(row: Row, field: str, empty_ok: bool = False) -> str:
-    value = row[field]
-    if not isinstance(value, str):
-        raise DataError(
-            f"{field}: {str(value)[:80]!r} is {type(value).__name__}, not text; write a string"
-        )
-    if not empty_ok and (not value or value.isspace()):
-        raise DataError(
-            f"{field}: {value[:20]!r} is empty; remove the row, or set skip_bad_rows: true"
-        )
-    return value
-
-
-def _rows(row: Row, field: str) -> Sequence[Row]:
-    value = row[field]
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise DataError(f"{field}: {str(value)[:80]!r} is not a list of objects")
-    return value
-
-
-def _prompt(row: Row) -> str | None:
-    return _text(row, "prompt") if "prompt" in row else None
-
-
-def _annotation(row: Row) -> Annotation | None:
-    if row.get("annotation") is None:
-        return None
-    return Annotation(tuple([_tag(pair) for pair in _rows(row, "annotation")]))
-
-
-def _tag(pair: Row) -> Tag:
-    key, value = pair.get("key"), pair.get("value")
-    if not isinstance(key, str) or not isinstance(value, str):
-        raise DataError(f"annotation: {str(dict(pair))[:80]} is not {{'key': text, 'value': text}}")
-    return _make_tag(key, value)
-
-
-_make_tag = lru_cache(maxsize=1 << 16)(Tag)
-
-
-def _chunks(row: Row, split: Split) -> tuple[Chunk, ...]:
-    if "chunks" not in row:
-        return tuple(Chunk(text) for text in split(_text(row, "text")))
-    chunks = _rows(row, "chunks")
-    if not chunks:
-        raise DataError("chunks: [] is empty; remove the row, or set skip_bad_rows: true")
-    for chunk in chunks:
-        if "text" not in chunk:
-            raise DataError(f"chunks: {str(dict(chunk))[:80]} has no text")
-    return tuple(
-        Chunk(_text(chunk, "text"), _annotation(chunk) or Annotation()) for chunk in chunks
-    )
-
-
-def _messages(row: Row) -> tuple[Message, ...]:
-    if "messages" in row:
-        return _turns(row)
-    if "prompt" in row and "response" in row:
-        prompt, response = _text(row, "prompt"), "response"
-    elif "instruction" in row and "output" in row:
-        more = _text(row, "input", empty_ok=True) if "input" in row else ""
-        prompt, response = (
-            _text(row, "instruction") + (f"\n\n{more}" if more.strip() else ""),
-            "output",
-        )
-    elif "prompt" in row and "annotation" in row:
-        return (Message("user", _text(row, "prompt")), Message("assistant", "", _annotation(row)))
-    else:
-        raise DataError(
-            f"has the fields {', '.join(map(str, row)) or 'none'}; a row needs {ROW_FORMATS}"
-        )
-    return (Message("user", prompt), Message("assistant", _text(row, response), _annotation(row)))
-
-
-def _turns(row: Row) -> tuple[Message, ...]:
-    """The messages, up to the last of the assistant's: nothing that follows it can be learnt.
-
-    With an `annotation` and no answer after the last message, a replay row.
-    """
-    turns = [_turn(message) for message in _rows(row, "messages")]
-    if "annotation" in row and turns and turns[-1].role != "assistant":
-        return (*turns, Message("assistant", "", _annotation(row)))
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    if not turns:
-        raise DataError(
-            "messages: no assistant turn to learn; remove the row, or set skip_bad_rows: true"
-        )
-    if "annotation" in row:
-        last = turns.pop()
-        turns.append(Message("assistant", last.content, _annotation(row)))
-    return tuple(turns)
-
-
-def _turn(message: Row) -> Message:
-    role = message.get("role")
-    if role not in _ROLES:
-        raise DataError(f"messages: role {role!r} is not one of {', '.join(_ROLES)}")
-    if message.get("content") is None:
-        raise DataError(f"messages: {str(dict(message))[:80]} has no content")
-    content = _text(message, "content", empty_ok=role != "assistant")
-    return Message(role, content, _annotation(message))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.chat import ChatTemplate
-from anchored.data.readers import Conversation, Document, Item
+from anchored.data.rows import Conversation, Document, Item
 from anchored.errors import DataError
 from anchored.segments import (
     OBJECTIVES,
@@ -30,8 +30,8 @@ _KNOWN_TAGS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One sequence to be, or for a document as many as `split_document` makes of it.
+class Draft:
+    """A sequence that is not encoded yet; a document becomes several where it is too long for one.
 
     `instead` is what to write if this one is longer than a row: a document behind its prompt falls
     back to the document alone.
@@ -40,12 +40,12 @@ class Plan:
     pieces: list[Piece]
     split: str
     is_document: bool
-    instead: Plan | None = None
+    instead: Draft | None = None
 
 
 @dataclass
-class Planner:
-    """Plans rows by seed and row id alone, so that the rest of the corpus has no say in it.
+class Drafter:
+    """Drafts sequences by seed and row id alone: the rest of the corpus does not affect them.
 
     Args:
         seed: of every choice below.
@@ -56,7 +56,7 @@ class Planner:
         annotated_share: share of the rows that pretraining sees with their annotations.
         validation_share: share of the rows that go to the validation split.
         chat: the model's own chat template; None for this package's format.
-        counts: what was planned, by name.
+        counts: what was drafted, by name.
     """
 
     seed: int
@@ -71,8 +71,8 @@ class Planner:
         self.counts: Counter[str] = Counter()
         self._known_tags: set[Tag] = set()
 
-    def plans(self, item: Item, objective: Objective) -> Iterator[Plan]:
-        """One plan for a document; for a conversation one, and in SFT one for each turn to learn.
+    def drafts(self, item: Item, objective: Objective) -> Iterator[Draft]:
+        """One draft for a document or a conversation; in SFT one for each turn to learn.
 
         Replay learns the last annotation alone: earlier turns were never sampled.
         """
@@ -99,7 +99,7 @@ class Planner:
         yield (self._prompted if prompted else self._document)(item, split, objective)
 
     def check(self, item: Item, place: str, objective: Objective) -> None:
-        """Sees that the chat template takes a row's turns and its annotations keep to the schema.
+        """Check that the chat template takes a row's turns and its annotations fit the schema.
 
         Raises:
             DataError: one does not; `place` is named.
@@ -119,30 +119,30 @@ class Planner:
 
     def _conversation(
         self, name: str, messages: Sequence[Message], split: str, objective: Objective
-    ) -> Plan:
+    ) -> Draft:
         *earlier, last = messages
         response = replace(last, annotation=self._annotation(last.annotation, name, objective))
         turns = [*earlier, response]
         pieces = conversation_pieces(turns, self._variant(name, objective), self.chat)
-        return Plan(pieces, split, is_document=False)
+        return Draft(pieces, split, is_document=False)
 
-    def _prompted(self, item: Document, split: str, objective: Objective) -> Plan:
+    def _prompted(self, item: Document, split: str, objective: Objective) -> Draft:
         messages = (
             Message("user", item.prompt or ""),
             Message("assistant", item.text, item.whole_annotation),
         )
-        plan = self._conversation(f"{item.id}:0", messages, split, objective)
+        draft = self._conversation(f"{item.id}:0", messages, split, objective)
         if is_pretraining(objective):
-            plan = replace(plan, instead=self._document(item, split, objective))
-        return plan
+            draft = replace(draft, instead=self._document(item, split, objective))
+        return draft
 
-    def _document(self, item: Document, split: str, objective: Objective) -> Plan:
+    def _document(self, item: Document, split: str, objective: Objective) -> Draft:
         chunks = [
             Chunk(chunk.text, self._annotation(chunk.annotation, f"{item.id}:{i}", objective))
             for i, chunk in enumerate(item.chunks)
         ]
         pieces = document_pieces(chunks, self._variant(item.id, objective))
-        return Plan(pieces, split, is_document=True)
+        return Draft(pieces, split, is_document=True)
 
     def _variant(self, name: str, objective: Objective) -> Objective:
         variant = format_variant(objective, self.seed, name)
@@ -177,11 +177,11 @@ class Planner:
         try:
             schema.check(annotation)
         except DataError as error:
-            raise DataError(f"{place}: annotation: {error}; mend the row or the schema") from None
+            raise DataError(f"{place}: annotation: {error}; fix the row or the schema") from None
         if len(self._known_tags) < _KNOWN_TAGS:
             self._known_tags.update(annotation)
 
 
 def is_pretraining(objective: Objective) -> bool:
-    """Is everything learnt, prompts included."""
+    """True if everything is learnt, prompts included."""
     return Kind.PROMPT in objective.loss

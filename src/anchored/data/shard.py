@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from anchored.annotation import Schema
 from anchored.data.canonical import CanonicalMap
 from anchored.data.packing import BestFit, Sized, split_document
-from anchored.data.readers import Document, Item, SourceConfig, parse_row, read_rows
-from anchored.data.sequences import Plan, Planner
+from anchored.data.readers import SourceConfig, read_rows
+from anchored.data.rows import Document, Item, canonical_row
+from anchored.data.sequences import Draft, Drafter
 from anchored.data.standoff import StandOff, refuse_stand_off
 from anchored.data.store import SplitWriter
 from anchored.errors import DataError
@@ -130,8 +131,8 @@ def _stream(
     rows = read_rows(source, config.prompted_share)
     for place, row in rows if number is None else islice(rows, number, None, config.shards):
         try:
-            item = parse_row(row, place, beside.split if beside else split)
-            item = beside.attach(row, item) if beside else item
+            item = canonical_row(row, place, beside.split if beside else split)
+            item = beside.attach(item) if beside else item
             item = canonical.apply_to(item) if canonical else item
             check(item, place, objective)
         except DataError:
@@ -163,7 +164,7 @@ class _BudgetSpent(Exception):
 class Shard:
     """Every `config.shards`-th row from row `number` on, on its way to `folder`.
 
-    Holds planner, packers, writers and accounts. Rows of one shard never meet those of another.
+    Holds drafter, packers, writers and accounts. Rows of one shard never meet those of another.
 
     Args:
         config: the run.
@@ -185,7 +186,7 @@ class Shard:
         self.tokenizer = tokenizer
         self._number = number
         self._dropped = Dropped()
-        self.planner = Planner(
+        self.drafter = Drafter(
             seed=config.seed,
             schema=schema,
             key_order=config.key_order,
@@ -209,10 +210,10 @@ class Shard:
         Args:
             watch: sees the rows as they are read.
         """
-        rows = sourced_items(self.config, self._dropped, self.planner.check, self._number)
+        rows = sourced_items(self.config, self._dropped, self.drafter.check, self._number)
         try:
-            for plans, encoded in self._encoded_ahead(self._planned(watch(rows))):
-                self._write_batch(plans, encoded)
+            for drafts, encoded in self._encoded_ahead(self._drafted(watch(rows))):
+                self._write_batch(drafts, encoded)
         except _BudgetSpent:
             self._left = 0
         splits = {}
@@ -220,14 +221,14 @@ class Shard:
             for row in self._packers[name].flush():
                 writer.write(row)
             splits[name] = writer.close()
-        return Account(splits, self.planner.counts, self._dropped.reasons, self._left or 0)
+        return Account(splits, self.drafter.counts, self._dropped.reasons, self._left or 0)
 
-    def _planned(self, items: Iterable[Sourced]) -> Iterator[list[Plan]]:
-        """Batches of plans; rows are planned as they come, so that no batch of rows is held too."""
-        batch: list[Plan] = []
+    def _drafted(self, items: Iterable[Sourced]) -> Iterator[list[Draft]]:
+        """Batches of drafts, made as the rows come, so that no batch of rows is held too."""
+        batch: list[Draft] = []
         chars = 0
         for item, objective in items:
-            batch.extend(self.planner.plans(item, objective))
+            batch.extend(self.drafter.drafts(item, objective))
             chars += characters(item) + 100
             if chars >= _BATCH_CHARS:
                 yield batch
@@ -236,42 +237,42 @@ class Shard:
             yield batch
 
     def _encoded_ahead(
-        self, batches: Iterable[list[Plan]]
-    ) -> Iterator[tuple[list[Plan], list[Sized]]]:
+        self, batches: Iterable[list[Draft]]
+    ) -> Iterator[tuple[list[Draft], list[Sized]]]:
         """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
-        waiting: deque[tuple[list[Plan], Future[list[Sized]]]] = deque()
+        waiting: deque[tuple[list[Draft], Future[list[Sized]]]] = deque()
         with ThreadPoolExecutor(max_workers=1) as pool:
-            for plans in batches:
-                waiting.append((plans, pool.submit(self._encode, plans)))
+            for drafts in batches:
+                waiting.append((drafts, pool.submit(self._encode, drafts)))
                 if len(waiting) > 2:
                     ready, future = waiting.popleft()
                     yield ready, future.result()
             for ready, future in waiting:
                 yield ready, future.result()
 
-    def _write_batch(self, plans: Sequence[Plan], encoded: Sequence[Sized]) -> None:
-        long = [i for i, sized in enumerate(encoded) if plans[i].instead and not self._fits(sized)]
-        instead = [plan.instead or plan for plan in (plans[i] for i in long)]
+    def _write_batch(self, drafts: Sequence[Draft], encoded: Sequence[Sized]) -> None:
+        long = [i for i, sized in enumerate(encoded) if drafts[i].instead and not self._fits(sized)]
+        instead = [draft.instead or draft for draft in (drafts[i] for i in long)]
         replaced = dict(zip(long, zip(instead, self._encode(instead), strict=True), strict=True))
-        for i, pair in enumerate(zip(plans, encoded, strict=True)):
-            self._write_plan(*replaced.get(i, pair))
+        for i, pair in enumerate(zip(drafts, encoded, strict=True)):
+            self._write_draft(*replaced.get(i, pair))
 
-    def _encode(self, plans: Sequence[Plan]) -> list[Sized]:
-        pieces = [plan.pieces for plan in plans]
+    def _encode(self, drafts: Sequence[Draft]) -> list[Sized]:
+        pieces = [draft.pieces for draft in drafts]
         return [Sized.of(segments) for segments in encode_pieces(pieces, self.tokenizer)]
 
     def _fits(self, sequence: Sized) -> bool:
         return sequence.length <= self.config.max_length
 
-    def _write_plan(self, plan: Plan, sized: Sized) -> None:
-        self.planner.counts["documents behind their prompt"] += plan.instead is not None
+    def _write_draft(self, draft: Draft, sized: Sized) -> None:
+        self.drafter.counts["documents behind their prompt"] += draft.instead is not None
         sequences, lost = [sized], 0
-        if plan.is_document:
+        if draft.is_document:
             sequences, lost = split_document(sized, self.config.max_length)
         if lost:
             self._dropped.add("chunk whose annotation is too long for max_length", lost)
         for sequence in sequences:
-            self._write_sequence(plan.split, sequence)
+            self._write_sequence(draft.split, sequence)
 
     def _write_sequence(self, split: str, sequence: Sized) -> None:
         if not self._fits(sequence):

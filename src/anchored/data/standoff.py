@@ -1,6 +1,6 @@
 """Stand-off annotations: a folder beside a corpus, in its order; the corpus stays as it is.
 
-    DIR/shard-00000.parquet    a row a text: row, id, part, annotation, error, text_hash, key
+    DIR/shard-00000.parquet    one record per text: row, id, part, annotation, error, text_hash, key
     DIR/config.yaml            how the corpus was cut
 
 A part is a chunk of a document or an assistant turn of a conversation that had no annotation of its
@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from anchored.annotation import Annotation
 from anchored.config import read_yaml
-from anchored.data.readers import Conversation, Document, Item, Row, SourceConfig, Split
+from anchored.data.readers import SourceConfig
+from anchored.data.rows import Conversation, Document, Item, Split
 from anchored.errors import ConfigError, DataError
 from anchored.files import CONFIG_NAME, naming
 from anchored.segments import Chunk, Message, split_chunks
@@ -78,19 +79,11 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def open_parts(row: Row, item: Item) -> list[Part]:
-    """What of a row is still to be annotated; a document behind a prompt as its chunks.
-
-    Args:
-        row: as it was read: it tells an empty annotation from none.
-        item: what it parsed to.
-    """
+def open_parts(item: Item) -> list[Part]:
+    """What of an item is still to be annotated; a document behind a prompt as its chunks."""
     if isinstance(item, Document):
-        given = row.get("chunks") or [{}] * len(item.chunks)
         return [
-            Part(i, chunk.text)
-            for i, (chunk, one) in enumerate(zip(item.chunks, given, strict=True))
-            if one.get("annotation") is None
+            Part(i, chunk.text) for i, chunk in enumerate(item.chunks) if chunk.annotation is None
         ]
     return [
         Part(i, turn.content, _conversation(item.messages[:i]))
@@ -143,7 +136,7 @@ def shard_numbers(folder: Path) -> list[int]:
 
 
 def is_stand_off(folder: Path) -> bool:
-    """Did `anchored annotate` make this folder by an endpoint."""
+    """True if `anchored annotate` wrote this folder with an endpoint."""
     if not (folder / CONFIG_NAME).is_file():
         return False
     if not shard_numbers(folder) and not any(folder.glob("journal*.jsonl")):
@@ -152,7 +145,7 @@ def is_stand_off(folder: Path) -> bool:
 
 
 def refuse_stand_off(source: SourceConfig) -> None:
-    """Sees that a source holds texts.
+    """Check that a source holds texts.
 
     Raises:
         DataError: it holds annotations, and its texts lie elsewhere.
@@ -208,14 +201,14 @@ class StandOff:
         self.split = _split(folder)
         self._rows = groupby(read_records(folder), key=attrgetter("row"))
 
-    def attach(self, row: Row, item: Item) -> Item:
+    def attach(self, item: Item) -> Item:
         """The item with its annotations; what came with one keeps it.
 
         Raises:
             ConfigError: no annotation for its texts follows.
             DataError: a shard is missing or damaged.
         """
-        parts = open_parts(row, item)
+        parts = open_parts(item)
         if not parts:
             return item
         wanted = [text_hash(part.text) for part in parts]

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 from safetensors import safe_open
 
+from anchored.annotation import Annotation
 from anchored.data.prepare import account_table
-from anchored.data.readers import SourceConfig, parse_row, read_rows
+from anchored.data.readers import SourceConfig, read_items
+from anchored.data.rows import uncut
 from anchored.data.standoff import is_stand_off
 from anchored.data.store import MANIFEST, load_prepared
 from anchored.errors import DataError
@@ -25,7 +27,8 @@ from anchored.files import read_jsonl
 from anchored.formatting import Cells, number, percent, table_of
 from anchored.inspection.view import COVERAGE_INTRO, TagTable, View, show, statistics_cells
 from anchored.segments import Kind
-from anchored.tags.standoff_join import annotation_rows
+from anchored.tags.observations import annotations_of
+from anchored.tags.standoff_join import stored_annotations
 from anchored.tags.statistics import statistics
 from anchored.token_view import (
     Span,
@@ -305,7 +308,7 @@ def corpus_view(path: Path) -> View:
     Raises:
         DataError: no rows there, a damaged one (named by file and line), or no annotation at all.
     """
-    found = statistics(_checked_rows(path))
+    found = statistics(_annotations(path))
     if not found.annotations:
         raise DataError(f"{path}: no row carries an annotation; make them with `anchored annotate`")
     title = f"{path.name}: {found.annotations:,} annotations"
@@ -319,11 +322,8 @@ def corpus_view(path: Path) -> View:
     )
 
 
-def _checked_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _annotations(path: Path) -> Iterator[Annotation]:
     source = SourceConfig(path=str(path))
     if is_stand_off(path):
-        yield from annotation_rows(source)
-        return
-    for place, row in read_rows(source):
-        parse_row(row, place, lambda text: [text])
-        yield row
+        return stored_annotations(source)
+    return annotations_of(item for _, item in read_items(source, uncut))

@@ -12,7 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,19 +24,18 @@ from rich.progress import track
 
 from anchored.annotation import Annotation
 from anchored.config import Config, load_function, versions
-from anchored.data.readers import Conversation, SourceConfig, parse_row, read_rows
+from anchored.data.readers import SourceConfig, read_rows
+from anchored.data.rows import Asked, asked_row
 from anchored.data.store import MANIFEST
 from anchored.errors import ConfigError, DataError
 from anchored.files import building, claim, released_if_unused, weights_digest, write_json
 from anchored.journal import Journal, content_key
 from anchored.sampling.engine import Request, Sample, SampleConfig, sample
 from anchored.sampling.run import Source, load
-from anchored.segments import Message
 
 DATA, CANDIDATES = "data", "candidates.jsonl"
 UNDECIDED = "without a better answer"
 CHUNK = 32  # prompts that are sampled, and kept, together
-_OURS = {"id", "prompt", "messages", "chosen", "rejected", "annotation"}
 # What TRL gives to a reward, or keeps from it, under these names itself.
 _TRLS = {
     "prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra",
@@ -79,21 +78,6 @@ class PreferencesConfig(Config):
         if self.trainer == "grpo" and self.annotation == "answer":
             raise ValueError("annotation: answer is for trainer: dpo; GRPO's prompts hold the plan")
         return self
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One row: what is asked, the plan if it is given, both answers if they are, other fields."""
-
-    place: str
-    turns: tuple[Message, ...]
-    annotation: Annotation | None
-    pair: tuple[str, str] | None
-    fields: Mapping[str, Any]
-
-    def as_json(self) -> Row:
-        """By what the row is known again."""
-        return {**asdict(self), "annotation": self.annotation and self.annotation.rows()}
 
 
 @dataclass(frozen=True)
@@ -205,39 +189,13 @@ def read_asked(row: Mapping[str, Any], place: str) -> Asked:
         DataError: no prompt, one answer without the other, an answer that is no text, or a field
             with a name of TRL's.
     """
-    if taken := sorted(_TRLS & row.keys()):
+    asked = asked_row(row, place)
+    if taken := sorted(_TRLS & asked.fields.keys()):
         raise DataError(
             f"{place}: {taken[0]}: TRL gives rewards something else by that name; rename the field"
         )
-    pair = None
-    if ("chosen" in row) != ("rejected" in row):
-        raise DataError(f"{place}: has one of chosen and rejected; give both, or neither")
-    if "chosen" in row:
-        pair = _answer(row, "chosen", place), _answer(row, "rejected", place)
-    asked: Row = {name: row[name] for name in ("prompt", "messages") if row.get(name) is not None}
-    if not asked and pair and isinstance(row["chosen"], list):
-        asked = {"messages": row["chosen"][:-1]}
-    asked["annotation"] = row.get("annotation") or []
-    item = parse_row(asked, place, lambda text: [text])
-    if not isinstance(item, Conversation) or len(item.messages) < 2:
-        raise DataError(f"{place}: no prompt; give `prompt`, or `messages` that end with a user's")
-    annotation = None if row.get("annotation") is None else item.messages[-1].annotation
-    fields = {name: value for name, value in row.items() if name not in _OURS}
-    fields = json.loads(json.dumps(fields, default=str))  # what JSON has no type for becomes text
-    return Asked(place, item.messages[:-1], annotation, pair, fields)
-
-
-def _answer(row: Mapping[str, Any], field: str, place: str) -> str:
-    """Text, or the last of a list of messages."""
-    value = row[field]
-    if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{place}: {field}: {str(value)[:60]!r} is no answer; give text, or messages that end "
-            "with it"
-        )
-    return value
+    # What JSON has no type for becomes text: a journal keeps it.
+    return replace(asked, fields=json.loads(json.dumps(asked.fields, default=str)))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _comparison(results: Results) -> dict[str, Any]:
     ]
     return {
         "table": Table("Comparison of the models", head, rows),
-        "terms": [(name, says(name)) for name in shown],
+        "terms": [(name, says(name) or "") for name in shown],
     }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
 from anchored.annotation import Annotation
-from anchored.data.readers import Document, Item, Row, SourceConfig, parse_row
-from anchored.segments import Message, split_chunks
+from anchored.data.readers import SourceConfig
+from anchored.data.rows import Document, Item
+from anchored.segments import Message
 from anchored.tags.standoff_join import read_annotated
 
 T = TypeVar("T")
@@ -44,26 +45,31 @@ def read_parts(source: SourceConfig) -> Iterator[Part]:
     Raises:
         DataError: a source or a row is at fault; it is named by file and line.
     """
-    for place, row in read_annotated(source):
-        yield from parts_of(row, parse_row(row, place, split_chunks))
+    for item in read_annotated(source):
+        yield from parts_of(item)
 
 
-def parts_of(row: Row, item: Item) -> Iterator[Part]:
-    """The parts of one row and what it parsed to.
+def parts_of(item: Item) -> Iterator[Part]:
+    """The parts of one item.
 
-    A document that is not in chunks and carries one annotation for the whole is one part.
+    A document that does not come in chunks and has one annotation for the whole is one part.
     """
     if not isinstance(item, Document):
         yield from _turns(item.id, item.messages)
-    elif "chunks" in row:
-        given = [chunk.get("annotation") is not None for chunk in row["chunks"]]
-        for chunk, has in zip(item.chunks, given, strict=True):
-            yield Part(item.id, "", chunk.text, chunk.annotation if has else None)
-    elif item.annotation is not None:
+    elif item.annotation is not None and not item.divided:
         yield Part(item.id, "", item.text, item.annotation)
     else:
         for chunk in item.chunks:
-            yield Part(item.id, "", chunk.text, None)
+            yield Part(item.id, "", chunk.text, chunk.annotation)
+
+
+def annotations_of(items: Iterable[Item]) -> Iterator[Annotation]:
+    """The annotations of all parts that have one.
+
+    That of a whole document which comes in chunks is not among them.
+    """
+    for item in items:
+        yield from (part.annotation for part in parts_of(item) if part.annotation is not None)
 
 
 def _turns(name: str, messages: Sequence[Message]) -> Iterator[Part]:
@@ -75,14 +81,12 @@ def _turns(name: str, messages: Sequence[Message]) -> Iterator[Part]:
             yield Part(name, prompt, turn.content, turn.annotation)
 
 
-def prompted(row: Row, item: Item) -> Part | None:
-    """The text that a row's prompt asks for, with the annotation that stands between the two."""
+def prompted(item: Item) -> Part | None:
+    """The text that an item's prompt asks for, with the annotation that stands between the two."""
     if isinstance(item, Document):
         if item.prompt is None:
             return None
-        given = [row, *(row.get("chunks") or [])]
-        has = any(part.get("annotation") is not None for part in given)
-        return Part(item.id, item.prompt, item.text, item.whole_annotation if has else None)
+        return Part(item.id, item.prompt, item.text, item.whole_annotation)
     *_, last = _turns(item.id, item.messages)
     return last if last.prompt else None
 

@@ -11,15 +11,14 @@ from rich.console import Console
 
 from anchored.annotation import Annotation
 from anchored.config import Config
-from anchored.data.readers import SourceConfig, parse_row
+from anchored.data.readers import SourceConfig
 from anchored.errors import DataError
 from anchored.models.embedders import load_embedder
-from anchored.segments import split_chunks
 from anchored.tags.agreement import KeyAgreement, agreement, agreement_data
 from anchored.tags.informativeness import FOLDS, Informativeness, informativeness
 from anchored.tags.observations import Part, Sample, parts_of, prompted
 from anchored.tags.prompts import PromptShares, prompt_shares
-from anchored.tags.standoff_join import annotation_rows, missing_corpus, read_annotated
+from anchored.tags.standoff_join import missing_corpus, read_annotated, stored_annotations
 from anchored.tags.statistics import TagCounter, TagStatistics
 from anchored.tags.variants import NEAR_MEANING, Group, variant_groups
 
@@ -100,16 +99,15 @@ def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
     missing = missing_corpus(source)
     found = Scan(TagCounter(), Sample(size, seed), Sample(size, seed), missing)
     if missing:
-        for row in annotation_rows(source):
-            found.counter.add(row["annotation"])
+        for annotation in stored_annotations(source):
+            found.counter.add(annotation)
         return found
-    for place, row in read_annotated(source):
-        item = parse_row(row, place, split_chunks)
-        for part in parts_of(row, item):
+    for item in read_annotated(source):
+        for part in parts_of(item):
             found.parts.add(part, *part.identity)
             if part.annotation is not None:
-                found.counter.add(part.annotation.rows())
-        if (response := prompted(row, item)) is not None:
+                found.counter.add(part.annotation)
+        if (response := prompted(item)) is not None:
             found.asked.add(response, *response.identity)
     return found
 

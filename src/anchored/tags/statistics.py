@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from anchored.annotation import Annotation
 
 TOP = 10
 TAIL = 5
@@ -69,12 +71,12 @@ class TagCounter:
         self._present: Counter[str] = Counter()
         self._values: dict[str, Counter[str]] = {}
 
-    def add(self, tags: Sequence[Mapping[str, str]]) -> None:
-        """One annotation in its stored form, `[{"key": ..., "value": ...}]`."""
+    def add(self, annotation: Annotation) -> None:
+        """Count one annotation."""
         self.annotations += 1
-        self._present.update({tag["key"] for tag in tags})
-        for tag in tags:
-            self._values.setdefault(tag["key"], Counter())[tag["value"]] += 1
+        self._present.update({tag.key for tag in annotation})
+        for tag in annotation:
+            self._values.setdefault(tag.key, Counter())[tag.value] += 1
 
     def counts(self, key: str) -> Mapping[str, int]:
         """How often each value of `key` has been counted."""
@@ -91,29 +93,12 @@ class TagCounter:
         )
 
 
-def statistics(rows: Iterable[Mapping[str, Any]]) -> TagStatistics:
-    """The tags of annotated rows: those of chunks, of responses and of assistant turns.
-
-    The annotation of a whole document that has annotated chunks is not counted besides them.
-    """
+def statistics(annotations: Iterable[Annotation]) -> TagStatistics:
+    """The tags of annotations."""
     counter = TagCounter()
-    for row in rows:
-        for tags in row_annotations(row):
-            counter.add(tags)
+    for annotation in annotations:
+        counter.add(annotation)
     return counter.statistics()
-
-
-def row_annotations(row: Mapping[str, Any]) -> Iterator[Sequence[Mapping[str, str]]]:
-    """The annotations of one row, in stored form and in order; none where it has none."""
-    if row.get("chunks") is not None:
-        parts = row["chunks"]
-    elif row.get("messages") is not None and row.get("annotation") is None:
-        parts = row["messages"]
-    else:
-        parts = [row]
-    for part in parts:
-        if part.get("annotation") is not None:
-            yield part["annotation"]
 
 
 def _key_statistics(coverage: float, values: Counter[str]) -> KeyStatistics:

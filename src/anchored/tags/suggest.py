@@ -133,7 +133,7 @@ def suggest(config: SuggestConfig) -> Suggestion:
     asked = _asked(config, annotator, [part.text for part in parts], schema)
     counter = TagCounter()
     for part in texts:
-        counter.add((part.annotation or Annotation()).rows())
+        counter.add(part.annotation or Annotation())
     keys = counter.statistics().keys
     candidates = (_candidate(name, counter, texts, schema, asked) for name in keys)
     return Suggestion(config.corpus.path, len(texts), tuple(candidates))

@@ -26,7 +26,8 @@ import torch
 
 from anchored.annotation import Annotation, Schema, Tag
 from anchored.data.prepare import PrepareConfig, SourceConfig
-from anchored.data.readers import Conversation, Item, load_schema, parse_row, read_rows
+from anchored.data.readers import load_schema, read_items
+from anchored.data.rows import Conversation, Item
 from anchored.files import write_jsonl
 from anchored.models.perplexity import ReferenceModel
 from anchored.segments import (
@@ -84,13 +85,12 @@ def _retold(
 ) -> list[dict[str, Any]]:
     split = partial(split_chunks, min_chars=data.min_chunk_chars, max_chars=data.max_chunk_chars)
     rows, chosen = [], {}
-    for place, row in read_rows(source):
-        item = parse_row(row, place, split)
+    for _, item in read_items(source, split):
         turns = _turns(item)
         lot = random.Random(f"{seed}:counterfactual:{item.id}").random()
         if lot < config.counterfactual and turns and _retellable(turns[-1]):
             chosen[len(rows)] = turns
-        rows.append({**row, "id": item.id})
+        rows.append({**item.raw, "id": item.id})
     retold = _most_natural(config, model, data, list(chosen.values()), seed, quiet)
     for at, turns in zip(chosen, retold, strict=True):
         rows[at] = {"id": rows[at]["id"], "messages": [_row(message) for message in turns]}

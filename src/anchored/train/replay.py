@@ -21,7 +21,8 @@ from rich.progress import track
 from anchored.annotation import Annotation
 from anchored.config import Config
 from anchored.data.prepare import PrepareConfig, SourceConfig
-from anchored.data.readers import Conversation, load_schema, parse_row, read_rows
+from anchored.data.readers import load_schema, read_items
+from anchored.data.rows import Conversation
 from anchored.data.sequences import is_pretraining
 from anchored.errors import DataError
 from anchored.files import write_jsonl
@@ -99,8 +100,7 @@ def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
     """What comes before each assistant turn that SFT learns."""
     split = partial(split_chunks, min_chars=data.min_chunk_chars, max_chars=data.max_chunk_chars)
     for source in filter(is_learnt_as_sft, data.sources):
-        for place, row in read_rows(source):
-            item = parse_row(row, place, split)
+        for _, item in read_items(source, split):
             if isinstance(item, Conversation):
                 for turns in turns_to_learn(item.messages):
                     yield tuple(turns[:-1])
