@@ -212,7 +212,7 @@ def test_same_seed_same_interval() -> None:
 
 def test_unequal_numbers_of_samples_are_refused() -> None:
     rng = np.random.default_rng(8)
-    with pytest.raises(DataError, match=r"\[\[60\]\].*\[\[59\]\].*equal numbers"):
+    with pytest.raises(DataError, match=r"\[\[60\]\].*\[\[59\]\].*equal counts"):
         compare(
             readings(rng, WIDE, 60), readings(rng, WIDE, 60), readings(rng, WIDE, 59),
             entropy_of(KEYS),

@@ -384,7 +384,7 @@ def test_a_folder_claimed_without_samples_takes_a_corrected_source(
         ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has none"),
         ({"equivalence": "embedding", "embedder": "endpoint:http://h/v1#m"}, "give --threshold"),
         ({"attributes": "offline", "schema_name": "nope"}, "schema 'nope': not a file"),
-        ({"tokenize": "words"}, "no tokeniser 'words'"),
+        ({"tokenize": "words"}, "tokeniser 'words' is unknown"),
     ],
 )
 def test_a_reader_that_cannot_be_is_refused_before_any_sampling(

@@ -242,7 +242,7 @@ def test_a_file_that_mixes_versions_is_refused(tmp_path: Path) -> None:
 
 def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [given([0, 0, 0], [9, 0, 0], distinct=0)])
-    with pytest.raises(DataError, match=r"a: prompt 'p': generation_scores\[1\]: 0 is no score"):
+    with pytest.raises(DataError, match=r"a: prompt 'p': generation_scores\[1\]: 0 is not a score"):
         scored(path, equivalence="exact")
 
 
@@ -257,7 +257,7 @@ def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
         ({"equivalence": "classifier:"}, "equivalence 'classifier:': unknown"),
         ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has none"),
         ({"embedder": "word2vec"}, "embedder 'word2vec': unknown"),
-        ({"tokenize": "words"}, "no tokeniser 'words'"),
+        ({"tokenize": "words"}, "tokeniser 'words' is unknown"),
         ({"attributes": "offline", "schema_name": "none"}, "schema 'none': not a file"),
     ],
 )
