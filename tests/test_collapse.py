@@ -219,7 +219,7 @@ def test_unequal_numbers_of_samples_are_refused() -> None:
         )  # fmt: skip
     with pytest.raises(DataError, match="at least one sample"):
         interval([[[1.0], []]], mean_of)
-    with pytest.raises(DataError, match="every seed needs the same prompts"):
+    with pytest.raises(DataError, match="give every seed the same prompts"):
         interval([[[1.0]], [[1.0], [2.0]]], mean_of)
 
 
