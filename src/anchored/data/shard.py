@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchored.annotation import Schema
 from anchored.data.canonical import CanonicalMap
-from anchored.data.packing import BestFit, Sized, split_document
+from anchored.data.packing import BestFit, Segments, has_loss, split_document, token_count
 from anchored.data.readers import Document, Item, SourceConfig, parse_row, read_rows
 from anchored.data.sequences import Plan, Planner
 from anchored.data.standoff import StandOff, refuse_stand_off
@@ -144,6 +144,12 @@ def _stream(
         raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
 
 
+def is_weighted(config: PrepareConfig) -> bool:
+    """True if tokens are to carry a weight that is neither 0 nor 1."""
+    names = {source.objective or config.objective for source in config.sources}
+    return any(OBJECTIVES[name].is_weighted for name in names)
+
+
 def _objective(name: str, format_share: float | None) -> Objective:
     objective = OBJECTIVES[name]
     return objective if format_share is None else replace(objective, format_share=format_share)
@@ -198,9 +204,10 @@ class Shard:
         if config.token_budget is not None:
             rest = number < config.token_budget % config.shards
             self._left = config.token_budget // config.shards + rest
-        self._writers = {"train": SplitWriter(folder)}
+        weighted = is_weighted(config)
+        self._writers = {"train": SplitWriter(folder, weighted)}
         if config.validation_share:
-            self._writers["validation"] = SplitWriter(folder / "validation")
+            self._writers["validation"] = SplitWriter(folder / "validation", weighted)
         self._packers = {name: BestFit(config.max_length) for name in self._writers}
 
     def write(self, watch: Callable[[Iterable[Sourced]], Iterable[Sourced]] = iter) -> Account:
@@ -237,9 +244,9 @@ class Shard:
 
     def _encoded_ahead(
         self, batches: Iterable[list[Plan]]
-    ) -> Iterator[tuple[list[Plan], list[Sized]]]:
+    ) -> Iterator[tuple[list[Plan], list[Segments]]]:
         """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
-        waiting: deque[tuple[list[Plan], Future[list[Sized]]]] = deque()
+        waiting: deque[tuple[list[Plan], Future[list[Segments]]]] = deque()
         with ThreadPoolExecutor(max_workers=1) as pool:
             for plans in batches:
                 waiting.append((plans, pool.submit(self._encode, plans)))
@@ -249,41 +256,39 @@ class Shard:
             for ready, future in waiting:
                 yield ready, future.result()
 
-    def _write_batch(self, plans: Sequence[Plan], encoded: Sequence[Sized]) -> None:
-        long = [i for i, sized in enumerate(encoded) if plans[i].instead and not self._fits(sized)]
+    def _write_batch(self, plans: Sequence[Plan], encoded: Sequence[Segments]) -> None:
+        room = self.config.max_length
+        long = [i for i, s in enumerate(encoded) if plans[i].instead and token_count(s) > room]
         instead = [plan.instead or plan for plan in (plans[i] for i in long)]
         replaced = dict(zip(long, zip(instead, self._encode(instead), strict=True), strict=True))
         for i, pair in enumerate(zip(plans, encoded, strict=True)):
             self._write_plan(*replaced.get(i, pair))
 
-    def _encode(self, plans: Sequence[Plan]) -> list[Sized]:
-        pieces = [plan.pieces for plan in plans]
-        return [Sized.of(segments) for segments in encode_pieces(pieces, self.tokenizer)]
+    def _encode(self, plans: Sequence[Plan]) -> list[Segments]:
+        return [*encode_pieces([plan.pieces for plan in plans], self.tokenizer)]
 
-    def _fits(self, sequence: Sized) -> bool:
-        return sequence.length <= self.config.max_length
-
-    def _write_plan(self, plan: Plan, sized: Sized) -> None:
+    def _write_plan(self, plan: Plan, encoded: Segments) -> None:
         self.planner.counts["documents behind their prompt"] += plan.instead is not None
-        sequences, lost = [sized], 0
+        sequences, lost = [encoded], 0
         if plan.is_document:
-            sequences, lost = split_document(sized, self.config.max_length)
+            sequences, lost = split_document(encoded, self.config.max_length)
         if lost:
             self._dropped.add("chunk whose annotation is too long for max_length", lost)
         for sequence in sequences:
             self._write_sequence(plan.split, sequence)
 
-    def _write_sequence(self, split: str, sequence: Sized) -> None:
-        if not self._fits(sequence):
-            self._dropped.add("conversation longer than max_length", sequence.length)
+    def _write_sequence(self, split: str, sequence: Segments) -> None:
+        length = token_count(sequence)
+        if length > self.config.max_length:
+            self._dropped.add("conversation longer than max_length", length)
             return
-        if not sequence.has_loss:
-            self._dropped.add("no token with loss", sequence.length)
+        if not has_loss(sequence):
+            self._dropped.add("no token with loss", length)
             return
         if split == "train" and self._left is not None:
-            if sequence.length > self._left:
+            if length > self._left:
                 raise _BudgetSpent
-            self._left -= sequence.length
+            self._left -= length
         rows = self._packers[split].add(sequence) if self.config.packing else [[sequence]]
         for row in rows:
             self._writers[split].write(row)
