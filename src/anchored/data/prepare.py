@@ -386,7 +386,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "objective": config.objective,
-        WEIGHTS: is_weighted(config),
+        **({WEIGHTS: True} if is_weighted(config) else {}),
         "tokens": {
             "kept": train["tokens"],
             "supervised": train["supervised"],

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import (
     Dataset,
     DatasetInfo,
@@ -151,7 +150,7 @@ class SplitWriter:
         self._supervised.update(dict(enumerate(np.bincount(kinds[labels != NO_LOSS]).tolist())))
         self._rows += len(self._buffer)
         self._sequences += sum(map(len, self._buffer))
-        self._longest = max(self._longest, pc.max(pc.list_value_length(table["kinds"])).as_py())
+        self._longest = max(self._longest, max(map(_tokens, self._buffer)))
 
     def close(self) -> dict[str, Any]:
         """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
