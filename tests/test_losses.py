@@ -182,8 +182,26 @@ def test_a_loss_of_another_name_takes_the_place_of_cross_entropy(monkeypatch):
     assert_close(loss, cross_entropy(hidden @ projection.weight.T, labels) ** 2)
 
 
+def test_gem_is_its_formula_summed_entry_by_entry_and_its_weights_carry_no_gradient():
+    torch.manual_seed(0)
+    z = (2 * torch.randn(5, 7, dtype=torch.float64)).requires_grad_()
+    y = torch.randint(0, 7, (5,))
+    q, p = (z.detach() / 0.7).softmax(-1), z.log_softmax(-1)
+    expected = []
+    for i in range(5):
+        loss = torch.zeros((), dtype=torch.float64)
+        for v in range(7):
+            w = 1 / (1 + (-0.01 * (z[i, v] - z[i, y[i]]).detach()).exp())
+            loss = loss - q[i, v] * w * (p[i, y[i]] - p[i, v])
+        expected.append(loss)
+    found, reference = LOSSES["gem"].function(z, y), torch.stack(expected)
+    assert_close(found, reference, atol=1e-12, rtol=0)
+    gradients = (torch.autograd.grad(one.sum(), z, retain_graph=True) for one in (found, reference))
+    assert_close(*gradients, atol=1e-12, rtol=0)
+
+
 def test_an_unknown_loss_is_refused_with_those_that_are_known(tmp_path: Path):
-    with pytest.raises(ValidationError, match="use one of cross_entropy"):
+    with pytest.raises(ValidationError, match="use one of cross_entropy, gem"):
         PretrainConfig.model_validate(
             {"out": tmp_path, "data": tmp_path, "model": {"preset": "0.5m"}, "loss": "l2"}
         )
