@@ -31,9 +31,9 @@ __all__ = [
     "score",
 ]
 
-# bitsandbytes asks, whenever peft or transformers import it on a CPU, for a kernel without a
-# backward, and complains that it is missing; `models.lora` keeps training off that kernel. Said here, because
-# any module of ours may be the first to import them.
+# On a CPU, peft and transformers import bitsandbytes, which asks for a kernel without a backward
+# and complains that it is missing; `models.lora` keeps training off that kernel. It is silenced
+# here, because any module of ours may be the first to import them.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # Loaded when first asked for: importing torch takes seconds, and the command line needs none of it
