@@ -103,10 +103,10 @@ def test_a_saved_annotator_writes_the_same(taught, tmp_path: Path):
     ("name", "change", "error", "message"),
     [
         ("distilled.json", None, DataError, "no such file; `anchored distil LABELLED --out"),
-        ("distilled.json", "{}", DataError, "not what `anchored distil` writes"),
-        ("weights.safetensors", "x", DataError, "not these models' weights"),
-        ("weights.safetensors", None, DataError, "not these models' weights"),
-        ("distilled.json", "other", ConfigError, "distil again, or install these versions"),
+        ("distilled.json", "{}", DataError, "not a file that `anchored distil` wrote"),
+        ("weights.safetensors", "x", DataError, "not the weights of distilled.json"),
+        ("weights.safetensors", None, DataError, "not the weights of distilled.json"),
+        ("distilled.json", "other", ConfigError, "distil again, or install the versions"),
     ],
 )
 def test_a_damaged_annotator_is_refused(taught, tmp_path: Path, name, change, error, message):
