@@ -20,6 +20,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from anchored.data.prepare import load_prepared, read_manifest
+from anchored.data.store import refuse_weights
 from anchored.errors import DataError
 from anchored.models.build import ModelConfig, build_model
 from anchored.models.record import of_other_trainer, save_beside
@@ -36,9 +37,11 @@ def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any)
         arguments: more fields of `trl.SFTConfig`; `packing=True, max_length=N` lets TRL pack.
 
     Raises:
-        DataError: rows hold several sequences, which TRL's padded batches would not tell apart.
+        DataError: rows hold several sequences, which TRL's padded batches would not tell apart, or
+            tokens carry weights, which TRL does not read.
     """
     dataset, manifest = load_prepared(data)
+    refuse_weights(data, manifest, "TRL")
     if manifest["config"]["packing"]:
         raise DataError(f"{data}: packed; prepare it with `packing: false` for TRL")
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")

@@ -49,6 +49,20 @@ def test_every_metric_has_a_figure_of_what_was_read() -> None:
     assert values["exact_duplicate_rate"] == 1 / 8
 
 
+def test_mattr_is_the_mean_over_windows_and_of_few_words_the_plain_ratio() -> None:
+    def mattr(*texts: str) -> float | None:
+        return METRICS["mattr_500"].value(Observed(texts))
+
+    assert mattr("a b a", "c") == 3 / 4
+    assert mattr("", " ") == 0
+    words = [f"w{i}" for i in range(200)] + ["same"] * 400 + ["w0"]
+    windows = [words[i : i + 500] for i in range(102)]
+    expected = np.mean([len(set(window)) / 500 for window in windows])
+    found = mattr(" ".join(words[:450]), " ".join(words[450:]))
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert mattr(" ".join(words[:500])) == 201 / 500
+
+
 def test_a_figure_that_cannot_be_had_is_none() -> None:
     bare = Observed(TEXTS, SEEN.vectors, readings=READINGS[:7], keys=("animal",))
     lacking = [name for name, metric in METRICS.items() if metric.value(bare) is None]

@@ -25,10 +25,10 @@ from anchored.plan.hardware import Hardware, hardware_named
 from anchored.plan.table import rows
 from anchored.plan.workload import Layout, data_of, stage_of
 from anchored.step.collate import DataCollator
+from anchored.step.losses import LossByKind
 from anchored.step.muon import muon_for
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.metrics_log import LossByKind
 from conftest import ROOT
 
 ONE = Hardware("h100", 989.0, 79.0)

@@ -115,7 +115,7 @@ def test_each_option_reaches_its_part_and_an_unknown_one_is_named(
         loaded.sample("x", temprature=1)  # pyright: ignore
     with pytest.raises(ConfigError, match=r"^pin mood=sad: schema 'test' has mood = calm, very"):
         loaded.sample("x", pin={"mood": "sad"})
-    with pytest.raises(DataError, match=r"^prompts\[1\]: .* is not a message"):
+    with pytest.raises(DataError, match=r"^prompts\[1\]: messages: .* is not a conversat"):
         loaded.sample(["x", [{"role": "bot", "content": "y"}]])
 
 

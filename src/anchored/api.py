@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from anchored.annotation import Annotation, Schema
 from anchored.config import validated
 from anchored.data.generations import Generations, generations_of, side_by_side
-from anchored.data.rows import Conversation, canonical_row
+from anchored.data.rows import Conversation, canonical_row, prompt_turns
 from anchored.errors import ConfigError, DataError
 from anchored.escape import escape
 from anchored.models.precision import DeviceMap, Dtype
@@ -33,6 +33,7 @@ from anchored.segments import (
     OBJECTIVES,
     Chunk,
     Message,
+    Segment,
     assemble,
     conversation_segments,
     document_segments,
@@ -44,7 +45,6 @@ Tags = Annotation | Mapping[str, str | Sequence[str]]
 Texts = Sequence[str | Sample]
 OneModel = Texts | Sequence[Mapping[str, Any]] | Mapping[str, Texts]
 
-_ROLES = ("system", "user", "assistant")
 _FIELDS = {  # of SampleConfig, by the keyword that sets each
     "temperature": "response.temperature",
     "top_p": "response.top_p",
@@ -251,21 +251,10 @@ def _conversations(
         return [()]
     if isinstance(prompts, str) or (prompts and all(isinstance(p, Mapping) for p in prompts)):
         prompts = [cast("str | Messages", prompts)]
-    found = []
-    for i, prompt in enumerate(prompts):
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        found.append(tuple(_message(f"prompts[{i}]", turn) for turn in turns))
-    return found
-
-
-def _message(where: str, turn: Any) -> Message:
-    role = turn.get("role") if isinstance(turn, Mapping) else None
-    if role not in _ROLES or not isinstance(turn.get("content"), str):
-        raise DataError(
-            f"{where}: {str(turn)[:80]!r} is not a message; write "
-            f'{{"role": one of {", ".join(_ROLES)}, "content": text}}'
-        )
-    return Message(role, turn["content"])
+    return [
+        prompt_turns({"prompt" if isinstance(prompt, str) else "messages": prompt}, f"prompts[{i}]")
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def annotate(
@@ -355,7 +344,7 @@ def build_example(
     if isinstance(source, str):
         _check_annotation(tags, objective)
         chunk = Chunk(source, tags or Annotation())
-        return vars(assemble(document_segments([chunk], ours, form)))
+        return _columns(document_segments([chunk], ours, form))
     row: dict[str, Any] = {"messages": [dict(turn) for turn in source]}
     item = canonical_row(row, "source")
     assert isinstance(item, Conversation)
@@ -363,7 +352,16 @@ def build_example(
     if tags is not None:
         answer = replace(answer, annotation=tags)
     _check_annotation(answer.annotation, objective)
-    return vars(assemble(conversation_segments([*prompt, answer], ours, form)))
+    return _columns(conversation_segments([*prompt, answer], ours, form))
+
+
+def _columns(segments: Sequence[Segment]) -> dict[str, list[int]]:
+    example = assemble(segments)
+    return {
+        "input_ids": example.input_ids,
+        "labels": example.labels,
+        "kinds": example.kinds,
+    }
 
 
 def _check_annotation(annotation: Annotation | None, objective: str) -> None:

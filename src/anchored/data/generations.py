@@ -169,7 +169,7 @@ def _keys(prompts: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def generations_of(name: str, rows: Sequence[tuple[str, Row]]) -> Generations:
-    """Rows that are in memory, in any of the forms.
+    """Rows that are in memory, in any of the formats.
 
     Args:
         name: of the set.
@@ -178,12 +178,12 @@ def generations_of(name: str, rows: Sequence[tuple[str, Row]]) -> Generations:
     Raises:
         DataError: there is no row, or one has a field missing or wrong.
     """
-    if not rows:
+    read = answers_rows(rows)
+    if not read:
         raise DataError(f"{name}: holds no rows; a row has {GENERATIONS_FORMATS}")
-    answers = answers_rows(rows)
-    flat = answers[0].annotations is not None
-    models = frozenset(row.model for row in answers if row.model)
-    return replace(_grouped(answers) if flat else _listed(answers), name=name, models=models)
+    flat = read[0].annotations is not None
+    models = frozenset(row.model for row in read if row.model)
+    return replace(_grouped(read) if flat else _listed(read), name=name, models=models)
 
 
 def read_generations(path: Path) -> Generations:

@@ -6,6 +6,7 @@ is one entry in `METRICS`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -159,6 +160,23 @@ def _scored(
     return of
 
 
+def _mattr(texts: Sequence[str], window: int) -> float:
+    """Moving-average type-token ratio (Covington and McFall 2010) of the texts joined in order.
+
+    With fewer words than the window holds it is the type-token ratio of them all; 0 without words.
+    """
+    words = [word for text in texts for word in lexical.words(text)]
+    inside = Counter(words[:window])
+    ratios = [len(inside) / max(1, inside.total())]
+    for left, entered in zip(words, words[window:], strict=False):
+        inside[entered] += 1
+        inside[left] -= 1
+        if not inside[left]:
+            del inside[left]
+        ratios.append(len(inside) / window)
+    return sum(ratios) / len(ratios)
+
+
 def _self_bleu(observed: Observed) -> float:
     from anchored.metrics.self_bleu import self_bleu  # sacrebleu is an extra of its own
 
@@ -288,6 +306,14 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.ead(o.texts),
+        ),
+        Metric(
+            "mattr_500",
+            "Distinct words over words in a window of 500, mean over all windows of a prompt's "
+            "joined texts.",
+            +1,
+            "texts",
+            lambda o: _mattr(o.texts, 500),
         ),
         Metric(
             "self_bleu",

@@ -1,7 +1,7 @@
 """The bill of a training run: parameters, FLOPs, memory, hours, disk and money.
 
 Parameters are counted on the model itself, built without contents; memory is that of a simulated
-step (`train.footprint`); hours follow from a stated utilisation.
+step (`plan.footprint`); hours follow from a stated utilisation.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from anchored.models.lora import LoraSettings, attach, without_adapter
 from anchored.step.attention import attention_by_lengths
+from anchored.step.losses import LossByKind
 from anchored.step.muon import muon_for
 from anchored.step.projection import projected_loss
 from anchored.tokenizer import CONTROL_TOKENS
-from anchored.train.metrics_log import LossByKind
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 _BY_ROW, _NO_MASK = "anchored_by_row", "anchored_no_mask"
@@ -190,7 +190,7 @@ def _forward_and_backward(model: Any, step: Step) -> None:
         learnt = hidden.flatten(0, 1)[kept]
         del hidden
         if step.deferred and type(head) is torch.nn.Linear:  # an adapter may have wrapped it
-            value = projected_loss(learnt, head.weight, kept, step.device)[0]
+            value = projected_loss(learnt, head.weight, kept, device=step.device)[0]
             outputs = learnt.float()
         else:
             value, outputs = _whole_loss(head(learnt), kept)
