@@ -61,27 +61,31 @@ def updates(dataset: Dataset, settings: Settings) -> Iterator[list[list[Row]]]:
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, `position_ids` and `targets`, each (B, T), padded on the right.
+    """Return `input_ids`, `position_ids`, `targets` and `weights`, each (B, T), right-padded.
 
     Positions restart at 0 for each document in a row, which keeps attention within documents. The
-    target of a position is the next token if that carries loss.
+    target of a position is the next token, with its weight, if that carries loss.
     """
     width = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     position_ids = torch.zeros((len(rows), width), dtype=torch.long)
     targets = torch.full((len(rows), width), NO_LOSS)
+    weights = torch.zeros((len(rows), width))
     for b, row in enumerate(rows):
         length = len(row["input_ids"])
         input_ids[b, :length] = torch.as_tensor(row["input_ids"])
-        targets[b, : length - 1] = torch.as_tensor(row["labels"])[1:]
+        labels = torch.as_tensor(row["labels"])
+        targets[b, : length - 1] = labels[1:]
+        weights[b, : length - 1] = torch.as_tensor(row.get("weights", labels != NO_LOSS))[1:]
         *documents, last = map(int, row["seq_lengths"])
         lengths = [*documents, last + width - length]
         position_ids[b] = torch.cat([torch.arange(n) for n in lengths])
-    return {"input_ids": input_ids, "position_ids": position_ids, "targets": targets}
+    columns = {"input_ids": input_ids, "position_ids": position_ids}
+    return {**columns, "targets": targets, "weights": weights}
 
 
 def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the cross-entropy summed over the positions with loss.
+    """Return the weighted sum of the cross-entropy over the positions with loss.
 
     Only these positions are projected to the vocabulary. The attention mask must stay None and the
     cache off: with either, attention would cross the documents of a row.
@@ -91,7 +95,8 @@ def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     ).last_hidden_state
     keep_BT = batch["targets"] != NO_LOSS
     logits_NV = model.get_output_embeddings()(hidden_BTH[keep_BT])
-    return cross_entropy(logits_NV.float(), batch["targets"][keep_BT], reduction="sum")
+    losses_N = cross_entropy(logits_NV.float(), batch["targets"][keep_BT], reduction="none")
+    return (losses_N * batch["weights"][keep_BT]).sum()
 
 
 def learning_rate(step: int, settings: Settings) -> float:
@@ -109,12 +114,12 @@ def train(model: Any, dataset: Dataset, pad_id: int, settings: Settings) -> Iter
     model.train()
     for step in range(settings.steps):
         micro_batches = [collate(rows, pad_id) for rows in next(batches)]
-        # Divide by the tokens of the whole update, not of each micro-batch: otherwise a token
+        # Divide by the weights of the whole update, not of each micro-batch: otherwise a token
         # would weigh more if its micro-batch has few tokens.
-        tokens = sum(int((batch["targets"] != NO_LOSS).sum()) for batch in micro_batches)
+        weights = sum(float(batch["weights"].sum()) for batch in micro_batches)
         total = 0.0
         for batch in micro_batches:
-            loss = summed_loss(model, batch) / tokens
+            loss = summed_loss(model, batch) / weights
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)

@@ -20,6 +20,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from anchored.data.prepare import load_prepared, read_manifest
+from anchored.data.store import refuse_weights
 from anchored.errors import DataError
 from anchored.models.build import ModelConfig, build_model
 from anchored.models.record import of_other_trainer, save_beside
@@ -27,7 +28,7 @@ from anchored.tokenizer import AnchoredTokenizer
 
 
 def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any) -> SFTTrainer:
-    """A stock SFTTrainer on a prepared dataset.
+    """Build a stock SFTTrainer on a prepared dataset.
 
     Args:
         model: a model from `build_model`, whose embedding has the control tokens.
@@ -36,9 +37,11 @@ def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any)
         arguments: other fields of `trl.SFTConfig`; `packing=True, max_length=N` lets TRL pack.
 
     Raises:
-        DataError: rows are packed: TRL's padded batches would not separate their sequences.
+        DataError: rows are packed, whose sequences TRL's padded batches would not separate, or
+            tokens have weights, which TRL does not read.
     """
     dataset, manifest = load_prepared(data)
+    refuse_weights(data, manifest, "TRL")
     if manifest["config"]["packing"]:
         raise DataError(f"{data}: packed; prepare it with `packing: false` for TRL")
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")

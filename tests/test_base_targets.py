@@ -23,10 +23,10 @@ from anchored.sampling.engine import Sample
 from anchored.segments import Kind
 from anchored.step.attention import attend_within_documents
 from anchored.step.collate import DataCollator
+from anchored.step.losses import LossByKind
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.base_targets import BaseTargets
 from anchored.train.config import SFTConfig
-from anchored.train.metrics_log import LossByKind
 from anchored.workflow import sft
 
 TINY = {

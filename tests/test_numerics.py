@@ -24,11 +24,12 @@ from anchored.sampling.sampler import load
 from anchored.segments import NO_LOSS
 from anchored.step.attention import DOCUMENT_ATTENTION
 from anchored.step.collate import DataCollator
+from anchored.step.losses import LossByKind
 from anchored.step.projection import DeferredProjection
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.compose import compose
 from anchored.train.config import PretrainConfig, training_arguments
-from anchored.train.metrics_log import LossByKind, read_metrics
+from anchored.train.metrics_log import read_metrics
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anchored.annotation import Annotation
-from anchored.data.packing import BestFit, Sized, split_document
+from anchored.data.packing import BestFit, has_loss, split_document, token_count
 from anchored.data.store import to_table
 from anchored.segments import (
     NO_LOSS,
@@ -31,16 +31,16 @@ def tokenizer() -> AnchoredTokenizer:
 
 def document(tokenizer, words, objective="annotated"):
     chunks = [Chunk("a" * n, Annotation.of({"n": str(i)})) for i, n in enumerate(words)]
-    return Sized.of(document_segments(chunks, tokenizer, OBJECTIVES[objective]))
+    return document_segments(chunks, tokenizer, OBJECTIVES[objective])
 
 
 def text_of(sequences):
-    return [i for s in sequences for seg in s.segments if seg.kind is Kind.TEXT for i in seg.ids]
+    return [i for s in sequences for seg in s if seg.kind is Kind.TEXT for i in seg.ids]
 
 
 def test_a_document_that_fits_stays_whole(tokenizer):
     whole = document(tokenizer, [5, 5])
-    assert split_document(whole, whole.length) == ([whole], 0)
+    assert split_document(whole, token_count(whole)) == ([whole], 0)
 
 
 @unhurried
@@ -55,51 +55,49 @@ def test_splitting_keeps_every_text_token_and_starts_each_sequence_with_its_anno
     control = tokenizer.control
     assert dropped == 0
     assert text_of(sequences) == text_of([whole])
-    assert all(s.length <= 40 and s.length == Sized.of(s.segments).length for s in sequences)
-    firsts = [s.segments[0].ids[0] for s in sequences]
+    assert all(token_count(s) <= 40 for s in sequences)
+    firsts = [s[0].ids[0] for s in sequences]
     assert firsts[0] == control.bos
     if objective == "annotated":
         assert firsts[1:] == [control.open] * (len(sequences) - 1)
-    ends = [s.segments[-1].ids[-1] == control.eos for s in sequences]
+    ends = [s[-1].ids[-1] == control.eos for s in sequences]
     assert ends == [False] * (len(sequences) - 1) + [True]
-    assert all(s.has_loss or s.length == 1 for s in sequences)
+    assert all(has_loss(s) or token_count(s) == 1 for s in sequences)
 
 
 def test_a_chunk_is_never_parted_from_its_annotation(tokenizer):
     sequences, _ = split_document(document(tokenizer, [20, 20, 20]), 40)
     opening = tokenizer.control.open
     for sequence in sequences:
-        opens = [i for i, s in enumerate(sequence.segments) if list(s.ids) == [opening]]
-        texts = [i for i, s in enumerate(sequence.segments) if s.kind is Kind.TEXT]
+        opens = [i for i, s in enumerate(sequence) if list(s.ids) == [opening]]
+        texts = [i for i, s in enumerate(sequence) if s.kind is Kind.TEXT]
         assert [i + 4 for i in opens] == texts  # open, key, value, close, text
 
 
 def test_a_chunk_longer_than_a_row_repeats_its_annotation_without_loss(tokenizer):
     sequences, _ = split_document(document(tokenizer, [200]), 40)
-    plans = [[s for s in q.segments if s.kind is Kind.TAG_VALUE] for q in sequences]
-    assert [[s.supervised for s in plan] for plan in plans] == [[True]] + [[False]] * (
-        len(sequences) - 1
-    )
-    assert len({tuple(plan[0].ids) for plan in plans}) == 1
+    values = [[s for s in q if s.kind is Kind.TAG_VALUE] for q in sequences]
+    assert [[s.weight for s in own] for own in values] == [[1]] + [[0]] * (len(sequences) - 1)
+    assert len({tuple(own[0].ids) for own in values}) == 1
 
 
 def test_a_chunk_whose_annotation_takes_more_than_half_a_row_is_dropped_and_counted(tokenizer):
     long = Annotation.of({"n": "x" * 70})
     chunks = [Chunk("a" * 9, Annotation.of({"n": "1"})), Chunk("b" * 50, long), Chunk("c" * 9)]
-    whole = Sized.of(document_segments(chunks, tokenizer, OBJECTIVES["annotated"]))
+    whole = document_segments(chunks, tokenizer, OBJECTIVES["annotated"])
     sequences, dropped = split_document(whole, 60)
     assert [tokenizer.decode(text_of([s])) for s in sequences] == ["a" * 9 + "\n\n", "c" * 9]
-    assert dropped == whole.length - sum(s.length for s in sequences)
+    assert dropped == token_count(whole) - sum(map(token_count, sequences))
 
 
 def sequences_of(lengths):
-    return [Sized.of([Segment([n] * size, Kind.TEXT, True)]) for n, size in enumerate(lengths)]
+    return [[Segment(Kind.TEXT, 1, ids=[n] * size)] for n, size in enumerate(lengths)]
 
 
 def pack(lengths, capacity, open_rows=256):
     packer = BestFit(capacity, open_rows)
     rows = [row for sequence in sequences_of(lengths) for row in packer.add(sequence)]
-    return [[s.length for s in row] for row in [*rows, *packer.flush()]]
+    return [[token_count(s) for s in row] for row in [*rows, *packer.flush()]]
 
 
 def test_a_sequence_goes_where_it_leaves_the_least_room():
@@ -130,9 +128,9 @@ def test_never_more_than_open_rows_are_held():
 
 segment = st.builds(
     Segment,
-    st.lists(st.integers(0, 999), min_size=1, max_size=4),
     st.sampled_from(Kind),
-    st.booleans(),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    ids=st.lists(st.integers(0, 999), min_size=1, max_size=4),
 )
 
 
@@ -145,12 +143,19 @@ segment = st.builds(
     )
 )
 def test_columns_equal_assembling_each_sequence(rows):
-    table = to_table([[Sized.of(sequence) for sequence in row] for row in rows]).to_pydict()
+    table = to_table(rows, weighted=True).to_pydict()
     for i, row in enumerate(rows):
         examples = [assemble(sequence) for sequence in row]
-        for column in ("input_ids", "labels", "kinds"):
+        for column in ("input_ids", "labels", "kinds", "weights"):
             assert table[column][i] == [x for e in examples for x in getattr(e, column)]
         assert table["seq_lengths"][i] == [len(e.input_ids) for e in examples]
+
+
+def test_weights_are_stored_only_where_one_is_neither_0_nor_1():
+    plain = [[[Segment(Kind.TEXT, weight, ids=[1, 2]) for weight in (0, 1)]]]
+    assert "weights" not in to_table(plain).column_names
+    with pytest.raises(AssertionError):
+        to_table([[[Segment(Kind.TEXT, 0.5, ids=[1, 2])]]])
 
 
 def test_columns_have_the_written_types_and_mask_the_first_token_of_every_sequence():

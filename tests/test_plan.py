@@ -25,10 +25,10 @@ from anchored.plan.hardware import Hardware, hardware_named
 from anchored.plan.table import rows
 from anchored.plan.workload import Layout, data_of, stage_of
 from anchored.step.collate import DataCollator
+from anchored.step.losses import LossByKind
 from anchored.step.muon import muon_for
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
-from anchored.train.metrics_log import LossByKind
 from conftest import ROOT
 
 ONE = Hardware("h100", 989.0, 79.0)
@@ -189,6 +189,18 @@ def test_a_loss_that_projects_a_few_rows_at_a_time_holds_a_few_rows_of_logits():
 def test_logits_lie_there_whole_where_the_trainer_does_not_defer_them():
     assert Layout(config(DESCRIBED, torch_compile=True), 1).deferred
     assert not Layout(config(DESCRIBED, fp16=True), 1).deferred
+
+
+def test_a_loss_that_is_not_fused_holds_whole_logits_and_what_it_makes_of_them():
+    logits = 4 * 128 * 1000 * 4
+    plain, gem = footprint_of(), footprint_of(loss="gem")
+    assert gem.activations > plain.activations + logits
+    described = config({**DESCRIBED, "tokenizer": {"vocab_size": 50_000}})
+    fused, whole = (
+        plan(described.model_copy(update={"loss": loss}), ONE).memory["activations"]
+        for loss in ("cross_entropy", "gem")
+    )
+    assert whole > 2 * fused
 
 
 def test_checkpointing_holds_less_and_computes_the_layers_again():

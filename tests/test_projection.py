@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from anchored.step import projection
+from anchored.step.losses import LossByKind
 from anchored.step.projection import DeferredProjection, defer_projection, projected_loss
-from anchored.train.metrics_log import LossByKind
 
 N, H, V = 11, 6, 50
 

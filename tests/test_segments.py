@@ -240,7 +240,7 @@ def test_chunks_are_joined_by_a_blank_line_where_the_text_has_none(tokenizer: An
 
 
 def test_the_first_token_of_a_sequence_never_has_a_label():
-    example = assemble([Segment([5, 6], Kind.TEXT, True)])
+    example = assemble([Segment(Kind.TEXT, 1, ids=[5, 6])])
     assert example.labels == [NO_LOSS, 6]
 
 
@@ -260,18 +260,18 @@ def test_every_order_of_four_keys_is_met_equally_often():
     assert all(400 < count < 600 for count in orders.values())  # 500, give or take 22
 
 
-@pytest.mark.parametrize("loss", [frozenset(), frozenset({Kind.TAG_KEY}), frozenset(Kind)])
-def test_pieces_of_a_tag_met_before_are_those_of_this_place_and_this_objective(loss):
-    objective = Objective("any", annotated=True, loss=loss)
-    keys, values = Kind.TAG_KEY in loss, Kind.TAG_VALUE in loss
+@pytest.mark.parametrize("weights", [{}, {Kind.TAG_KEY: 0.5}, dict.fromkeys(Kind, 1.0)])
+def test_pieces_of_a_tag_met_before_are_those_of_this_place_and_this_objective(weights):
+    objective = Objective("any", annotated=True, weights=weights)
+    key, value = weights.get(Kind.TAG_KEY, 0.0), weights.get(Kind.TAG_VALUE, 0.0)
     for first, second in (TAGS.tags, TAGS.tags[::-1]):
         assert annotation_pieces(Annotation((first, second)), objective) == [
-            ("open", Kind.CONTROL, keys),
-            (f"{first.key}:", Kind.TAG_KEY, keys),
-            (f" {first.value}", Kind.TAG_VALUE, values),
-            (f"\n{second.key}:", Kind.TAG_KEY, keys),
-            (f" {second.value}", Kind.TAG_VALUE, values),
-            ("close", Kind.CONTROL, keys),
+            Segment(Kind.CONTROL, key, "open"),
+            Segment(Kind.TAG_KEY, key, f"{first.key}:"),
+            Segment(Kind.TAG_VALUE, value, f" {first.value}"),
+            Segment(Kind.TAG_KEY, key, f"\n{second.key}:"),
+            Segment(Kind.TAG_VALUE, value, f" {second.value}"),
+            Segment(Kind.CONTROL, key, "close"),
         ]
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from anchored.models.build import olmo2_config
+from anchored.step.losses import LossByKind
 from anchored.train import metrics_log
 from anchored.train.metrics_log import (
-    LossByKind,
     Monitor,
     measure_matmul_peak,
     read_metrics,

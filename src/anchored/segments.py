@@ -1,4 +1,4 @@
-"""Text to segments: what stands where in a sequence, of which kind, and which of it carries loss.
+"""Text to segments: what stands where in a sequence, of which kind, and how much loss it carries.
 
     document        bos  (open tags close)  chunk  (open tags close)  chunk ...  eos
     conversation    bos  system text  user text  assistant  (open tags close)  response  eos
@@ -11,12 +11,13 @@ disabled.
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from hashlib import blake2b
 from itertools import chain, pairwise
 from typing import Literal, NamedTuple
@@ -44,43 +45,58 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Objective:
-    """Which kinds carry loss, as data.
+    """How much loss each kind carries, as data.
 
     Args:
         name: as in the command line and configurations.
-        annotated: do annotations stand before chunks and responses.
-        loss: the kinds that are trained. Role tokens go with PROMPT, the two annotation tokens
-            with TAG_KEY, eos with TEXT; bos is never learnt.
+        annotated: True if annotations stand before chunks and responses.
+        weights: of a token's loss, by kind; a kind that is not named carries none. Role tokens go
+            with PROMPT, the two annotation tokens with TAG_KEY, eos with TEXT; bos is never learnt.
         format_share: share of examples in which the tag keys carry loss too (paper, section 3:
             0.3 %).
-        replay: are examples of annotation replay added: a prompt and an annotation sampled before
-            SFT, loss on the annotation alone (ours, not in the paper).
+        replay: True if examples of annotation replay are added: a prompt and an annotation sampled
+            before SFT, with loss on the annotation alone (ours, not in the paper).
     """
 
     name: str
     annotated: bool
-    loss: frozenset[Kind]
+    weights: Mapping[Kind, float]
     format_share: float = 0.0
     replay: bool = False
 
+    def __post_init__(self) -> None:
+        assert all(0 <= w < math.inf for w in self.weights.values()), self.weights
 
-_PLAN = frozenset({Kind.TAG_KEY, Kind.TAG_VALUE})
+    def weight(self, kind: Kind) -> float:
+        """Weight of the loss of a token of this kind."""
+        return self.weights.get(kind, 0.0)
+
+    @cached_property
+    def loss(self) -> frozenset[Kind]:
+        """The kinds that carry loss."""
+        return frozenset(kind for kind, weight in self.weights.items() if weight)
+
+    @property
+    def is_weighted(self) -> bool:
+        """True if any weight is neither 0 nor 1, so that labels alone cannot say it."""
+        return not {0.0, 1.0}.issuperset(self.weights.values())
+
+
+_TAGS = {Kind.TAG_KEY: 1.0, Kind.TAG_VALUE: 1.0}
+_TEXT = {Kind.TEXT: 1.0}
+_PROMPT = {Kind.PROMPT: 1.0}
 OBJECTIVES = {
     objective.name: objective
     for objective in (
-        Objective("plain", annotated=False, loss=frozenset({Kind.PROMPT, Kind.TEXT})),
-        Objective("annotated", annotated=True, loss=_PLAN | {Kind.PROMPT, Kind.TEXT}),
-        Objective("standard", annotated=False, loss=frozenset({Kind.TEXT})),
-        Objective("anchored", annotated=True, loss=frozenset({Kind.TEXT}), format_share=0.003),
+        Objective("plain", annotated=False, weights=_PROMPT | _TEXT),
+        Objective("annotated", annotated=True, weights=_TAGS | _PROMPT | _TEXT),
+        Objective("standard", annotated=False, weights=_TEXT),
+        Objective("anchored", annotated=True, weights=_TEXT, format_share=0.003),
         Objective(
-            "anchored-replay",
-            annotated=True,
-            loss=frozenset({Kind.TEXT}),
-            format_share=0.003,
-            replay=True,
+            "anchored-replay", annotated=True, weights=_TEXT, format_share=0.003, replay=True
         ),
-        Objective("tagged", annotated=True, loss=_PLAN | {Kind.TEXT}),
-        Objective("replay", annotated=True, loss=_PLAN),
+        Objective("tagged", annotated=True, weights=_TAGS | _TEXT),
+        Objective("replay", annotated=True, weights=_TAGS),
     )
 }
 
@@ -105,39 +121,40 @@ class Message:
     annotation: Annotation | None = None
 
 
-class Piece(NamedTuple):
-    """A segment before encoding: plain text or, for `Kind.CONTROL`, the name of a control token.
+class Segment(NamedTuple):
+    """A stretch of one kind and one weight: text before it is encoded, ids after.
 
-    A chat template's special tokens go by their spelling.
+    A tuple, because every segment is hashed and made anew once: both take a dataclass twice as
+    long.
+
+    Args:
+        kind: what it is part of.
+        weight: of the loss of each of its tokens; 0 for no loss, 1 in the ordinary case.
+        text: plain text or, for `Kind.CONTROL`, the name of a control token. A chat template's
+            special tokens go by their spelling. Empty once encoded.
+        ids: its tokens; empty before it is encoded.
     """
 
-    text: str
     kind: Kind
-    supervised: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Ids of one kind, with or without loss."""
-
-    ids: Sequence[int]
-    kind: Kind
-    supervised: bool
+    weight: float
+    text: str = ""
+    ids: Sequence[int] = ()
 
 
 @dataclass
 class Example:
     """Equal-length columns of a training sequence.
 
-    `labels` are unshifted, `NO_LOSS` where nothing is learnt.
+    `labels` are unshifted, `NO_LOSS` where nothing is learnt, which is where `weights` are 0.
     """
 
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
 
 
-BOS = Piece("bos", Kind.CONTROL, False)
+BOS = Segment(Kind.CONTROL, 0.0, "bos")
 
 _BLANK = re.compile(r"\n[ \t]*\r?\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
@@ -192,45 +209,46 @@ def _split_long(chunk: str, max_chars: int) -> Iterator[str]:
         yield part
 
 
-def annotation_pieces(annotation: Annotation, objective: Objective) -> list[Piece]:
+def annotation_pieces(annotation: Annotation, objective: Objective) -> list[Segment]:
     """Opening token, keys and values, closing token."""
-    opening, closing = _brackets(Kind.TAG_KEY in objective.loss)
+    on_key, on_value = objective.weight(Kind.TAG_KEY), objective.weight(Kind.TAG_VALUE)
+    opening, closing = _brackets(on_key)
     pieces = [opening]
     for i, tag in enumerate(annotation.tags):
-        pieces += _tag_pieces(tag, i == 0, objective.loss)
+        pieces += _tag_pieces(tag, i == 0, on_key, on_value)
     pieces.append(closing)
     return pieces
 
 
 @cache
-def _brackets(supervised: bool) -> tuple[Piece, Piece]:
-    opening, closing = (Piece(name, Kind.CONTROL, supervised) for name in ("open", "close"))
+def _brackets(weight: float) -> tuple[Segment, Segment]:
+    opening, closing = (Segment(Kind.CONTROL, weight, name) for name in ("open", "close"))
     return opening, closing
 
 
 @lru_cache(maxsize=1 << 14)
-def _tag_pieces(tag: Tag, first: bool, loss: frozenset[Kind]) -> tuple[Piece, ...]:
-    """Kept, because the same tags come all through a corpus."""
-    kinds = {"key": Kind.TAG_KEY, "value": Kind.TAG_VALUE}
-    return tuple([Piece(text, kinds[p], kinds[p] in loss) for p, text in tag.pieces(first)])
+def _tag_pieces(tag: Tag, first: bool, on_key: float, on_value: float) -> tuple[Segment, ...]:
+    """Cached, because the same tags come up all through a corpus."""
+    parts = {"key": (Kind.TAG_KEY, on_key), "value": (Kind.TAG_VALUE, on_value)}
+    return tuple([Segment(*parts[part], text) for part, text in tag.pieces(first)])
 
 
-def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Piece]:
+def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Segment]:
     """A document: bos, each chunk behind its annotation if the objective is annotated, eos."""
-    supervised = Kind.TEXT in objective.loss
+    weight = objective.weight(Kind.TEXT)
     pieces = [BOS]
     for i, chunk in enumerate(chunks):
         if objective.annotated:
             pieces.extend(annotation_pieces(chunk.annotation or Annotation(), objective))
         joint = "" if i == len(chunks) - 1 or chunk.text[-1:].isspace() else "\n\n"
-        pieces.append(Piece(chunk.text + joint, Kind.TEXT, supervised))
-    pieces.append(Piece("eos", Kind.CONTROL, supervised))
+        pieces.append(Segment(Kind.TEXT, weight, chunk.text + joint))
+    pieces.append(Segment(Kind.CONTROL, weight, "eos"))
     return pieces
 
 
 def conversation_pieces(
     messages: Sequence[Message], objective: Objective, chat: ChatTemplate | None = None
-) -> list[Piece]:
+) -> list[Segment]:
     """A conversation whose last message is learnt if it is the assistant's.
 
     Earlier turns are prompt and go without their annotations, because clients send back what they
@@ -247,34 +265,34 @@ def conversation_pieces(
     """
     if chat is not None:
         return _template_pieces(messages, objective, chat)
-    in_prompt = Kind.PROMPT in objective.loss
+    weight = objective.weight(Kind.PROMPT)
     pieces = [BOS]
     for i, message in enumerate(messages):
         learnt = i == len(messages) - 1 and message.role == "assistant"
-        pieces.append(Piece(message.role, Kind.CONTROL, in_prompt))
+        pieces.append(Segment(Kind.CONTROL, weight, message.role))
         if learnt:
             pieces.extend(_response_pieces(message, objective, "eos"))
             continue
-        pieces.append(Piece(message.content, Kind.PROMPT, in_prompt))
+        pieces.append(Segment(Kind.PROMPT, weight, message.content))
         if message.role == "assistant":
-            pieces.append(Piece("eos", Kind.CONTROL, in_prompt))
+            pieces.append(Segment(Kind.CONTROL, weight, "eos"))
     return pieces
 
 
 def _template_pieces(
     messages: Sequence[Message], objective: Objective, chat: ChatTemplate
-) -> list[Piece]:
+) -> list[Segment]:
     """The template's own prompt up to the answer, then as in our format.
 
     What a template puts before an answer only when it is a part of history (an empty thought) is
     left out: the prompt ends as it will when the model is asked.
     """
-    in_prompt = Kind.PROMPT in objective.loss
+    weight = objective.weight(Kind.PROMPT)
     learnt = bool(messages) and messages[-1].role == "assistant"
     prompt = messages[:-1] if learnt else messages
     turns = [{"role": message.role, "content": message.content} for message in prompt]
     pieces = [
-        Piece(text, Kind.CONTROL if special else Kind.PROMPT, in_prompt)
+        Segment(Kind.CONTROL if special else Kind.PROMPT, weight, text)
         for text, special in chat.stretches(turns, answer_next=learnt)
     ]
     if learnt:
@@ -282,13 +300,13 @@ def _template_pieces(
     return pieces
 
 
-def _response_pieces(message: Message, objective: Objective, end: str) -> Iterator[Piece]:
+def _response_pieces(message: Message, objective: Objective, end: str) -> Iterator[Segment]:
     if objective.annotated:
         yield from annotation_pieces(message.annotation or Annotation(), objective)
     if message.content:
-        supervised = Kind.TEXT in objective.loss
-        yield Piece(message.content, Kind.TEXT, supervised)
-        yield Piece(end, Kind.CONTROL, supervised)
+        weight = objective.weight(Kind.TEXT)
+        yield Segment(Kind.TEXT, weight, message.content)
+        yield Segment(Kind.CONTROL, weight, end)
 
 
 def turns_to_learn(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
@@ -304,7 +322,8 @@ def format_variant(objective: Objective, seed: int, example_id: str) -> Objectiv
         objective.format_share
         and random.Random(f"{seed}:format:{example_id}").random() < objective.format_share
     ):
-        return Objective(objective.name, objective.annotated, objective.loss | {Kind.TAG_KEY})
+        weights = {**objective.weights, Kind.TAG_KEY: 1.0}
+        return Objective(objective.name, objective.annotated, weights)
     return objective
 
 
@@ -322,26 +341,28 @@ def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: s
 
 
 def encode_pieces(
-    sequences: Sequence[Sequence[Piece]], tokenizer: AnchoredTokenizer
+    sequences: Sequence[Sequence[Segment]], tokenizer: AnchoredTokenizer
 ) -> list[list[Segment]]:
     """Encodes many sequences with one call into the tokenizer, each distinct text once.
 
-    Equal pieces become the same segment.
+    Equal segments share their ids.
     """
     distinct = dict.fromkeys(chain.from_iterable(sequences))
     ids = {name: [number] for name, number in tokenizer.control_ids.items()}
-    segments = {p: Segment(ids[p.text], p.kind, p.supervised) for p in distinct if _is_control(p)}
-    behind = {p: p.kind is Kind.PROMPT for p in distinct if not _is_control(p)}
-    for encode, wanted in ((tokenizer.encode_batch, False), (tokenizer.encode_behind, True)):
-        pieces = [p for p, is_behind in behind.items() if is_behind is wanted]
-        texts = list(dict.fromkeys(p.text for p in pieces))
+    encoded: dict[Segment, Segment] = {}
+    plain: list[Segment] = []
+    behind: list[Segment] = []
+    for s in distinct:
+        if s.kind is Kind.CONTROL:
+            encoded[s] = Segment(s.kind, s.weight, ids=ids[s.text])
+        else:
+            (behind if s.kind is Kind.PROMPT else plain).append(s)
+    for encode, segments in ((tokenizer.encode_batch, plain), (tokenizer.encode_behind, behind)):
+        texts = list(dict.fromkeys([s.text for s in segments]))
         found = dict(zip(texts, encode(texts), strict=True))
-        segments |= {p: Segment(found[p.text], p.kind, p.supervised) for p in pieces}
-    return [[segments[p] for p in pieces] for pieces in sequences]
-
-
-def _is_control(piece: Piece) -> bool:
-    return piece.kind is Kind.CONTROL
+        for s in segments:
+            encoded[s] = Segment(s.kind, s.weight, ids=found[s.text])
+    return [[encoded[s] for s in sequence] for sequence in sequences]
 
 
 def document_segments(
@@ -366,10 +387,11 @@ def assemble(segments: Sequence[Segment]) -> Example:
     example = Example()
     for segment in segments:
         example.input_ids.extend(segment.ids)
-        example.labels.extend(segment.ids if segment.supervised else [NO_LOSS] * len(segment.ids))
+        example.labels.extend(segment.ids if segment.weight else [NO_LOSS] * len(segment.ids))
         example.kinds.extend([int(segment.kind)] * len(segment.ids))
+        example.weights.extend([segment.weight] * len(segment.ids))
     if example.labels:
-        example.labels[0] = NO_LOSS
+        example.labels[0], example.weights[0] = NO_LOSS, 0.0
     return example
 
 

@@ -154,7 +154,7 @@ class AnchoredTokenizer:
 
         One with a chat template of its own needs the two of annotations, one without all five. The
         tokens that it holds in reserve are taken for them if there are enough, else they are added:
-        `train.models.load_model` grows a model's embedding to match.
+        `models.build.load_model` grows a model's embedding to match.
 
         Args:
             hf: changed in place.

@@ -21,7 +21,7 @@ from anchored.sampling.sampler import LocalSampler
 from anchored.segments import (
     OBJECTIVES,
     Message,
-    Piece,
+    Segment,
     annotation_pieces,
     conversation_pieces,
     encode_pieces,
@@ -168,7 +168,7 @@ class Encoder:
         leading = encoded["special_tokens_mask"].index(0)
         return encoded["input_ids"][:leading]
 
-    def _ids(self, pieces: Sequence[Piece]) -> list[int]:
+    def _ids(self, pieces: Sequence[Segment]) -> list[int]:
         segments = encode_pieces([pieces], self.source.tokenizer)[0]
         return [i for segment in segments for i in segment.ids]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, pairwise
 
 from anchored.segments import Kind, Segment
@@ -19,49 +18,40 @@ from anchored.segments import Kind, Segment
 Segments = Sequence[Segment]
 
 
-@dataclass(frozen=True, slots=True)
-class Sized:
-    """Segments that are one sequence, and how many tokens they hold."""
-
-    segments: Segments
-    length: int
-
-    @classmethod
-    def of(cls, segments: Segments) -> Sized:
-        """Counts the tokens."""
-        return cls(segments, sum([len(segment.ids) for segment in segments]))
-
-    @property
-    def has_loss(self) -> bool:
-        """Is any token learnt; the first never is, because nothing in its sequence predicts it."""
-        first, *rest = self.segments
-        return (first.supervised and len(first.ids) > 1) or any(
-            s.supervised and s.ids for s in rest
-        )
+def token_count(segments: Segments) -> int:
+    """Tokens of a sequence."""
+    return sum([len(segment.ids) for segment in segments])
 
 
-def split_document(document: Sized, max_length: int) -> tuple[list[Sized], int]:
+def has_loss(sequence: Segments) -> bool:
+    """True if any token is learnt; the first never is: nothing in its sequence predicts it."""
+    first, *rest = sequence
+    return (first.weight > 0 and len(first.ids) > 1) or any(s.weight and s.ids for s in rest)
+
+
+def split_document(document: Segments, max_length: int) -> tuple[list[Segments], int]:
     """The sequences of a document, and how many of its tokens were dropped.
 
     Dropped are chunks that do not fit and whose annotation takes more than half of `max_length`.
     """
-    if document.length <= max_length:
+    if token_count(document) <= max_length:
         return [document], 0
-    sequences: list[Sized] = []
-    together: list[Sized] = []
+    sequences: list[Segments] = []
+    together: list[Segment] = []
     used = dropped = 0
-    for unit in map(Sized.of, _units(document.segments)):
-        if used + unit.length > max_length:
-            sequences += _joined(together)
+    for unit in _units(document):
+        length = token_count(unit)
+        if used + length > max_length:
+            sequences += [together] if together else []
             together, used = [], 0
-        if unit.length <= max_length:
-            together.append(unit)
-            used += unit.length
+        if length <= max_length:
+            together.extend(unit)
+            used += length
             continue
         parts = _cut(unit, max_length)
         sequences += parts
-        dropped += 0 if parts else unit.length
-    return sequences + _joined(together), dropped
+        dropped += 0 if parts else length
+    return sequences + ([together] if together else []), dropped
 
 
 def _units(segments: Segments) -> list[Segments]:
@@ -70,32 +60,20 @@ def _units(segments: Segments) -> list[Segments]:
     return [segments[a:b] for a, b in pairwise([0, *ends[:-1], len(segments)])]
 
 
-def _joined(units: Sequence[Sized]) -> list[Sized]:
-    if not units:
-        return []
-    return [
-        Sized([s for unit in units for s in unit.segments], sum([unit.length for unit in units]))
-    ]
-
-
-def _cut(unit: Sized, max_length: int) -> list[Sized]:
+def _cut(unit: Segments, max_length: int) -> list[Segments]:
     """A chunk in parts, each behind its annotation; nothing if that leaves less than half a row."""
-    at = next(i for i, segment in enumerate(unit.segments) if segment.kind is Kind.TEXT)
-    lead, text, tail = unit.segments[:at], unit.segments[at], unit.segments[at + 1 :]
-    room = max_length - unit.length + len(text.ids)
+    at = next(i for i, segment in enumerate(unit) if segment.kind is Kind.TEXT)
+    lead, text, tail = unit[:at], unit[at], unit[at + 1 :]
+    room = max_length - token_count(unit) + len(text.ids)
     if room < max_length // 2:
         return []
-    given = [Segment(segment.ids, segment.kind, False) for segment in lead[_bos(lead) :]]
-    starts = range(0, len(text.ids), room)
+    given = [segment._replace(weight=0.0) for segment in lead[_bos(lead) :]]
     parts = [
-        [
-            *(given if start else lead),
-            Segment(text.ids[start : start + room], text.kind, text.supervised),
-        ]
-        for start in starts
+        [*(given if start else lead), text._replace(ids=text.ids[start : start + room])]
+        for start in range(0, len(text.ids), room)
     ]
     parts[-1].extend(tail)
-    return [Sized.of(part) for part in parts]
+    return list(parts)
 
 
 def _bos(lead: Segments) -> int:
@@ -115,23 +93,24 @@ class BestFit:
         self.capacity = capacity
         self.open_rows = open_rows
         self._free: list[tuple[int, int]] = []
-        self._rows: dict[int, list[Sized]] = {}
+        self._rows: dict[int, list[Segments]] = {}
         self._serials = count()
 
-    def add(self, sequence: Sized) -> Iterator[list[Sized]]:
+    def add(self, sequence: Segments) -> Iterator[list[Segments]]:
         """Places one sequence; yields the row that it closes, if any."""
-        at = bisect_left(self._free, (sequence.length, -1))
+        length = token_count(sequence)
+        at = bisect_left(self._free, (length, -1))
         if at < len(self._free):
             free, serial = self._free.pop(at)
         else:
             free, serial = self.capacity, next(self._serials)
             self._rows[serial] = []
         self._rows[serial].append(sequence)
-        insort(self._free, (free - sequence.length, serial))
+        insort(self._free, (free - length, serial))
         if self._free[0][0] == 0 or len(self._free) > self.open_rows:
             yield self._rows.pop(self._free.pop(0)[1])
 
-    def flush(self) -> Iterator[list[Sized]]:
+    def flush(self) -> Iterator[list[Segments]]:
         """The rows still open, in the order they were opened."""
         yield from self._rows.values()
         self._rows.clear()

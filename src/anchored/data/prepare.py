@@ -24,8 +24,15 @@ from anchored.annotation import Schema
 from anchored.config import Config, to_yaml, versions
 from anchored.data.readers import ObjectiveName, SourceConfig, load_schema
 from anchored.data.rows import Document, Item
-from anchored.data.shard import Account, Dropped, Shard, Sourced, sourced_items
-from anchored.data.store import FORMAT, MANIFEST, join_shards, load_prepared, read_manifest
+from anchored.data.shard import Account, Dropped, Shard, Sourced, is_weighted, sourced_items
+from anchored.data.store import (
+    FORMAT,
+    MANIFEST,
+    WEIGHTS,
+    join_shards,
+    load_prepared,
+    read_manifest,
+)
 from anchored.errors import AnchoredError, ConfigError, DataError
 from anchored.files import CONFIG_NAME, atomic_write, building, claim, digest, write_json
 from anchored.processes import end_with_parent
@@ -177,10 +184,11 @@ def _in_shards(
         tokenizer.save(folder / "tokenizer")
         account = Account.total([Account.load(staging / name / _ACCOUNT) for name in names])
         _check(config, account)
+        weighted = is_weighted(config)
         for split in account.splits:
             within = "." if split == "train" else split
             parts = [staging / name / within for name in names]
-            account.splits[split]["files"] = join_shards(parts, folder / within)
+            account.splits[split]["files"] = join_shards(parts, folder / within, weighted)
         manifest = _finish(config, schema, tokenizer, account, folder)
     shutil.rmtree(staging)
     return manifest
@@ -378,6 +386,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "objective": config.objective,
+        **({WEIGHTS: True} if is_weighted(config) else {}),
         "tokens": {
             "kept": train["tokens"],
             "supervised": train["supervised"],

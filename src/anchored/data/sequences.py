@@ -18,7 +18,7 @@ from anchored.segments import (
     Kind,
     Message,
     Objective,
-    Piece,
+    Segment,
     conversation_pieces,
     document_pieces,
     format_variant,
@@ -37,7 +37,7 @@ class Draft:
     back to the document alone.
     """
 
-    pieces: list[Piece]
+    pieces: list[Segment]
     split: str
     is_document: bool
     instead: Draft | None = None

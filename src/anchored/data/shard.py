@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchored.annotation import Schema
 from anchored.data.canonical import CanonicalMap
-from anchored.data.packing import BestFit, Sized, split_document
+from anchored.data.packing import BestFit, Segments, has_loss, split_document, token_count
 from anchored.data.readers import SourceConfig, read_rows
 from anchored.data.rows import Document, Item, canonical_row
 from anchored.data.sequences import Draft, Drafter
@@ -145,6 +145,12 @@ def _stream(
         raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
 
 
+def is_weighted(config: PrepareConfig) -> bool:
+    """True if tokens are to carry a weight that is neither 0 nor 1."""
+    names = {source.objective or config.objective for source in config.sources}
+    return any(OBJECTIVES[name].is_weighted for name in names)
+
+
 def _objective(name: str, format_share: float | None) -> Objective:
     objective = OBJECTIVES[name]
     return objective if format_share is None else replace(objective, format_share=format_share)
@@ -199,9 +205,10 @@ class Shard:
         if config.token_budget is not None:
             rest = number < config.token_budget % config.shards
             self._left = config.token_budget // config.shards + rest
-        self._writers = {"train": SplitWriter(folder)}
+        weighted = is_weighted(config)
+        self._writers = {"train": SplitWriter(folder, weighted)}
         if config.validation_share:
-            self._writers["validation"] = SplitWriter(folder / "validation")
+            self._writers["validation"] = SplitWriter(folder / "validation", weighted)
         self._packers = {name: BestFit(config.max_length) for name in self._writers}
 
     def write(self, watch: Callable[[Iterable[Sourced]], Iterable[Sourced]] = iter) -> Account:
@@ -238,9 +245,9 @@ class Shard:
 
     def _encoded_ahead(
         self, batches: Iterable[list[Draft]]
-    ) -> Iterator[tuple[list[Draft], list[Sized]]]:
+    ) -> Iterator[tuple[list[Draft], list[Segments]]]:
         """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
-        waiting: deque[tuple[list[Draft], Future[list[Sized]]]] = deque()
+        waiting: deque[tuple[list[Draft], Future[list[Segments]]]] = deque()
         with ThreadPoolExecutor(max_workers=1) as pool:
             for drafts in batches:
                 waiting.append((drafts, pool.submit(self._encode, drafts)))
@@ -250,41 +257,39 @@ class Shard:
             for ready, future in waiting:
                 yield ready, future.result()
 
-    def _write_batch(self, drafts: Sequence[Draft], encoded: Sequence[Sized]) -> None:
-        long = [i for i, sized in enumerate(encoded) if drafts[i].instead and not self._fits(sized)]
+    def _write_batch(self, drafts: Sequence[Draft], encoded: Sequence[Segments]) -> None:
+        room = self.config.max_length
+        long = [i for i, s in enumerate(encoded) if drafts[i].instead and token_count(s) > room]
         instead = [draft.instead or draft for draft in (drafts[i] for i in long)]
         replaced = dict(zip(long, zip(instead, self._encode(instead), strict=True), strict=True))
         for i, pair in enumerate(zip(drafts, encoded, strict=True)):
             self._write_draft(*replaced.get(i, pair))
 
-    def _encode(self, drafts: Sequence[Draft]) -> list[Sized]:
-        pieces = [draft.pieces for draft in drafts]
-        return [Sized.of(segments) for segments in encode_pieces(pieces, self.tokenizer)]
+    def _encode(self, drafts: Sequence[Draft]) -> list[Segments]:
+        return [*encode_pieces([draft.pieces for draft in drafts], self.tokenizer)]
 
-    def _fits(self, sequence: Sized) -> bool:
-        return sequence.length <= self.config.max_length
-
-    def _write_draft(self, draft: Draft, sized: Sized) -> None:
+    def _write_draft(self, draft: Draft, encoded: Segments) -> None:
         self.drafter.counts["documents behind their prompt"] += draft.instead is not None
-        sequences, lost = [sized], 0
+        sequences, lost = [encoded], 0
         if draft.is_document:
-            sequences, lost = split_document(sized, self.config.max_length)
+            sequences, lost = split_document(encoded, self.config.max_length)
         if lost:
             self._dropped.add("chunk whose annotation is too long for max_length", lost)
         for sequence in sequences:
             self._write_sequence(draft.split, sequence)
 
-    def _write_sequence(self, split: str, sequence: Sized) -> None:
-        if not self._fits(sequence):
-            self._dropped.add("conversation longer than max_length", sequence.length)
+    def _write_sequence(self, split: str, sequence: Segments) -> None:
+        length = token_count(sequence)
+        if length > self.config.max_length:
+            self._dropped.add("conversation longer than max_length", length)
             return
-        if not sequence.has_loss:
-            self._dropped.add("no token with loss", sequence.length)
+        if not has_loss(sequence):
+            self._dropped.add("no token with loss", length)
             return
         if split == "train" and self._left is not None:
-            if sequence.length > self._left:
+            if length > self._left:
                 raise _BudgetSpent
-            self._left -= sequence.length
+            self._left -= length
         rows = self._packers[split].add(sequence) if self.config.packing else [[sequence]]
         for row in rows:
             self._writers[split].write(row)

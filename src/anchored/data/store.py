@@ -1,6 +1,6 @@
 """Prepared datasets on disk: written in bounded memory, and refused at load if they have changed.
 
-out/                    a `datasets.Dataset` with the columns of `FEATURES`
+out/                    a `datasets.Dataset` with the columns of `features_of`
   manifest.json         configuration, versions, tokenizer, schema, counts, digests of the files
   config.yaml           the configuration alone
   tokenizer/
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -36,7 +36,7 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import InMemoryTable
 from datasets.utils import are_progress_bars_disabled
 
-from anchored.data.packing import Sized
+from anchored.data.packing import Segments, token_count
 from anchored.errors import DataError
 from anchored.segments import NO_LOSS, Kind
 from anchored.tokenizer import AnchoredTokenizer
@@ -51,59 +51,83 @@ FEATURES = Features(
         "seq_lengths": List(Value("int32")),
     }
 )
+WEIGHTS = "weights"
 _FLUSH_TOKENS = 1 << 18
 _BLOCK = 1 << 20
 _BLOCKS = 64
 
 
-def to_table(rows: Sequence[Sequence[Sized]]) -> pa.Table:
+def features_of(weighted: bool) -> Features:
+    """Columns of a prepared dataset.
+
+    A weight for each token is stored only where one may be neither 0 nor 1: the others are in
+    `labels`, which are `NO_LOSS` where the weight is 0.
+    """
+    return Features({**FEATURES, WEIGHTS: List(Value("float32"))}) if weighted else FEATURES
+
+
+def to_table(rows: Sequence[Sequence[Segments]], weighted: bool = False) -> pa.Table:
     """Packed rows as columns: `assemble` of each sequence, joined, with no step of Python a token.
 
     `seq_lengths` holds the lengths of the sequences in a row.
     """
-    segments = [segment for row in rows for sequence in row for segment in sequence.segments]
+    sequences = [sequence for row in rows for sequence in row]
+    segments = [segment for sequence in sequences for segment in sequence]
     sizes = np.array([len(segment.ids) for segment in segments], dtype=np.int64)
-    ids = np.fromiter(chain.from_iterable(s.ids for s in segments), np.int32, sizes.sum())
+    ids = np.fromiter(chain.from_iterable([s.ids for s in segments]), np.int32, sizes.sum())
     kinds = np.frombuffer(bytes([segment.kind for segment in segments]), np.int8)
-    supervised = np.repeat([segment.supervised for segment in segments], sizes)
-    lengths = np.array([sequence.length for row in rows for sequence in row], dtype=np.int64)
-    supervised[np.cumsum(lengths) - lengths] = False
-    row_lengths = [_tokens(row) for row in rows]
+    each = np.array([segment.weight for segment in segments], dtype=np.float32)
+    assert weighted or ((each == 0) | (each == 1)).all()
+    ends = np.concatenate(([0], np.cumsum(sizes)))[np.cumsum([len(s) for s in sequences])]
+    lengths = np.diff(ends, prepend=0)
+    weights = np.repeat(each, sizes)
+    weights[ends - lengths] = 0  # nothing predicts the first token of a sequence
+    row_ends = ends[np.cumsum([len(row) for row in rows]) - 1]
+    row_lengths = np.diff(row_ends, prepend=0)
     columns = {
         "input_ids": (ids, row_lengths),
-        "labels": (np.where(supervised, ids, np.int32(NO_LOSS)), row_lengths),
+        "labels": (np.where(weights, ids, np.int32(NO_LOSS)), row_lengths),
         "kinds": (np.repeat(kinds, sizes), row_lengths),
         "seq_lengths": (lengths.astype(np.int32), [len(row) for row in rows]),
     }
+    if weighted:
+        columns[WEIGHTS] = (weights, row_lengths)
     return pa.table(
-        {name: _lists(*column) for name, column in columns.items()}, schema=FEATURES.arrow_schema
+        {name: _lists(*column) for name, column in columns.items()},
+        schema=features_of(weighted).arrow_schema,
     )
 
 
-def _tokens(row: Sequence[Sized]) -> int:
-    return sum([sequence.length for sequence in row])
+def _tokens(row: Sequence[Segments]) -> int:
+    return sum([token_count(sequence) for sequence in row])
 
 
-def _lists(values: np.ndarray, lengths: Sequence[int]) -> pa.ListArray:
+def _lists(values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> pa.ListArray:
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 class SplitWriter:
-    """Writes one split row by row and keeps its account."""
+    """Writes one split row by row and keeps its account.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where to.
+        weighted: True if a weight may be neither 0 nor 1.
+    """
+
+    def __init__(self, folder: Path, weighted: bool = False) -> None:
         self.folder = folder
+        self._weighted = weighted
         self._partial = folder / "partial" / "rows.arrow"
         self._partial.parent.mkdir(parents=True)
-        self._writer = ArrowWriter(path=str(self._partial), features=FEATURES)
-        self._buffer: list[list[Sized]] = []
+        self._writer = ArrowWriter(path=str(self._partial), features=features_of(weighted))
+        self._buffer: list[list[Segments]] = []
         self._buffered = 0
         self._rows = self._sequences = self._longest = 0
         self._tokens: Counter[int] = Counter()
         self._supervised: Counter[int] = Counter()
 
-    def write(self, row: list[Sized]) -> None:
+    def write(self, row: list[Segments]) -> None:
         """Adds one row."""
         self._buffer.append(row)
         self._buffered += _tokens(row)
@@ -113,7 +137,7 @@ class SplitWriter:
     def _flush(self) -> None:
         if not self._buffer:
             return
-        table = to_table(self._buffer)
+        table = to_table(self._buffer, self._weighted)
         self._count(table)
         self._writer.write_table(table)
         self._buffer, self._buffered = [], 0
@@ -126,13 +150,15 @@ class SplitWriter:
         self._supervised.update(dict(enumerate(np.bincount(kinds[labels != NO_LOSS]).tolist())))
         self._rows += len(self._buffer)
         self._sequences += sum(map(len, self._buffer))
-        self._longest = max(self._longest, *map(_tokens, self._buffer))
+        self._longest = max(self._longest, max(map(_tokens, self._buffer)))
 
     def close(self) -> dict[str, Any]:
         """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
         self._flush()
         self._writer.finalize()
-        files = save_rows(self._partial, self.folder, FEATURES) if self._rows else {}
+        files = {}
+        if self._rows:
+            files = save_rows(self._partial, self.folder, features_of(self._weighted))
         shutil.rmtree(self._partial.parent)
         tokens, supervised = self._tokens.total(), self._supervised.total()
         return {
@@ -160,7 +186,7 @@ def save_rows(rows: Path, folder: Path, features: Features) -> dict[str, str]:
     return {data.name: fingerprint}
 
 
-def join_shards(shards: Sequence[Path], folder: Path) -> dict[str, str]:
+def join_shards(shards: Sequence[Path], folder: Path, weighted: bool) -> dict[str, str]:
     """Makes the datasets in `shards` one in `folder`: their data files, linked.
 
     Returns:
@@ -169,7 +195,7 @@ def join_shards(shards: Sequence[Path], folder: Path) -> dict[str, str]:
     parts = [file for shard in shards for file in sorted(shard.glob("*.arrow"))]
     digests = [digest(part) for part in parts]
     fingerprint = hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
-    files = _save_empty(folder, FEATURES, fingerprint, len(parts))
+    files = _save_empty(folder, features_of(weighted), fingerprint, len(parts))
     for part, file in zip(parts, files, strict=True):
         file.unlink()
         try:
@@ -264,10 +290,11 @@ def load_prepared(
         raise DataError(f"{path}: no {split} split; prepare the data again with a validation_share")
     if not account["supervised"]:
         raise DataError(f"{path}: no token carries loss, so nothing would be learnt")
-    return _load_split(path if split == "train" else path / split, account), manifest
+    folder = path if split == "train" else path / split
+    return _load_split(folder, account, manifest.get(WEIGHTS, False)), manifest
 
 
-def _load_split(folder: Path, account: dict[str, Any]) -> Dataset:
+def _load_split(folder: Path, account: dict[str, Any], weighted: bool) -> Dataset:
     found = sorted(folder.glob("*.arrow"))
     # What other trainers derive from the rows, `datasets` keeps beside them.
     files = {path.name: digest(path) for path in found if not path.name.startswith("cache-")}
@@ -279,9 +306,23 @@ def _load_split(folder: Path, account: dict[str, Any]) -> Dataset:
                 f"was written; prepare the data again"
             )
     dataset = load_from_disk(str(folder))
-    columns = set(FEATURES) == set(dataset.column_names)
+    columns = set(features_of(weighted)) == set(dataset.column_names)
     if not isinstance(dataset, Dataset) or not columns or len(dataset) != account["rows"]:
         raise DataError(
             f"{folder}: not the rows and columns that {MANIFEST} describes; prepare the data again"
         )
     return dataset
+
+
+def refuse_weights(data: Path, manifest: Mapping[str, Any], reader: str) -> None:
+    """Check that a prepared dataset says all in its labels, for a trainer that reads nothing else.
+
+    Raises:
+        DataError: tokens carry weights, which `reader` would all take for 1.
+    """
+    if manifest.get(WEIGHTS):
+        raise DataError(
+            f"{data}: objective {manifest['objective']!r} weighs tokens, and {reader} would learn "
+            "all with weight 1; train with `anchored`, or prepare the data under an objective "
+            "whose weights are 0 and 1"
+        )

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from anchored.config import versions
-from anchored.data.store import load_prepared, read_manifest, save_rows
+from anchored.data.store import load_prepared, read_manifest, refuse_weights, save_rows
 from anchored.errors import ConfigError
 from anchored.files import building, write_json
 from anchored.models.record import of_other_trainer, save_beside
@@ -95,13 +95,15 @@ def export(data: Path, name: str, out: Path, console: Console | None = None) -> 
 
     Raises:
         ConfigError: unknown format.
-        DataError: `data` is not the dataset its manifest describes, or `out` holds something.
+        DataError: `data` is not the dataset its manifest describes, tokens carry weights that no
+            format can name, or `out` holds something.
         TokenizerMismatch: the tokenizer beside `data` is not the one it was made with.
     """
     if name not in FORMATS:
         raise ConfigError(f"--format {name!r}: the formats are {', '.join(FORMATS)}")
     console = console or Console(quiet=True)
     manifest = read_manifest(data)
+    refuse_weights(data, manifest, name)
     tokenizer = AnchoredTokenizer.load(data / "tokenizer")
     accounts = {split: one for split, one in manifest["splits"].items() if one["rows"]}
     console.print(_cost(FORMATS[name], accounts))

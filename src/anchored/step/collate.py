@@ -55,7 +55,8 @@ class DataCollator:
 
         Returns:
             `input_ids`, `position_ids`, `logits_to_keep` (B, T); `labels`, `shift_labels`,
-            `target_kinds` (N,); `token_count` (), the tokens that are not padding.
+            `target_kinds` (N,); `token_count` (), the tokens that are not padding; where the rows
+            have `weights`, `loss_weights` (N,).
         """
         lengths = [len(row["input_ids"]) for row in rows]
         widths = lengths if self.flat else [max(lengths)] * len(rows)
@@ -64,12 +65,16 @@ class DataCollator:
         position_ids = np.zeros(size, dtype=np.int64)
         targets = np.full(size, NO_LOSS, dtype=np.int64)
         target_kinds = np.full(size, Kind.CONTROL, dtype=np.int64)
+        weights = np.zeros(size, dtype=np.float32)
+        weighted = "weights" in rows[0]
         starts = np.cumsum(widths) - widths
         for row, length, width, start in zip(rows, lengths, widths, starts, strict=True):
             last = start + length - 1
             input_ids[start : last + 1] = row["input_ids"]
             targets[start:last] = row["labels"][1:]
             target_kinds[start:last] = row["kinds"][1:]
+            if weighted:
+                weights[start:last] = row["weights"][1:]
             position_ids[start : start + width] = _positions(
                 row.get("seq_lengths", [length]), width
             )
@@ -83,6 +88,7 @@ class DataCollator:
             "shift_labels": shift_labels,
             "target_kinds": torch.from_numpy(target_kinds[keep]),
             "token_count": torch.tensor(sum(lengths)),
+            **({"loss_weights": torch.from_numpy(weights[keep])} if weighted else {}),
         }
 
 

@@ -82,7 +82,11 @@ def _projects_last(model: Any, projection: torch.nn.Linear) -> bool:
 
 
 def projected_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, device: str | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor | None = None,
+    device: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of `hidden` (N, H) through `weight` (V, H) against `targets` (N,).
 
@@ -90,20 +94,29 @@ def projected_loss(
         hidden: where there is loss.
         weight: of the projection.
         targets: token ids.
+        loss_weights: of the losses in their sum (N,); None for 1.
         device: type of the device that is simulated; by default where `hidden` lies.
 
     Returns:
-        Their sum (), to be differentiated once, and each one (N,) in float32, without gradient.
+        Their weighted sum (), to be differentiated once, and each one (N,) in float32, unweighted
+        and without gradient.
     """
     logits = _CHUNK.get(device or hidden.device.type, _CHUNK_ELSEWHERE)
     rows = max(1, logits // len(weight))
-    return _ProjectedLoss.apply(hidden, weight, targets, rows)  # pyright: ignore[reportReturnType]
+    return _ProjectedLoss.apply(  # pyright: ignore[reportReturnType]
+        hidden, weight, targets, loss_weights, rows
+    )
 
 
 class _ProjectedLoss(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        loss_weights: torch.Tensor | None,
+        rows: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses = torch.empty(len(targets), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
@@ -114,23 +127,26 @@ class _ProjectedLoss(torch.autograd.Function):
             chunk = slice(start, start + rows)
             scores = functional.linear(hidden[chunk], weight)
             losses[chunk], gradient = _loss_and_gradient(scores, targets[chunk])
+            if loss_weights is not None:
+                gradient *= loss_weights[chunk].to(gradient.dtype).unsqueeze(1)
             hidden_gradient[chunk] = gradient @ weight.to(gradient.dtype)
             if learnt:
                 _add_product(weight_gradient, gradient.T, hidden[chunk])
         ctx.gradients, ctx.weight_dtype = (hidden_gradient, weight_gradient), weight.dtype
         ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
+        return (losses if loss_weights is None else losses * loss_weights).sum(), losses
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, scale: torch.Tensor, _: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients  # scaled in place, so good for one backward pass
         hidden_gradient.mul_(scale)
         if not ctx.needs_input_grad[1]:
-            return hidden_gradient, None, None, None
-        return hidden_gradient, weight_gradient.mul_(scale).to(ctx.weight_dtype), None, None
+            return hidden_gradient, None, None, None, None
+        weight_gradient.mul_(scale)
+        return hidden_gradient, weight_gradient.to(ctx.weight_dtype), None, None, None
 
 
 def _loss_and_gradient(

@@ -15,6 +15,7 @@ from anchored.models.lora import without_adapter
 from anchored.step.allocator import keep_freed_memory
 from anchored.step.attention import attend_within_documents, keeps_documents_apart, takes_flat_rows
 from anchored.step.collate import DataCollator
+from anchored.step.losses import CROSS_ENTROPY, LossByKind, divide_by_weights
 from anchored.step.muon import muon_for
 from anchored.step.projection import defer_projection
 from anchored.tokenizer import AnchoredTokenizer
@@ -24,7 +25,7 @@ from anchored.train.layout import (
     reduce_in_float32,
     shard_on_cpu,
 )
-from anchored.train.metrics_log import LossByKind, Monitor, measure_matmul_peak
+from anchored.train.metrics_log import Monitor, measure_matmul_peak
 
 
 def compose(
@@ -33,8 +34,17 @@ def compose(
     tokenizer: AnchoredTokenizer,
     arguments: TrainingArguments,
     muon_lr: float | None = None,
+    loss: str = CROSS_ENTROPY,
 ) -> Trainer:
     """The stock Trainer with our collator, loss record and monitor.
+
+    Args:
+        model: what is trained; its loss is set.
+        dataset: prepared rows.
+        tokenizer: of the model.
+        arguments: of the Trainer.
+        muon_lr: the learning rate of Muon; None for the optimizer of `arguments`.
+        loss: its name in `step.losses.LOSSES`.
 
     Raises:
         ConfigError: a row holds several documents, and the model would read them as one.
@@ -44,7 +54,7 @@ def compose(
     if arguments.device.type == "cpu":
         keep_freed_memory()
         attend_within_documents(inner)
-    losses = LossByKind(defer_projection(inner) if _plain(arguments) else None)
+    losses = LossByKind(defer_projection(inner) if _plain(arguments) else None, loss)
     inner.loss_function = torch.compiler.disable(losses)  # counts, and projects by chunks
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
@@ -62,6 +72,7 @@ def compose(
         optimizers=(muon_for(model, arguments, muon_lr) if muon_lr else None, None),
     )
     trainer.remove_callback(PrinterCallback)
+    divide_by_weights(trainer)
     reduce_in_float32(trainer.accelerator)
     if not _by_deepspeed(arguments) and (collate.flat or _is_packed(dataset)):
         _check_apart(inner, collate.flat)  # where it lies now, with the kernels of that device

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -18,6 +18,7 @@ from anchored.data.readers import ObjectiveName
 from anchored.errors import ConfigError
 from anchored.models.build import ModelConfig
 from anchored.segments import OBJECTIVES
+from anchored.step.losses import CROSS_ENTROPY, LOSSES
 from anchored.train import DATA_FOLDER
 from anchored.train.replay import ReplayConfig
 
@@ -35,6 +36,15 @@ DEFAULTS = {
 }
 
 
+def _known_loss(name: str) -> str:
+    if name not in LOSSES:
+        raise ValueError(f"use one of {', '.join(LOSSES)}")
+    return name
+
+
+LossName = Annotated[str, AfterValidator(_known_loss)]
+
+
 class CollapseConfig(Config):
     """How often, how much, and what follows.
 
@@ -47,7 +57,7 @@ class CollapseConfig(Config):
         stop_below: ends training where less than this share of the baseline's semantic entropy is
             kept: where the whole 95 % interval lies below it.
         checkpoint_below: saves a checkpoint at the first turn of which the same is true.
-        embedder: of `dissimilarity`; see `evaluate.embedders.load_embedder`.
+        embedder: of `dissimilarity`; see `models.embedders.load_embedder`.
         seed: of the samples.
         batch_size: answers sampled together, at most; they do not depend on it.
     """
@@ -84,6 +94,7 @@ class TrainConfig(Config):
         data: a folder made by `anchored prepare`, or what to prepare (it goes to `out`/data).
         model: what to start from.
         seed: weights and data order.
+        loss: by its name in `step.losses.LOSSES`.
         muon_learning_rate: trains the hidden matrices by Muon at this rate, the rest by AdamW at
             `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded
             weights.
@@ -95,6 +106,7 @@ class TrainConfig(Config):
     data: Path | PrepareConfig
     model: ModelConfig
     seed: int = 0
+    loss: LossName = CROSS_ENTROPY
     muon_learning_rate: float | None = Field(default=None, gt=0)
     trainer: dict[str, Any] = Field(default_factory=dict)
     monitor: MonitorConfig | None = None

@@ -12,109 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from anchored.errors import AnchoredError
 from anchored.files import atomic_write
-from anchored.segments import NO_LOSS, Kind
-from anchored.step.projection import DeferredProjection, projected_loss
+from anchored.step.losses import LossByKind
 
 METRICS_NAME = "metrics.jsonl"
 COLLAPSE = "collapse/"  # what `CollapseMonitor` logs
-
-
-class LossByKind:
-    """Next-token cross-entropy over the kept positions, summed by kind on the way.
-
-    Set as `model.loss_function`; `transformers` calls it with what `DataCollator` emitted. The
-    value is the one that the stock loss has: the sum over tokens divided by `num_items_in_batch`,
-    or their mean.
-
-    Args:
-        projection: of the model, if it leaves its work to the loss: what comes as logits are then
-            hidden states.
-    """
-
-    def __init__(self, projection: DeferredProjection | None = None) -> None:
-        self._projection = projection
-        # Sums by kind, counts by kind, all tokens: one tensor, so one wait for the device.
-        self._totals = torch.zeros(2 * len(Kind) + 1)
-
-    def __call__(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        vocab_size: int,
-        shift_labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        target_kinds: torch.Tensor | None = None,
-        token_count: torch.Tensor | int = 0,
-        in_annotation: torch.Tensor | None = None,
-        base_logits: torch.Tensor | None = None,
-        **_: Any,
-    ) -> torch.Tensor:
-        """Loss () from `logits` (N, V) and `shift_labels`, `target_kinds` (N,).
-
-        Where `in_annotation` (N,), the target is the distribution of `base_logits` (M, V).
-        """
-        if self._projection is not None and self._projection.defers and base_logits is None:
-            hidden = logits.view(-1, logits.shape[-1])
-            total, losses = projected_loss(hidden, self._projection.weight, shift_labels.view(-1))
-        else:
-            scores = self._scores(logits, vocab_size)
-            losses = _cross_entropy(scores, shift_labels.view(-1), in_annotation, base_logits)
-            total = losses.sum()
-        if target_kinds is not None and torch.is_grad_enabled():
-            self._add(losses.detach(), target_kinds, token_count)
-        return total / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
-
-    def _scores(self, logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
-        """Logits (N, V) in float32."""
-        if self._projection is not None and self._projection.defers:
-            logits = functional.linear(logits, self._projection.weight)
-        return logits.float().view(-1, vocab_size)
-
-    def _add(self, losses: torch.Tensor, kinds: torch.Tensor, tokens: torch.Tensor | int) -> None:
-        exact = torch.float32 if losses.device.type == "mps" else torch.float64
-        totals = self._totals.to(losses.device, exact)
-        totals.index_add_(0, kinds, losses.to(exact))
-        totals.index_add_(0, kinds + len(Kind), torch.ones_like(losses, dtype=exact))
-        totals[-1] += tokens
-        self._totals = totals
-
-    def finite(self) -> bool:
-        """Is every loss since the last `take` a number."""
-        return bool(self._totals.isfinite().all())
-
-    def take(self) -> tuple[dict[str, float], int, int]:
-        """Mean loss by kind name, supervised tokens and all tokens since the last call.
-
-        Over all processes, each of which has to call.
-        """
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self._totals)
-        *totals, tokens = self._totals.tolist()
-        self._totals = torch.zeros_like(self._totals)
-        sums, counts = totals[: len(Kind)], totals[len(Kind) :]
-        means = {kind.name.lower(): sums[kind] / counts[kind] for kind in Kind if counts[kind]}
-        return means, int(sum(counts)), int(tokens)
-
-
-def _cross_entropy(
-    scores: torch.Tensor,
-    targets: torch.Tensor,
-    in_annotation: torch.Tensor | None,
-    base_logits: torch.Tensor | None,
-) -> torch.Tensor:
-    """One loss a target (N,), see `LossByKind`."""
-    losses = functional.cross_entropy(scores, targets, ignore_index=NO_LOSS, reduction="none")
-    if in_annotation is None or base_logits is None:
-        return losses
-    base = base_logits.float().softmax(dim=-1)
-    soft = functional.cross_entropy(scores[in_annotation], base, reduction="none")
-    return losses.masked_scatter(in_annotation, soft)
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

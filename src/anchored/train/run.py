@@ -157,7 +157,9 @@ def train(
         write_json(config.out / DATASET, now)  # from here on `out` is in use
     quiet = quiet or arguments.process_index > 0
     with quiet_transformers(), failed_writes_are_os_errors(config.out):
-        trainer = compose(model, dataset, tokenizer, arguments, config.muon_learning_rate)
+        trainer = compose(
+            model, dataset, tokenizer, arguments, config.muon_learning_rate, config.loss
+        )
         if learns_base_distribution(config):
             BaseTargets(model, tokenizer.control, trainer.accelerator.autocast)
         if config.monitor:
