@@ -253,7 +253,10 @@ def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
         ({"equivalence": "judge"}, "equivalence judge: name it with --judge-url and --judge-mod"),
         ({"judge": {"url": "http://x", "model": "m"}}, "judge 'm': has nothing to judge; add --eq"),
         ({"quality": "stars"}, "quality 'stars': unknown; use given, judge, perplexity:<folder"),
-        ({"embedder": "endpoint:x#m"}, "embedder 'endpoint:x#m': url: 'x': no address; write http"),
+        (
+            {"embedder": "endpoint:x#m"},
+            "embedder 'endpoint:x#m': url: 'x': not an address; write ht",
+        ),
         ({"equivalence": "classifier:"}, "equivalence 'classifier:': unknown"),
         ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has none"),
         ({"embedder": "word2vec"}, "embedder 'word2vec': unknown"),
