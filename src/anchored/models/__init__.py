@@ -1,4 +1,4 @@
-"""Checkpoints: built, loaded, checked, adapted and saved, and the record that lies beside each."""
+"""Building, loading, checking, adapting and saving models, and the record beside each model."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import logging
 RECORD = "anchored.json"
 MODEL_FOLDER = "model"
 
-# It asks, whenever peft is imported, for a kernel without a backward, which `lora` keeps it off.
+# On every import of peft it recommends a kernel without a backward, which `lora` disables.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
