@@ -48,6 +48,7 @@ _ENVIRONMENT = {
     "COLUMNS": "100",
 }
 _VERSIONS = frozenset({"versions"})
+_ADDED = ": only after"
 # Bits of weights: what a tolerance of losses lets pass would differ here.
 _WEIGHTS = frozenset({"weights"})
 # Measured anew by every run, in its metrics and in what shows them.
@@ -435,7 +436,7 @@ def record_evaluation(to: Recorder) -> None:
     to.keep("evaluate/results", results, _VERSIONS | _TIMED | _WEIGHTS)
     for path in sorted((to.out / "evaluation" / "samples").rglob("*.jsonl")):
         place = path.relative_to(to.out / "evaluation" / "samples").with_suffix("")
-        to.keep(f"evaluate/samples/{place}", read_rows(path))
+        to.keep(f"evaluate/samples/{place}", read_rows(path), _VERSIONS | _TIMED | _WEIGHTS)
 
 
 def record_annotation(to: Recorder) -> None:
@@ -504,7 +505,7 @@ def differences(before: Json, after: Json, tolerance: float, at: str = "") -> It
         for key in {**before, **after}:
             place = f"{at}.{key}" if at else key
             if key not in before or key not in after:
-                yield f"{place}: only {'after' if key in after else 'before'}"
+                yield f"{place}{_ADDED if key in after else ': only before'}"
             else:
                 yield from differences(before[key], after[key], tolerance, place)
     elif isinstance(before, list) and isinstance(after, list):
@@ -535,7 +536,11 @@ def _shown(value: Json, other: Json) -> str:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Prints a line an item and returns how many differ."""
+    """Print one line per item and return how many items differ.
+
+    An item that has everything it had before and new fields besides is `extended`: it does not
+    count. A text that grew differs.
+    """
     found = [json.loads((path / RECORD).read_text(encoding="utf-8")) for path in (before, after)]
     first, second = (one["items"] for one in found)
     differing = 0
@@ -545,9 +550,12 @@ def compare(before: Path, after: Path) -> int:
         else:
             tolerance = LOSS_TOLERANCE if item.startswith(LOSSES) else TOLERANCE
             places = list(islice(differences(first[item], second[item], tolerance), 1000))
-        differing += bool(places)
-        more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-        print(f"DIFFERS  {item}: {places[0]}{more}" if places else f"equal    {item}")
+        lost = [place for place in places if item not in first or not place.endswith(_ADDED)]
+        differing += bool(lost)
+        verdict = "DIFFERS" if lost else "extended" if places else "equal"
+        shown = lost or places
+        more = f" (and {len(shown) - 1} more)" if len(shown) > 1 else ""
+        print(f"{verdict:8} {item}{f': {shown[0]}{more}' if shown else ''}")
     print(f"{differing} of {len({**first, **second})} items differ")
     return differing
 

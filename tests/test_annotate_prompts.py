@@ -84,10 +84,10 @@ def test_a_prompt_of_ones_own_needs_a_place_for_the_keys(tmp_path: Path) -> None
     prompt = Prompt.of(SMALL, path=path)
     assert (prompt.name, prompt.text) == ("mine-v3", f"Tag this:\n{describe(SMALL)}")
     path.write_text("Tag this.")
-    with pytest.raises(ConfigError, match=r"mine-v3.md: has no \{\{keys\}\}; put it where"):
+    with pytest.raises(ConfigError, match=r"mine-v3.md: has no \{\{keys\}\}; add it in place"):
         Prompt.of(SMALL, path=path)
     path.write_text(" \n")
-    with pytest.raises(ConfigError, match=r"mine-v3.md: is empty; write what to ask"):
+    with pytest.raises(ConfigError, match=r"mine-v3.md: is empty; write a prompt"):
         Prompt.of(SMALL, path=path)
     with pytest.raises(ConfigError, match=r"none.md: no such file"):
         Prompt.of(SMALL, path=tmp_path / "none.md")

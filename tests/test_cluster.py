@@ -279,7 +279,7 @@ def test_a_machine_without_the_key_or_the_folder_is_refused(
     job = Job.shared(tmp_path, annotator, 0, None, workers=1)
     (tmp_path / "config.yaml").touch()
     monkeypatch.delenv("ANNOTATE_KEY")
-    with pytest.raises(ConfigError, match="ANNOTATE_KEY is not set there; set it before `ray st"):
+    with pytest.raises(ConfigError, match="ANNOTATE_KEY is not set; set it before `ray st"):
         Worker(job)
 
 
@@ -301,7 +301,7 @@ def test_a_machine_with_other_packages_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shard", "0/2"], "cluster: takes the whole corpus; leave --shard out"),
+        (["--shard", "0/2"], "cluster: annotates the whole corpus; leave out --shard"),
         (["serve.model=m"], "serve: one server would serve all machines; start the servers first"),
     ],
 )
@@ -349,7 +349,7 @@ def test_an_address_without_a_cluster_is_refused_at_once(
 
 
 def test_workers_of_an_endpoint_are_those_of_a_cluster(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="workers: of a cluster alone; add cluster: ray"):
+    with pytest.raises(ValueError, match="workers: works only with a cluster; add cluster: ray"):
         settings(tmp_path, tmp_path, "http://localhost:1", workers=2)
 
 

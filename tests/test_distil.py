@@ -103,10 +103,10 @@ def test_a_saved_annotator_writes_the_same(taught, tmp_path: Path):
     ("name", "change", "error", "message"),
     [
         ("distilled.json", None, DataError, "no such file; `anchored distil LABELLED --out"),
-        ("distilled.json", "{}", DataError, "not what `anchored distil` writes"),
-        ("weights.safetensors", "x", DataError, "not these models' weights"),
-        ("weights.safetensors", None, DataError, "not these models' weights"),
-        ("distilled.json", "other", ConfigError, "distil again, or install these versions"),
+        ("distilled.json", "{}", DataError, "not a file that `anchored distil` wrote"),
+        ("weights.safetensors", "x", DataError, "not the weights of distilled.json"),
+        ("weights.safetensors", None, DataError, "not the weights of distilled.json"),
+        ("distilled.json", "other", ConfigError, "distil again, or install the versions"),
     ],
 )
 def test_a_damaged_annotator_is_refused(taught, tmp_path: Path, name, change, error, message):
@@ -260,7 +260,7 @@ def test_annotate_refuses_a_distilled_annotator_that_does_not_fit(
 def test_too_few_labelled_texts_are_refused(tmp_path: Path, capsys):
     source = write(tmp_path / "few.jsonl", labelled(9))
     assert main(["distil", str(source), "--out", str(tmp_path / "mine")]) == 2
-    assert "9 labelled texts; at least 100 are needed" in capsys.readouterr().err
+    assert "has 9 labelled texts; label at least 100" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
 
 
@@ -292,5 +292,5 @@ def test_the_command_writes_chosen_texts_as_rows_to_label(tmp_path: Path, capsys
     asked = Part("a", "Why?", "So.", None)
     assert choosing._row(asked) == {"id": "a", "prompt": "Why?", "response": "So."}
     config = choosing.ChooseConfig(source=SourceConfig(path=str(source)), count=61, out=out)
-    with pytest.raises(DataError, match="61 texts asked for, it has 60 distinct ones"):
+    with pytest.raises(DataError, match="has 60 distinct texts, fewer than --choose 61"):
         choosing.run(config, QUIET)

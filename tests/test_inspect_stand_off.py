@@ -93,7 +93,7 @@ def test_stand_off_folders_are_inspected_like_rows(
     assert gone["note"].endswith(f"the annotated corpus {corpus} is not there.")
     assert main(options[:-1]) == 0
     assert "What needs the texts is left out" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"its corpus .* is not there"):
+    with pytest.raises(DataError, match=r"its corpus .* is missing"):
         read_annotated(SourceConfig(path=str(first)))
 
 
@@ -101,7 +101,7 @@ def test_a_corpus_that_changed_is_refused(folders: tuple[Path, Path, Path]) -> N
     corpus, first, _ = folders
     changed = corpus.read_text(encoding="utf-8").replace("house 4-0", "house 5-0")
     corpus.write_text(changed, encoding="utf-8")
-    with pytest.raises(DataError, match=r"line 5.* of its corpus changed since"):
+    with pytest.raises(DataError, match=r"line 5.* of its corpus has changed since"):
         list(read_annotated(SourceConfig(path=str(first))))
 
 

@@ -257,13 +257,13 @@ def test_keys_that_nothing_can_read_are_named_and_left_out():
 
 def test_a_schema_that_cannot_be_read_at_all_is_refused():
     schema = Schema(name="mine", keys=(Key(name="plot", description="the plot"),))
-    with pytest.raises(ConfigError, match="'mine': the offline annotator reads none of its keys"):
+    with pytest.raises(ConfigError, match="'mine': the offline annotator can read none of its"):
         OfflineAnnotator.fit(schema, SAMPLE)
 
 
 def test_a_calibration_for_other_labels_is_refused(annotator: OfflineAnnotator):
     key = Key(name="topic", description="topic", values=("war", "peace"))
-    with pytest.raises(ConfigError, match="made for other labels of 'topic'"):
+    with pytest.raises(ConfigError, match="its labels of 'topic' are not the schema's"):
         OfflineAnnotator(Schema(name="mine", keys=(key,)), annotator.calibration)
 
 

@@ -365,9 +365,9 @@ def test_a_corpus_is_measured_in_every_respect(tmp_path: Path):
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path):
     other = write(tmp_path / "b.jsonl", [{"text": "Else.", "annotation": PLAN.rows()}])
-    with pytest.raises(DataError, match="of the texts sampled, none is also in"):
+    with pytest.raises(DataError, match="none of the sampled texts is in"):
         measure(tags_config(corpus(tmp_path / "a.jsonl"), other), QUIET)
-    with pytest.raises(DataError, match="no row carries an annotation"):
+    with pytest.raises(DataError, match="no row has an annotation"):
         measure(tags_config(write(tmp_path / "c.jsonl", [{"text": "Else."}])), QUIET)
     few = measure(tags_config(other), QUIET)
     assert (few.informativeness, few.prompts, few.agreement) == (None, None, None)

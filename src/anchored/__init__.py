@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,11 @@ __all__ = [
     "sample",
     "score",
 ]
+
+# On a CPU, peft and transformers import bitsandbytes, which asks for a kernel without a backward
+# and complains that it is missing; `models.lora` keeps training off that kernel. It is silenced
+# here, because any module of ours may be the first to import them.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # Loaded when first asked for: importing torch takes seconds, and the command line needs none of it
 # to print its help.

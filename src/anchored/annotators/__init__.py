@@ -1,1 +1,1 @@
-"""Annotators, which give a text its tags: rules, linear models, language models."""
+"""Annotators, which write the tags of a text: rules, linear models, language models."""

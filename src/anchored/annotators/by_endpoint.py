@@ -1,9 +1,9 @@
-"""The annotator that asks a language model behind an OpenAI-compatible server, one text a request.
+"""Annotates texts with a language model behind an OpenAI-compatible server, one text per request.
 
-The model is asked for `key: value` lines and stopped at the first blank one. What comes back is
-data: it is read tolerantly, held to the schema, and counts as failed where it was cut off, where
-the model thought first, or where no tag of the schema is left. A failed answer is asked for once
-more, then constrained.
+The model is asked for `key: value` lines and stopped at the first blank line. Its answer is
+untrusted: it is parsed leniently and validated against the schema. It counts as failed if it was
+truncated, if the model thought first, or if no tag of the schema remains. A failed request is sent
+once more, with constrained decoding.
 """
 
 from __future__ import annotations
@@ -28,31 +28,33 @@ Constraint = Literal["response_format", "structured_outputs", "none"]
 
 
 class AnnotatorConfig(EndpointConfig):
-    """The model that annotates: its endpoint, how it samples, and what its tokens cost.
+    """The endpoint, the sampling parameters and the token prices of the annotating model.
 
-    `sampling` goes into the requests as it is, over temperature 0, 200 tokens and a stop at a blank
-    line; null takes a parameter out. Prices are in any currency.
+    `sampling` is passed to the server as it is. It overrides the defaults (temperature 0, 200
+    tokens, a stop at a blank line); null removes a parameter. Prices are in any currency.
     """
 
     attempts: int = Field(
-        default=10, ge=1, description="of one request: two minutes without a server"
+        default=10, ge=1, description="attempts per request; 10 bridge two minutes without a server"
     )
     sampling: dict[str, Any] = Field(default_factory=dict)
     constrain: Constraint = Field(
         default="response_format",
-        description="how a second try is held to the schema; structured_outputs: vLLM",
+        description="how a second attempt is constrained; structured_outputs: vLLM",
     )
-    price_in: float | None = Field(default=None, ge=0, description="a million tokens read")
-    price_out: float | None = Field(default=None, ge=0, description="a million tokens written")
+    price_in: float | None = Field(default=None, ge=0, description="price per million input tokens")
+    price_out: float | None = Field(
+        default=None, ge=0, description="price per million output tokens"
+    )
 
     @property
     def request(self) -> dict[str, Any]:
-        """The sampling parameters of a first try."""
+        """Sampling parameters of a first attempt."""
         wanted = {**SAMPLING, **self.sampling}
         return {name: value for name, value in wanted.items() if value is not None}
 
     def cost(self, read: float, written: float) -> float | None:
-        """Of so many tokens; None without both prices."""
+        """Return the cost of input and output tokens, or None unless both prices are set."""
         if self.price_in is None or self.price_out is None:
             return None
         return (read * self.price_in + written * self.price_out) / _MILLION
@@ -60,7 +62,13 @@ class AnnotatorConfig(EndpointConfig):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One text to be tagged, what it answers, and the written tags of the chunks before it."""
+    """One text to be tagged.
+
+    Attributes:
+        text: the text.
+        request: the prompt that the text answers, if it is a response.
+        earlier: the tags of the preceding chunks, written out.
+    """
 
     text: str
     request: str | None = None
@@ -69,24 +77,24 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read, of which cached, and written; what a server leaves out counts as none."""
+    """Token counts; one that the server does not report counts as zero."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
 
     def row(self) -> Row:
-        """As `Answer.row` keeps it."""
+        """Return the counts as fields of `Answer.row`."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Usage:
-        """The inverse of `row`."""
+        """Return the counts in a row of a journal; the inverse of `row`."""
         return cls(*(row[name] for name in cls.__slots__))
 
     @classmethod
     def of(cls, reply: Reply) -> Usage:
-        """Of one reply."""
+        """Return the counts of one reply."""
         return cls(reply.prompt_tokens or 0, reply.cached_tokens or 0, reply.completion_tokens or 0)
 
     def __add__(self, other: Usage) -> Usage:
@@ -99,9 +107,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request: an annotation, or an error that says why there is none.
+    """The outcome of a request: an annotation, or an error that says why there is none.
 
-    `dropped` are the keys that the model wrote and the schema did not take.
+    `dropped` are the keys that the model wrote and the schema rejected.
     """
 
     annotation: Annotation = field(default_factory=Annotation)
@@ -110,26 +118,26 @@ class Answer:
     usage: Usage = Usage()
 
     def row(self) -> Row:
-        """The form that a journal keeps."""
+        """Return the form in which a journal keeps the answer."""
         dropped = {"dropped": list(self.dropped)} if self.dropped else {}
         return {"annotation": self.annotation.rows(), **dropped, **self.usage.row()}
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Answer:
-        """The inverse of `row`."""
+        """Return the answer in a row of a journal; the inverse of `row`."""
         annotation = Annotation.from_rows(row["annotation"])
         return cls(annotation, None, tuple(row.get("dropped", ())), Usage.of_row(row))
 
 
 class Unreadable(Exception):
-    """An answer that holds no annotation; the message says why."""
+    """An answer without a usable annotation; the message says why."""
 
 
 def read_answer(reply: Reply, schema: Schema) -> tuple[Annotation, tuple[str, ...]]:
-    """The legal tags of an answer in the schema's order, and the keys that were dropped.
+    """Return the legal tags of an answer, in the schema's order, and the dropped keys.
 
     Raises:
-        Unreadable: it was cut off, begins with thoughts, or holds no tag of the schema.
+        Unreadable: the answer was truncated, begins with thoughts, or has no tag of the schema.
     """
     if reply.truncated:
         raise Unreadable("ran into max_tokens")
@@ -146,12 +154,12 @@ def read_answer(reply: Reply, schema: Schema) -> tuple[Annotation, tuple[str, ..
 
 
 class EndpointAnnotator:
-    """Asks for annotations under one schema.
+    """Requests annotations under one schema.
 
     Args:
-        config: the model and how it is asked.
-        schema: the keys.
-        prompts: the beginning of requests about texts, and about responses.
+        config: the model and its parameters.
+        schema: the keys to ask for.
+        prompts: the beginning of a request about a text, and of one about a response.
     """
 
     def __init__(
@@ -174,17 +182,20 @@ class EndpointAnnotator:
         ]
 
     def key(self, request: Request) -> str:
-        """All that an answer depends on, hashed: prompt, model, sampling, schema and texts."""
+        """Return a hash of what determines an answer: prompt, model, sampling, schema, texts."""
         recipe = self._recipes[request.request is not None]
         return content_key([recipe, request.text, request.request, request.earlier])
 
     def message(self, request: Request) -> str:
-        """The whole message of a request."""
+        """Return the whole message of a request."""
         prompt = self.prompts[request.request is not None]
         return prompt.about(request.text, request.request, request.earlier)
 
     async def annotate(self, endpoint: Endpoint, request: Request) -> Answer:
-        """The annotation, or the error after a second try that tells what was wrong with the first.
+        """Request an annotation; after a failure, ask again and say what was wrong.
+
+        Returns:
+            The annotation, or the errors of both attempts.
 
         Raises:
             EndpointError: no request to this server can succeed.
@@ -208,7 +219,7 @@ class EndpointAnnotator:
         return answer
 
     def _constrained(self) -> dict[str, Any]:
-        """The second try's parameters: room for JSON, which a stop at blank lines would cut."""
+        """Return the second attempt's parameters; a stop at a blank line would cut its JSON."""
         sampling = {name: value for name, value in self._sampling.items() if name != "stop"}
         if "max_tokens" in sampling:
             sampling["max_tokens"] *= 2

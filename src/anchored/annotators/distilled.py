@@ -1,6 +1,6 @@
-"""The distilled annotator: linear models on static vectors, learnt from somebody's labels.
+"""The distilled annotator: linear models on static vectors, trained on labelled texts.
 
-Keys that no model was learnt for, or none good enough, are read by the offline rules.
+Keys without a sufficiently good model are read by the offline rules.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ class KeyModel:
 
     Attributes:
         values: the classes [C]; None is the class of texts without the key.
-        weights: [C, D].
-        bias: [C].
-        temperature: logits are divided by it, so that probabilities are calibrated (Guo et al.
-            2017).
-        threshold: probability below which the key is left out.
+        weights: weights [C, D].
+        bias: biases [C].
+        temperature: divisor of the logits that calibrates the probabilities (Guo et al. 2017).
+        threshold: probability below which the key is omitted.
     """
 
     values: tuple[str | None, ...]
@@ -49,22 +48,22 @@ class KeyModel:
     threshold: float = 0.0
 
     def logits(self, vectors: Floats) -> Floats:
-        """[N, C], before the temperature."""
+        """Return logits [N, C] of vectors [N, D], before the temperature."""
         return vectors @ self.weights.T + self.bias
 
     def probabilities(self, vectors: Floats) -> Floats:
-        """[N, C]; vectors are [N, D]."""
-        from scipy.special import softmax  # of the extra, which the offline annotator does without
+        """Return probabilities [N, C] of vectors [N, D]."""
+        from scipy.special import softmax  # an extra that the offline annotator does not need
 
         return softmax(self.logits(vectors) / self.temperature, axis=1)
 
     def best(self, vectors: Floats) -> tuple[list[str | None], Floats]:
-        """The likeliest value of each text, threshold or not, and its probability."""
+        """Return the likeliest value of each text, ignoring the threshold, and its probability."""
         p = self.probabilities(vectors)
         return [self.values[i] for i in p.argmax(1)], p.max(1)
 
     def pick(self, vectors: Floats) -> list[str | None]:
-        """The likeliest value of each text, or None where it is unlikely or there is none."""
+        """Return the likeliest value of each text, or None if it is below the threshold."""
         values, p = self.best(vectors)
         return [v if one >= self.threshold else None for v, one in zip(values, p, strict=True)]
 
@@ -83,12 +82,12 @@ class _Saved(Config):
 
 
 class DistilledAnnotator:
-    """Tags for chunks of text, the same for the same chunk in whatever batch.
+    """Tags chunks of text; the tags of a chunk do not depend on its batch.
 
     Args:
-        schema: what to write.
-        models: by key; the other keys are read by rule where there is one.
-        calibration: of these rules; see `offline.Calibration`.
+        schema: the keys to write.
+        models: a model per key; other keys are read by the offline rules, where there is one.
+        calibration: calibration of these rules; see `offline.Calibration`.
     """
 
     def __init__(
@@ -102,13 +101,13 @@ class DistilledAnnotator:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """The schema's keys that this annotator never writes."""
+        """Keys of the schema that this annotator never writes."""
         rules = self._rules
         by_rule = set(rules.schema.names) - set(rules.unread) if rules else set()
         return tuple(key for key in self.schema.names if key not in {*self.models, *by_rule})
 
     def annotate_batch(self, texts: Sequence[str]) -> list[Annotation]:
-        """One annotation a text, in the schema's order, less the keys that nothing speaks for."""
+        """Return one annotation per text in the schema's order, without keys that lack evidence."""
         if not texts:
             return []
         vectors = self._embedder.embed(texts)
@@ -124,7 +123,7 @@ class DistilledAnnotator:
         ]
 
     def save(self, folder: Path) -> None:
-        """Writes the models into a folder: `distilled.json`, weights, the rules' calibration."""
+        """Write `distilled.json`, the weights and the rules' calibration to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {f"{key}.weights": model.weights for key, model in self.models.items()}
         arrays |= {f"{key}.bias": model.bias for key, model in self.models.items()}
@@ -144,17 +143,17 @@ class DistilledAnnotator:
 
     @classmethod
     def load(cls, folder: Path) -> DistilledAnnotator:
-        """What `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
-            DataError: the folder holds no such model, or a damaged one.
-            ConfigError: it stands on other static vectors than are installed.
+            DataError: the folder holds no distilled annotator, or a damaged one.
+            ConfigError: it needs other static vectors than the installed ones.
         """
         saved = _read(folder)
         if saved.static_model != static_model_name():
             raise ConfigError(
-                f"{folder}: distilled on {saved.static_model}, here is {static_model_name()}; "
-                "distil again, or install these versions"
+                f"{folder}: distilled on {saved.static_model}, but {static_model_name()} is "
+                "installed; distil again, or install the versions it was distilled on"
             )
         try:
             arrays = load_file(folder / WEIGHTS)
@@ -169,7 +168,9 @@ class DistilledAnnotator:
                 for key in saved.keys
             }
         except (OSError, KeyError, SafetensorError) as error:
-            raise DataError(f"{folder / WEIGHTS}: not these models' weights: {error}") from None
+            raise DataError(
+                f"{folder / WEIGHTS}: not the weights of {MODEL}: {error}; distil again"
+            ) from None
         calibration = folder / CALIBRATION
         rules = Calibration.load(calibration) if calibration.is_file() else None
         annotator = cls(saved.annotation_schema, models, rules)
@@ -177,12 +178,12 @@ class DistilledAnnotator:
         return annotator
 
     def again(self) -> Callable[[], DistilledAnnotator]:
-        """What makes the same annotator in another process."""
+        """Return a function that makes the same annotator in another process."""
         return partial(DistilledAnnotator, self.schema, self.models, self.calibration)
 
 
 def rules_schema(schema: Schema, models: Mapping[str, KeyModel]) -> Schema | None:
-    """The part of a schema that is left to the rules, if they read any of it."""
+    """Return the part of a schema that is left to the rules, or None if they read none of it."""
     keys = tuple(key for key in schema.keys if key.name not in models)
     left = Schema(name=schema.name, keys=keys) if keys else None
     return left if left and OfflineAnnotator.reads(left) else None
@@ -197,4 +198,4 @@ def _read(folder: Path) -> _Saved:
             f"{path}: no such file; `anchored distil LABELLED --out {folder}` writes one"
         ) from None
     except ValidationError:
-        raise DataError(f"{path}: not what `anchored distil` writes") from None
+        raise DataError(f"{path}: not a file that `anchored distil` wrote") from None

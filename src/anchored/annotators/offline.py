@@ -1,4 +1,4 @@
-"""The offline annotator: tags from rules, lexicons and static vectors; no LLM, no download."""
+"""The offline annotator: tags from rules, lexicons and static vectors, without an LLM."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _RARE = 3
 
 
 class Calibration(Config):
-    """What the annotator learnt from a sample of the corpus it is to annotate.
+    """What the annotator learnt from a sample of the corpus.
 
     Attributes:
-        chunks: size of the sample.
-        frequency: in how many of its chunks a word occurs, from `_RARE` up.
-        names: words that it nearly always capitalises inside sentences.
-        common: words that it capitalises there now and then.
+        chunks: number of chunks in the sample.
+        frequency: number of chunks that contain a word, for words in at least `_RARE` of them.
+        names: words that are nearly always capitalised inside sentences.
+        common: words that are occasionally capitalised inside sentences.
         means: mean score of each label of each zero-shot key.
         floors: lead over the second label below which a zero-shot key is omitted.
         rarity: inverse document frequency of each action.
-        neutral: polarity between which a chunk is neutral (terciles).
+        neutral: the polarities between which a chunk is neutral (terciles).
     """
 
     chunks: int
@@ -50,10 +50,10 @@ class Calibration(Config):
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Reads what `write_json(path, calibration.model_dump())` wrote.
+        """Load a calibration that was written with `write_json(path, calibration.model_dump())`.
 
         Raises:
-            DataError: the file is missing or is no calibration.
+            DataError: the file is missing or is not a calibration.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -66,18 +66,20 @@ class Calibration(Config):
 
 
 class OfflineAnnotator:
-    """Tags for chunks of text, the same for the same chunk in whatever batch.
+    """Tags chunks of text; the tags of a chunk do not depend on its batch.
 
-    Keys called topic, domain, genre, entity, main_character, location, time, action, sentiment,
-    style and language are read by rule or by described labels; any other key with a closed
-    vocabulary by its values' own words. A key that has neither is left out (`unread`).
+    The keys topic, domain, genre, entity, main_character, location, time, action, sentiment, style
+    and language are read by rules or by described labels. Any other key with a closed vocabulary
+    is read by the words of its values. All other keys are omitted (`unread`).
 
     Args:
-        schema: what to write.
-        calibration: what `fit` learns; with a saved one, generated text is read as the corpus was.
+        schema: the keys to write.
+        calibration: what `fit` learns; with a saved calibration, generated text is read exactly as
+            the corpus was.
 
     Raises:
-        ConfigError: the schema has no key that can be read, or other labels than the calibration.
+        ConfigError: the annotator can read no key of the schema, or the schema's labels differ from
+            the calibration's.
     """
 
     def __init__(self, schema: Schema, calibration: Calibration) -> None:
@@ -87,8 +89,8 @@ class OfflineAnnotator:
         self._readers = {key: reader for key, reader in _READERS.items() if schema.key(key)}
         if not self._readers and not self._described:
             raise ConfigError(
-                f"schema {schema.name!r}: the offline annotator reads none of its keys; "
-                f"call one {', '.join(_READERS)}, or give it closed values"
+                f"schema {schema.name!r}: the offline annotator can read none of its keys; "
+                f"name a key {', '.join(_READERS)}, or give a key closed values"
             )
         self._tags: dict[tuple[str, str], Tag | None] = {}
         self._means = _means(calibration, self._described)
@@ -97,11 +99,11 @@ class OfflineAnnotator:
 
     @classmethod
     def fit(cls, schema: Schema, sample: Sequence[str]) -> OfflineAnnotator:
-        """An annotator calibrated on a sample of chunks: a few thousand are enough.
+        """Return an annotator calibrated on a sample of chunks; a few thousand are enough.
 
         Raises:
             DataError: the sample is empty.
-            ConfigError: the schema has no key that can be read.
+            ConfigError: the annotator can read no key of the schema.
         """
         if not sample:
             raise DataError("no text to calibrate the offline annotator on")
@@ -109,20 +111,20 @@ class OfflineAnnotator:
 
     @staticmethod
     def reads(schema: Schema) -> bool:
-        """Is there a key that it can read."""
+        """Return True if the annotator can read a key of the schema."""
         return any(map(schema.key, _READERS)) or bool(described_keys(schema))
 
     @classmethod
     def load(cls, schema: Schema, path: Path) -> OfflineAnnotator:
-        """An annotator with a saved calibration (`calibration.json` of an annotated corpus)."""
+        """Return an annotator with the calibration (`calibration.json`) of an annotated corpus."""
         return cls(schema, Calibration.load(path))
 
     def save(self, path: Path) -> None:
-        """Writes the calibration as JSON."""
+        """Write the calibration as JSON."""
         write_json(path, self.calibration.model_dump())
 
     def again(self) -> Callable[[], OfflineAnnotator]:
-        """What makes the same annotator in another process."""
+        """Return a function that makes the same annotator in another process."""
         return partial(OfflineAnnotator, self.schema, self.calibration)
 
     @property
@@ -141,13 +143,13 @@ class OfflineAnnotator:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """The schema's keys that this annotator never writes."""
+        """Keys of the schema that this annotator never writes."""
         return tuple(
             key for key in self.schema.names if key not in {**self._readers, **self._described}
         )
 
     def annotate_batch(self, texts: Sequence[str]) -> list[Annotation]:
-        """One annotation a text, in the schema's order, less the keys that nothing speaks for."""
+        """Return one annotation per text in the schema's order, without keys that lack evidence."""
         read = [_Reading(Words.of(text), self._casing, self.calibration) for text in texts]
         picked = self._pick([reading.content_words for reading in read])
         return [
@@ -156,7 +158,7 @@ class OfflineAnnotator:
         ]
 
     def _pick(self, texts: Sequence[Sequence[str]]) -> dict[str, list[str | None]]:
-        """For each zero-shot key the label of each text."""
+        """Return the label of each text for each zero-shot key."""
         scores = self._zero_shot.split(self._zero_shot.scores(texts))
         return {
             key: [
@@ -184,7 +186,7 @@ class OfflineAnnotator:
         return Annotation(tuple(tags))
 
     def _tag(self, key: Key, value: str) -> Tag | None:
-        """The tag, or None where the schema's vocabulary does not hold the value."""
+        """Return the tag, or None if the value is not in the schema's vocabulary."""
         if (key.name, value) not in self._tags:
             legal = key.accept(value)
             self._tags[key.name, value] = Tag(key.name, legal) if legal else None
@@ -192,7 +194,7 @@ class OfflineAnnotator:
 
 
 class _Reading:
-    """One chunk as the rules see it; what several rules need is made once."""
+    """One chunk as the rules read it; what several rules need is computed once."""
 
     def __init__(self, words: Words, casing: Casing, calibration: Calibration) -> None:
         self.words, self.casing, self.calibration = words, casing, calibration
@@ -207,7 +209,7 @@ class _Reading:
 
     @property
     def content_words(self) -> list[str]:
-        """Lower-case words without the entities': Rose is no flower."""
+        """Lower-case words without those of entities, so that the name Rose is not a flower."""
         names = {
             word.lower() for name in self.entities if name[0].isupper() for word in name.split()
         }
@@ -234,10 +236,10 @@ _READERS: dict[str, _Reader] = {
 
 
 def described_keys(schema: Schema) -> dict[str, dict[str, str]]:
-    """The zero-shot keys of a schema, with the words that describe their labels.
+    """Return the zero-shot keys of a schema, with the words that describe their labels.
 
-    Those of labels.yaml, narrowed to the schema's values where it closes them; and any other closed
-    vocabulary, described by its own words.
+    These are the keys of labels.yaml, narrowed to the schema's values if it has any, and every
+    other key with closed values, which describe themselves.
     """
     found: dict[str, dict[str, str]] = {}
     for key in schema.keys:
@@ -256,11 +258,12 @@ def described_keys(schema: Schema) -> dict[str, dict[str, str]]:
 def _means(
     calibration: Calibration, described: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Floats]:
-    """The mean scores as arrays, in the order of the labels."""
+    """Return the mean scores as arrays, in the order of the labels."""
     for key, labels_of_key in described.items():
         if list(calibration.means.get(key, ())) != list(labels_of_key):
             raise ConfigError(
-                f"calibration: made for other labels of {key!r} than the schema's; fit it again"
+                f"calibration: its labels of {key!r} are not the schema's; leave `calibration` "
+                "out to fit a new one, or use the schema that it was fitted for"
             )
     return {key: np.array([*calibration.means[key].values()], np.float32) for key in described}
 

@@ -1,8 +1,8 @@
-"""What a language model is asked about a text: a constant beginning, then the text, fenced.
+"""Prompts for annotation by a language model: a constant beginning, then the text in a fence.
 
-The beginning is the same in every request of a run, so that a server with a prefix cache reads it
-once. The text stands between lines with a number that it does not contain, so that nothing in it
-can end the fence.
+The beginning is the same in every request of a run, so that a server with a prefix cache processes
+it once. The fence is a pair of lines with a number that does not occur in the text, so that nothing
+in the text can close it.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from anchored.errors import ConfigError
 
 KEYS = "{{keys}}"
 _BUILT_IN = ("general", "stories", "code", "math")
-_MANY = 8  # values of one key that a constrained answer may have where the schema sets no bound
+_MANY = 8  # most values of one key in a constrained answer, if the schema sets no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The beginning of every request: `name` holds the version, `sha256` is of `text`."""
+    """The beginning of every request. `name` includes the version."""
 
     name: str
     text: str
 
     @property
     def sha256(self) -> str:
-        """Of the text with the schema's keys filled in."""
+        """Hash of the text with the schema's keys filled in."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def id(self) -> str:
-        """Name with version, and the start of the hash."""
+        """Name with version, and the first digits of the hash."""
         return f"{self.name} ({self.sha256[:12]})"
 
     @classmethod
     def of(cls, schema: Schema, response: bool = False, path: Path | None = None) -> Prompt:
-        """The prompt for a schema: its own if it is built in, else one that fits any schema.
+        """Return the prompt for a schema: its own if it is built in, else the generic one.
 
         Args:
             schema: the keys to ask for.
-            response: the text answers a request, which the tags must not repeat.
-            path: a file of the user's own, with `{{keys}}` where the keys are to stand.
+            response: True if the text answers a request, which the tags must not repeat.
+            path: a prompt file of the user, with `{{keys}}` in place of the keys.
 
         Raises:
-            ConfigError: the file is missing, empty, not UTF-8 or has no `{{keys}}`.
+            ConfigError: the file is missing, empty or not UTF-8, or lacks `{{keys}}`.
         """
         if path is not None:
             return cls(path.stem, _own(path).replace(KEYS, describe(schema)))
@@ -58,12 +58,12 @@ class Prompt:
         return cls(name, file.read_text("utf-8").strip().replace(KEYS, describe(schema)))
 
     def about(self, text: str, request: str | None = None, earlier: Sequence[str] = ()) -> str:
-        """The whole message about one text.
+        """Return the whole message about one text.
 
         Args:
-            text: what is to be tagged.
-            request: what the text answers, for responses.
-            earlier: annotations of the chunks before, as they are written.
+            text: the text to tag.
+            request: the prompt that the text answers, for responses.
+            earlier: annotations of the preceding chunks, written out.
         """
         parts = [self.text]
         if earlier:
@@ -82,18 +82,22 @@ def _own(path: Path) -> str:
     try:
         text = path.read_text("utf-8").strip()
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"prompt: {path}: no such file") from None
+        raise ConfigError(f"prompt: {path}: no such file; fix the path") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"prompt: {path}: not UTF-8 at byte {error.start}") from None
+        raise ConfigError(
+            f"prompt: {path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
     if not text:
-        raise ConfigError(f"prompt: {path}: is empty; write what to ask, with {KEYS} for the keys")
+        raise ConfigError(
+            f"prompt: {path}: is empty; write a prompt, with {KEYS} in place of the keys"
+        )
     if KEYS not in text:
-        raise ConfigError(f"prompt: {path}: has no {KEYS}; put it where the keys are to stand")
+        raise ConfigError(f"prompt: {path}: has no {KEYS}; add it in place of the keys")
     return text
 
 
 def describe(schema: Schema) -> str:
-    """One line a key: its name, what it says, the values it takes."""
+    """Return one line per key: its name, its description and its values."""
     return "\n".join(f"- {key.name}: {key.description}{_form(key)}" for key in schema.keys)
 
 
@@ -105,16 +109,16 @@ def _form(key: Key) -> str:
 
 
 def fenced(name: str, text: str) -> str:
-    """`text` between BEGIN and END lines with a number that does not occur in it."""
+    """Return the text between BEGIN and END lines with a number that does not occur in it."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     number = next(part for at in range(56) if (part := digest[at : at + 8]) not in text)
     return f"BEGIN {name} {number}\n{text.strip()}\nEND {name} {number}"
 
 
 def answer_schema(schema: Schema) -> dict[str, Any]:
-    """The JSON schema of an answer, for servers that can constrain one.
+    """Return the JSON schema of an answer, for servers with constrained decoding.
 
-    Every key must be there, as strict decoding wants it; "none" says that a key is to be left out.
+    Every key is required, as strict decoding demands; the value "none" means that it is omitted.
     """
     return {
         "type": "object",
@@ -134,5 +138,5 @@ def _values(key: Key) -> dict[str, Any]:
 
 
 def written(annotation: Annotation) -> str:
-    """An earlier annotation as `Prompt.about` shows it; "none" where it is empty."""
+    """Return an earlier annotation as `Prompt.about` shows it; "none" if it is empty."""
     return str(annotation) or "none"

@@ -1,7 +1,7 @@
-"""What surface rules read off a chunk: names, places, times, actions, sentiment, style, language.
+"""Surface rules for a chunk's names, places, times, actions, sentiment, style and language.
 
-Every rule reads one `Words` and nothing else but the calibration, so that a text is read the same
-way alone, in a batch, in a corpus and when a model has generated it.
+Every rule depends on one `Words` and the calibration only. So a text gets the same tags alone, in a
+batch, in a corpus and when a model generated it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ _TRUST = 2
 
 @dataclass(slots=True)
 class Words:
-    """A text cut into words, marks and line breaks.
+    """A text split into words, punctuation marks and line breaks.
 
     Attributes:
-        tokens: as written.
-        lower: lower-case.
-        starts: does a sentence, a quotation or a line begin here, so that a capital says nothing.
+        text: the text.
+        tokens: the tokens as written.
+        lower: the tokens in lower case.
+        starts: True where a sentence, a quotation or a line begins, so that a capital is no
+            evidence of a name.
     """
 
     text: str
@@ -49,7 +51,7 @@ class Words:
 
     @classmethod
     def of(cls, text: str) -> Words:
-        """Cuts `text`. The words of heading-like lines all count as sentence starts."""
+        """Split a text. All words of heading-like lines count as sentence starts."""
         tokens = _TOKEN.findall(text)
         lower = [token.lower() for token in tokens]
         words = cls(text, tokens, lower)
@@ -67,7 +69,7 @@ class Words:
 
 
 def _heading_lines(tokens: list[str]) -> Iterator[tuple[int, int]]:
-    """Lines of at most twelve words, most of them capitalised, that do not end like a sentence."""
+    """Yield lines of 2 to 12 words, mostly capitalised, that do not end like a sentence."""
     begin = 0
     for end in [i for i, token in enumerate(tokens) if token == "\n"] + [len(tokens)]:
         line = [token for token in tokens[begin:end] if token[0].isalpha()]
@@ -80,7 +82,7 @@ def _heading_lines(tokens: list[str]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A capitalised name: where it stands, its words, and whether its capital is evidence."""
+    """A capitalised name: its position, its words, and whether its capital is evidence."""
 
     start: int
     words: tuple[str, ...]
@@ -88,12 +90,12 @@ class Span:
 
     @property
     def name(self) -> str:
-        """As it is written in a tag."""
+        """The name as a tag value."""
         return " ".join(self.words)
 
 
 def spans(words: Words) -> list[Span]:
-    """Maximal runs of capitalised words ("Mr. Fox", "Lady of Shalott"), shouting left out."""
+    """Return maximal runs of capitalised words ("Mr. Fox", "Lady of Shalott"), not all-caps."""
     found, end = [], 0
     for start in [i for i, token in enumerate(words.tokens) if token[0].isupper()]:
         if start < end or not _capitalised(words.tokens[start]):
@@ -106,7 +108,7 @@ def spans(words: Words) -> list[Span]:
 
 
 def _run(words: Words, start: int) -> tuple[list[str], int]:
-    """The capitalised words from `start` on, and the position after them."""
+    """Return the capitalised words from `start` on, and the position after them."""
     tokens, titles = [*words.tokens[start : start + 12], "", ""], labels.word_set("titles")
     run, i = [tokens[0]], 1
     while _OWNER.search(run[-1]) is None:
@@ -131,7 +133,7 @@ def _capitalised(token: str) -> bool:
 
 
 def _trimmed(words: Words, start: int, run: list[str]) -> Span | None:
-    """The span without articles and the like at its ends."""
+    """Return the span without articles and similar words at its ends, or None."""
     never = labels.word_set("not_names")
     while run and run[0].lower() in never:
         run, start = run[1:], start + 1
@@ -145,11 +147,11 @@ def _trimmed(words: Words, start: int, run: list[str]) -> Span | None:
 
 @dataclass(frozen=True, slots=True)
 class Casing:
-    """How the corpus writes words inside sentences.
+    """How the corpus capitalises words inside sentences.
 
     Attributes:
-        names: lower-cased words that are nearly always capitalised there.
-        common: lower-cased words that are met with a capital but mostly without.
+        names: words that are nearly always capitalised, in lower case.
+        common: words that are sometimes but rarely capitalised, in lower case.
     """
 
     names: frozenset[str] = frozenset()
@@ -157,7 +159,7 @@ class Casing:
 
     @classmethod
     def fit(cls, texts: Iterable[Words]) -> Casing:
-        """Counts words inside sentences; a name needs two capitals there."""
+        """Count words inside sentences; a name must be capitalised there at least twice."""
         upper: Counter[str] = Counter()
         plain: Counter[str] = Counter()
         for words in texts:
@@ -170,7 +172,7 @@ class Casing:
         return cls(names, frozenset(word for word, n in upper.items() if plain[word] >= n))
 
     def believes(self, span: Span, seen: Mapping[str, int]) -> bool:
-        """Is it a name: its capital is evidence, or the corpus or the chunk's rest knows it."""
+        """Return True if the span is a name by its capital, by the corpus or by the whole chunk."""
         first = span.words[0].lower()
         if all(word.lower() in self.common for word in span.words):
             return len(span.words) > 1 and seen[span.name] > 1
@@ -183,10 +185,10 @@ class Casing:
 
 
 def entities(words: Words, found: list[Span], casing: Casing, limit: int = 2) -> list[str]:
-    """The names that the chunk turns on, most frequent first.
+    """Return the main names of the chunk, most frequent first.
 
-    A second name is given if it occurs at least half as often as the first. Without any name: the
-    most frequent noun for a person or an animal.
+    A further name must occur at least half as often as the first. If there is no name, the most
+    frequent noun for a person or an animal is returned.
     """
     seen = Counter(span.name for span in found if span.certain)
     kept = [span for span in found if casing.believes(span, seen) and not _is_place(words, span)]
@@ -199,7 +201,7 @@ def entities(words: Words, found: list[Span], casing: Casing, limit: int = 2) ->
 
 
 def _merged(counts: Counter[str]) -> dict[str, int]:
-    """Sarah Jenkins, Sarah and Ms Jenkins counted as one, under the form used most (or longest)."""
+    """Count Sarah Jenkins, Sarah and Ms Jenkins as one, by the most frequent, then longest form."""
     forms = sorted(counts, key=lambda name: (-counts[name], -len(name)))
     merged: dict[str, int] = {}
     for name in forms:
@@ -214,7 +216,7 @@ def _is_place(words: Words, span: Span) -> bool:
 
 
 def _place_trust(words: Words, span: Span) -> int:
-    """Weight of a capitalised span as a location; 0 where it seems to be none."""
+    """Return the weight of a capitalised span as a location; 0 if it does not look like one."""
     lower = [word.lower() for word in span.words]
     before = words.lower[span.start - 1] if span.start else ""
     if before == "the" and span.start > 1:
@@ -245,10 +247,10 @@ def _followed_by_owner(words: Words, span: Span) -> bool:
 
 
 def location(words: Words, found: list[Span], casing: Casing) -> str | None:
-    """The place the chunk is set in: a name, or a kind of place.
+    """Return the place where the chunk is set: a name, or a kind of place.
 
-    Names weigh most, then settings that follow a preposition, then bare mentions, of which one
-    alone is not enough.
+    Names weigh most, then settings after a preposition, then bare mentions. A single bare mention
+    is not enough.
     """
     score: dict[str, float] = {}
     for span in found:
@@ -274,9 +276,9 @@ _MONTH = re.compile(r"\b(?:[Ii]n|of|[Oo]n|[Bb]y|[Ss]ince|early|late|\d+) (May|Ma
 
 
 def time(words: Words) -> str | None:
-    """When the chunk takes place: a decade, century, season, day or time of day.
+    """Return when the chunk takes place: a decade, century, season, day or time of day.
 
-    The most frequent of those mentioned; of equals the first.
+    The most frequent mention wins; in a tie, the first one.
     """
     found = [label for _, label in labels.times().find(words.lower)]
     if any(token[0].isdigit() for token in words.tokens):
@@ -291,7 +293,7 @@ def time(words: Words) -> str | None:
 
 
 def action_counts(words: Words) -> Counter[str]:
-    """How often each action is met; a capitalised word inside a sentence is no action."""
+    """Count the actions; a capitalised word inside a sentence is not an action."""
     seen = [
         low if start else token
         for token, low, start in zip(words.tokens, words.lower, words.starts, strict=True)
@@ -300,7 +302,7 @@ def action_counts(words: Words) -> Counter[str]:
 
 
 def action(counts: Counter[str], rarity: Mapping[str, float]) -> str | None:
-    """The most characteristic action: its count times how rare it is in the corpus (tf-idf)."""
+    """Return the most characteristic action: its count times its rarity in the corpus (tf-idf)."""
     return max(counts, key=lambda label: counts[label] * rarity[label], default=None)
 
 
@@ -331,11 +333,11 @@ def _negations() -> frozenset[str]:
 
 
 def polarity(words: Words) -> float:
-    """Mean over sentences of VADER's compound score, in [-1, 1].
+    """Return the mean of VADER's compound score over sentences, in [-1, 1].
 
     The lexicon, the boosters, the negation factor and the normalisation s / sqrt(s^2 + 15) are
-    those of Hutto and Gilbert (2014); capitals, emphasis marks, "but" and idioms are left out,
-    which makes it 14 times as fast; the two correlate at 0.99.
+    from Hutto and Gilbert (2014). Capitals, emphasis marks, "but" and idioms are ignored. That is
+    14 times as fast, and correlates with the original at 0.99.
     """
     valences, scores, total, length = _valences(), [], 0.0, 0
     for i, token in enumerate(words.lower):
@@ -370,7 +372,7 @@ _PRESENT = _set("is are has have does do can")
 
 
 def style(words: Words) -> str:
-    """Script, list, verse, dialogue, first person, instruction, narration or exposition."""
+    """Return script, list, verse, dialogue, first person, instruction, narration or exposition."""
     lines = [line for line in words.text.splitlines() if line.strip()]
     if len(_SPEAKER.findall(words.text)) >= max(2, len(lines) // 3):
         return "script"
@@ -406,9 +408,9 @@ _MIN_WORDS = 5
 
 
 def language(words: Words) -> str | None:
-    """ISO 639-1 code; None for less than five words.
+    """Return the ISO 639-1 code of the language; None for fewer than five words.
 
-    Plain English is known by its function words; the rest goes to py3langid, which takes 4 ms.
+    Function words identify plain English. Other text goes to py3langid, which takes 4 ms.
     """
     known = [word for word in words.lower if word[0].isalpha()]
     if len(known) < _MIN_WORDS:

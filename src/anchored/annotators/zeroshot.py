@@ -1,10 +1,10 @@
-"""Zero-shot labels from static word vectors: words speak for the labels they are near to.
+"""Zero-shot labels from static word vectors: each word is evidence for the labels it is close to.
 
-A label's score is the sum, over the distinct words of a text, of
-idf(word) * max(0, cos(word, description) - 0.25), over the square root of the text's length; then
-the corpus mean of that label is taken off. Words that are near to no label say nothing, which a
-mean over all words does not give: on 595 chunks with known topics 63 % come out right, against 51 %
-for the cosine between the mean vector and the description.
+A label's score is the sum of idf(word) * max(0, cos(word, description) - 0.25) over the distinct
+words of a text, divided by sqrt(1 + their number). The label's mean over the corpus is then
+subtracted. Words that are close to no label do not count, whereas they would dilute a mean
+over all words: of 595 chunks with known topics, 63 % are labelled correctly, against 51 % by the
+cosine between the mean vector and the description.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ZeroShot:
 
     Args:
         described: `{key: {label: words that describe it}}`.
-        frequency: in how many of the corpus's chunks a word occurs; 1 where it is not listed.
-        chunks: how many chunks that corpus has.
+        frequency: number of the corpus's chunks that contain a word; 1 for a word not listed.
+        chunks: number of chunks in the corpus.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ZeroShot:
         self._evidence: dict[str, Floats] = {}
 
     def scores(self, texts: Sequence[Iterable[str]]) -> Floats:
-        """Scores `[texts, labels of all keys]` of texts given as lower-case words; see `split`."""
+        """Return scores [texts, labels of all keys] of texts as lower-case words; see `split`."""
         distinct = [[word for word in dict.fromkeys(text) if word[0].isalpha()] for text in texts]
         self._weigh(distinct)
         scores = np.zeros((len(texts), len(self._descriptions)), np.float32)
@@ -58,14 +58,14 @@ class ZeroShot:
         return scores
 
     def split(self, scores: Floats) -> dict[str, Floats]:
-        """The columns of `scores`, by key."""
+        """Return the columns of `scores` by key."""
         edges = np.cumsum([0, *(len(labels) for labels in self.labels.values())])
         return {
             key: scores[:, a:b] for key, a, b in zip(self.labels, edges, edges[1:], strict=False)
         }
 
     def pick(self, key: str, centred: Floats, floor: float) -> list[str | None]:
-        """The best label of each row, or None where its lead over the second is below `floor`."""
+        """Return the best label of each row, or None if its lead is below `floor`."""
         best, found = centred.argmax(1), leads(centred)
         return [
             self.labels[key][i] if gain >= floor else None
@@ -73,7 +73,7 @@ class ZeroShot:
         ]
 
     def _weigh(self, texts: Iterable[Iterable[str]]) -> None:
-        """Fills the cache with the words of `texts`."""
+        """Add the words of `texts` to the cache."""
         if len(self._evidence) > _CACHED_WORDS:
             self._evidence.clear()
         new = sorted({word for text in texts for word in text} - self._evidence.keys())
@@ -86,7 +86,7 @@ class ZeroShot:
             )
 
     def _vectors(self, texts: Sequence[str]) -> Floats:
-        """Unit vectors of short texts: the SIF-weighted sum of their pieces' static vectors."""
+        """Return unit vectors of short texts: SIF-weighted sums of their pieces' static vectors."""
         if not texts:
             return np.zeros((0, self._pieces.shape[1]), np.float32)
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -95,7 +95,7 @@ class ZeroShot:
 
 
 def leads(centred: Floats) -> Floats:
-    """By how much the best score of each row exceeds the second."""
+    """Return the lead of the best score of each row over the second."""
     top = (
         np.partition(centred, -2, axis=1)[:, -2:]
         if centred.shape[1] > 1

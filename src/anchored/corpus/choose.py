@@ -1,4 +1,4 @@
-"""Which texts to have labelled: a few that stand for all."""
+"""Chooses a few texts that represent a corpus, to be labelled."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ _BLOCK = 1024
 
 
 class ChooseConfig(Config):
-    """What `anchored distil --choose` reads."""
+    """Configuration of `anchored distil --choose`."""
 
     source: SourceConfig
-    count: int = Field(ge=1, description="texts to choose")
+    count: int = Field(ge=1, description="number of texts to choose")
     out: Path = Field(description="the .jsonl file to write")
-    pool: int = Field(default=20_000, ge=1, description="texts to choose among, drawn evenly")
+    pool: int = Field(
+        default=20_000, ge=1, description="number of texts to choose from, drawn evenly"
+    )
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """How near each text of the pool is to the nearest one chosen: mean cosine, and by chance."""
+    """Mean cosine between a text of the pool and the nearest chosen text, or random text."""
 
     chosen: int
     pool: int
@@ -43,10 +45,10 @@ class Chosen:
 
 
 def run(config: ChooseConfig, console: Console | None = None) -> Chosen:
-    """Writes the chosen texts as rows to be labelled: one chunk, or one prompt and response, each.
+    """Write the chosen texts as rows to label: one chunk, or one prompt and response, per row.
 
     Raises:
-        DataError: a row is at fault, or there are fewer texts than are to be chosen.
+        DataError: a row is invalid, or there are fewer than `count` texts.
     """
     console = console or Console(stderr=True)
     pool = Sample[Part](max(config.pool, config.count), config.seed)
@@ -56,8 +58,8 @@ def run(config: ChooseConfig, console: Console | None = None) -> Chosen:
         parts = pool.items()
     if len(parts) < config.count:
         raise DataError(
-            f"{config.source.path}: {config.count} texts asked for, it has {len(parts)} distinct "
-            "ones; lower --choose"
+            f"{config.source.path}: has {len(parts)} distinct texts, fewer than --choose "
+            f"{config.count}; lower it"
         )
     with console.status(f"choosing {config.count:,} of {len(parts):,} texts"):
         vectors = StaticEmbedder().embed([part.text for part in parts])
@@ -76,7 +78,7 @@ def run(config: ChooseConfig, console: Console | None = None) -> Chosen:
 
 
 def choose(vectors: Floats, count: int, seed: int = 0) -> list[int]:
-    """Places of `count` different vectors [N, D], each the nearest left to a k-means centre."""
+    """Return the indices of `count` vectors [N, D], each the nearest left to a k-means centre."""
     fitted = MiniBatchKMeans(count, batch_size=4096, random_state=seed).fit(vectors)
     taken = np.zeros(len(vectors), bool)
     for centre in np.asarray(fitted.cluster_centers_):
@@ -86,7 +88,7 @@ def choose(vectors: Floats, count: int, seed: int = 0) -> list[int]:
 
 
 def nearness(vectors: Floats, places: list[int]) -> float:
-    """Mean over unit vectors [N, D] of the cosine with the nearest of those at `places`."""
+    """Return the mean cosine of unit vectors [N, D] with the nearest of those at `places`."""
     chosen = vectors[places]
     blocks = range(0, len(vectors), _BLOCK)
     return sum((vectors[i : i + _BLOCK] @ chosen.T).max(1).sum() for i in blocks) / len(vectors)

@@ -1,9 +1,8 @@
-"""Shards spread over a Ray cluster: read in order on one machine, settled by workers on all.
+"""Distributes shards over a Ray cluster: one machine reads them in order, workers process them.
 
-Ray Data carries them. One task reads the corpus on this machine and is held back while the workers
-have enough; Ray places the workers and gives what a dead one had to another. So a worker may get a
-shard twice, and shards end in any order: what it does with one has to leave the same files however
-often it is done.
+Ray Data moves the shards. One task reads the corpus on this machine and pauses while the workers
+have enough to do. Ray places the workers and reassigns the shards of a worker that died. So a shard
+may be processed twice, and shards finish in any order: processing must be idempotent.
 """
 
 from __future__ import annotations
@@ -34,25 +33,26 @@ Settle = Callable[[int, Any], Any]
 _ADDRESS = "RAY_ADDRESS"
 _LOCAL = "local"
 _ANSWERS_WITHIN = 20.0  # seconds
-_AT_HAND = 2  # shards that a worker has: one at work, one waiting
-_PASSED_ON = (AnchoredError, OSError)  # told by the driver in one line
+_AT_HAND = 2  # shards per worker: one in progress, one waiting
+_PASSED_ON = (AnchoredError, OSError)  # the driver prints these in one line
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process has joined, and how many of its processes do the work."""
+    """A cluster that this process has joined, and the number of its workers."""
 
     workers: int
 
     def spread(self, shards: Shards, make: Callable[[], Settle]) -> Iterator[Any]:
-        """What the workers give back for each shard, in the order in which they end.
+        """Yield what the workers return for each shard, in order of completion.
 
         Args:
-            shards: number and content of each; called in a process of its own on this machine.
-            make: called once in each worker, gives what settles a shard there.
+            shards: yields the number and content of each shard; called in a separate process on
+                this machine.
+            make: called once in each worker; returns the function that processes a shard.
 
         Raises:
-            AnchoredError: what the reading, `make` or a worker raised; so with `OSError`.
+            AnchoredError: raised by the reader, by `make` or by a worker; `OSError` likewise.
         """
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         found = read_datasource(
@@ -77,12 +77,12 @@ class Cluster:
 
 @contextmanager
 def joined(workers: int | None, most: int, one_a_node: bool = False) -> Iterator[Cluster]:
-    """The cluster that `RAY_ADDRESS` names or that runs on this machine, else one on its cores.
+    """Join the cluster at `RAY_ADDRESS` or on this machine, else start one on this machine.
 
     Args:
-        workers: processes; None: one a core of the cluster.
-        most: which there never are more of.
-        one_a_node: the default is one a machine.
+        workers: number of processes; None: one per core of the cluster.
+        most: upper limit on the number of processes.
+        one_a_node: True to default to one process per machine.
 
     Raises:
         ConfigError: no cluster answers at `RAY_ADDRESS`.
@@ -107,29 +107,29 @@ def _join(workers: int | None) -> None:
     cores = max(os.cpu_count() or 1, workers or 1)
     try:
         _init(num_cpus=cores, include_dashboard=False)
-    except ValueError:  # `ray start` has started one here, which takes no options any more
+    except ValueError:  # a cluster from `ray start` runs here and takes no options
         _init()
 
 
 def _init(**of_a_new_one: Any) -> None:
-    """Ray itself looks at `RAY_ADDRESS`, then for what `ray start` has started on this machine."""
+    """Initialize Ray, which looks for `RAY_ADDRESS`, then for a cluster on this machine."""
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **of_a_new_one)
 
 
 def _check_answers(address: str) -> None:
-    """Ray would try for minutes."""
+    """Raise at once if nothing answers; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     try:
         create_connection((host, int(port)), _ANSWERS_WITHIN).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{_ADDRESS}: {address}: no Ray cluster answers there: {error}; write the HOST:PORT "
-            "of one, or unset it"
+            f"{_ADDRESS}: {address}: no Ray cluster answers there: {error}; set it to the "
+            "HOST:PORT of one, or unset it"
         ) from None
 
 
 def _silence(context: DataContext) -> None:
-    """Our own line shows the progress; and one shard is one block, whatever its size."""
+    """Turn off Ray's own progress display, and make every shard one block, whatever its size."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -143,7 +143,7 @@ def _default_workers(one_a_node: bool) -> int:
 
 
 class _Reader(Datasource):
-    """One task that reads all shards, in this process's folder, each to a block of its own."""
+    """A task that reads all shards in this process's working folder, one block per shard."""
 
     def __init__(self, shards: Shards) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _Reader(Datasource):
 
 
 class _Worker:
-    """A process of the cluster: settles one shard after the other."""
+    """A process of the cluster that processes one shard after the other."""
 
     def __init__(self, make: Callable[[], Settle], version: str) -> None:
         self._make, self._version = make, version
@@ -195,7 +195,7 @@ def _packed(found: Any) -> pa.Table:
 
 
 def _unpacked(packed: pa.Scalar) -> Any:
-    """What was packed; an error is raised."""
+    """Return what was packed; raise it if it is an error."""
     found = pickle.loads(packed.as_py())
     if isinstance(found, _PASSED_ON):
         raise found
@@ -203,10 +203,10 @@ def _unpacked(packed: pa.Scalar) -> Any:
 
 
 def check_shared(out: Path) -> None:
-    """Sees that a worker's machine has the output folder.
+    """Check that a worker's machine has the output folder.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: the folder is missing.
     """
     if not (out / CONFIG_NAME).is_file():
         raise ConfigError(f"out: {out} is not there; name a folder that all machines share")

@@ -1,10 +1,10 @@
-"""`anchored distil`: from a labelled sample to an annotator that needs nobody.
+"""Implements `anchored distil`: trains an annotator on a labelled sample.
 
-For each key that has few values a multinomial logistic regression on the texts' static vectors is
-fitted to three fifths of the labelled rows. On a fifth its strength is chosen, its probabilities
-are calibrated, and a threshold is set below which the key is left out, so that what is written is
-right as often as was asked for. On the last fifth, which nothing was chosen on, it is compared with
-the labels; so are the offline rules.
+For each key with few values, a multinomial logistic regression on the texts' static vectors is
+fitted to three fifths of the labelled rows. A fourth fifth is used to choose the regularisation, to
+calibrate the probabilities and to set the threshold below which the key is omitted, so that the
+tags written reach the target precision. The last fifth, which no choice depends on, is held out to
+evaluate the model and the offline rules.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ from anchored.tags.observations import Part, read_parts
 
 REPORT = "report.json"
 MIN_TEXTS = 100
-MIN_COUNT = 10  # labelled texts that a value needs
-COVERED = 0.9  # share of an open key's tags that such values must make up
-MIN_KEPT = 20  # texts that a threshold must be seen to hold on
+MIN_COUNT = 10  # least number of labelled texts per value
+COVERED = 0.9  # least share of an open key's tags with such values
+MIN_KEPT = 20  # least number of texts to support a threshold
 _STRENGTHS = (1.0, 10.0, 100.0)
 _TEMPERATURES = np.geomspace(0.25, 4, 41)
 _BINS = 10
-_CALIBRATED = 4000  # texts for the rules' own calibration
+_CALIBRATED = 4000  # texts to calibrate the rules on
 
 Labels = list[str | None]
 
 
 class DistilConfig(Config):
-    """What `anchored distil` reads."""
+    """Configuration of `anchored distil`."""
 
-    source: SourceConfig = Field(description="rows that somebody annotated")
+    source: SourceConfig = Field(description="annotated rows")
     out: Path
     schema_name: str = "general"
     target_precision: float = Field(
-        default=0.8, gt=0, le=1, description="share of the tags written that should be right"
+        default=0.8, gt=0, le=1, description="share of the written tags that should be correct"
     )
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Tags against labels, over all held-out texts.
+    """Agreement of tags with labels over all held-out texts.
 
     Attributes:
         coverage: share of the texts that get the key.
-        precision: share of the tags written that are a label; None where none is.
-        recall: share of the labels that are written; None where there is none.
-        kappa: Cohen's, a missing key being a category; None for keys that repeat.
+        precision: share of the written tags that match a label; None if none is written.
+        recall: share of the labels that are written; None if there are none.
+        kappa: Cohen's kappa, with a missing key as a category; None for keys that repeat.
     """
 
     coverage: float
@@ -83,17 +83,17 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class KeyReport:
-    """How one key will be read, and how well that and the alternative do on the held-out texts.
+    """How one key will be read, and the scores of the model and the rules on the held-out texts.
 
     Attributes:
         by: distilled, rules or nothing.
-        values: classes of the model, or 0.
-        labelled: held-out texts with a label.
-        threshold: probability from which the model writes; None without a model that is used.
+        values: number of classes of the model; 0 without a model.
+        labelled: number of held-out texts with a label.
+        threshold: least probability of a written tag; None if no model is used.
         calibration_error: mean gap between probability and accuracy over ten bins of equal width,
-            weighted by texts (Guo et al. 2017).
-        distilled: the model's scores with its threshold.
-        rules: the offline rules' scores.
+            weighted by the number of texts (Guo et al. 2017).
+        distilled: scores of the model with its threshold.
+        rules: scores of the offline rules.
     """
 
     by: str
@@ -107,7 +107,7 @@ class KeyReport:
 
 @dataclass(frozen=True)
 class _Split:
-    """Texts of one fifth or three, their vectors [N, D] and their labels."""
+    """The texts of a part of the rows, their vectors [N, D] and their labels."""
 
     texts: list[str]
     vectors: Floats
@@ -118,21 +118,21 @@ class _Split:
 
 
 def run(config: DistilConfig, console: Console | None = None) -> dict[str, Any]:
-    """Distils, writes the annotator with its report to `config.out`, and returns the report.
+    """Train an annotator, write it with its report to `config.out`, and return the report.
 
     Raises:
-        DataError: a row is at fault, too few are labelled, or `out` holds something.
-        ConfigError: no such schema.
+        DataError: a row is invalid, too few are labelled, or `out` already exists.
+        ConfigError: there is no such schema.
     """
     console = console or Console(stderr=True)
     schema = load_schema(config.schema_name)
     parts = [p for p in read_parts(config.source) if p.annotation is not None]
     if len(parts) < MIN_TEXTS:
         raise DataError(
-            f"{config.source.path}: {len(parts)} labelled texts; at least {MIN_TEXTS} are needed"
+            f"{config.source.path}: has {len(parts)} labelled texts; label at least {MIN_TEXTS}"
         )
     with building(config.out) as folder:
-        with console.status(f"learning from {len(parts):,} labelled texts"):
+        with console.status(f"training on {len(parts):,} labelled texts"):
             annotator, reports = distil(parts, schema, config.target_precision, config.seed)
         annotator.save(folder)
         report = {
@@ -150,7 +150,7 @@ def run(config: DistilConfig, console: Console | None = None) -> dict[str, Any]:
 def distil(
     parts: Sequence[Part], schema: Schema, target_precision: float, seed: int = 0
 ) -> tuple[DistilledAnnotator, dict[str, KeyReport]]:
-    """An annotator learnt from labelled texts, and what it does on those held out."""
+    """Train an annotator on labelled texts; return it with its scores on the held-out texts."""
     fitting, choosing, held = _splits(parts, schema, seed)
     found = {key.name: _model(key, fitting, choosing, target_precision) for key in schema.keys}
     models = {key: model for key, model in found.items() if model is not None}
@@ -169,11 +169,11 @@ def distil(
 
 
 def learnable_values(key: Key, labels: Labels) -> tuple[str | None, ...] | None:
-    """The classes of a key: its closed vocabulary or the values that nearly all labels have.
+    """Return the classes of a key: its frequent values, and None, a text without it, if frequent.
 
-    None, a text without the key, is one of them where it is frequent enough. No classes where the
-    key repeats, where the frequent values make up less than `COVERED` of an open key's labels, or
-    where fewer than two are left.
+    Returns:
+        The classes. None if the key may repeat, if the frequent values make up less than `COVERED`
+        of an open key's labels, or if fewer than two classes are left.
     """
     counts = Counter(labels)
     often = [value for value, count in counts.items() if count >= MIN_COUNT]
@@ -185,7 +185,7 @@ def learnable_values(key: Key, labels: Labels) -> tuple[str | None, ...] | None:
 
 
 def _splits(parts: Sequence[Part], schema: Schema, seed: int) -> tuple[_Split, _Split, _Split]:
-    """Three fifths to fit, one to choose on, one held out; a row's texts stay together."""
+    """Split into 3/5 to fit, 1/5 to choose on and 1/5 held out; a row's texts stay together."""
     rows = sorted({part.row for part in parts})
     random.Random(seed).shuffle(rows)
     edges = (len(rows) * 3 // 5, len(rows) * 4 // 5)
@@ -195,7 +195,7 @@ def _splits(parts: Sequence[Part], schema: Schema, seed: int) -> tuple[_Split, _
     def split(group: set[str]) -> _Split:
         mine = [part for part in parts if part.row in group]
         if not mine:
-            raise DataError(f"{len(rows)} labelled rows are too few to hold some out")
+            raise DataError(f"{len(rows)} labelled rows are too few to hold some out; label more")
         texts = [part.text for part in mine]
         tags = [schema.conform(part.annotation or Annotation()) for part in mine]
         return _Split(texts, embedder.embed(texts), tags)
@@ -233,16 +233,18 @@ def _fit(classes: tuple[str | None, ...], x: Floats, y: np.ndarray, strength: fl
 
 
 def _nll(logits: Floats, right: np.ndarray) -> float:
-    """Mean negative log-likelihood."""
+    """Return the mean negative log-likelihood."""
     if not len(right):
         return 0.0
     return float(-np.log(softmax(logits, axis=1)[np.arange(len(right)), right] + 1e-12).mean())
 
 
 def threshold(values: Labels, p: Floats, labels: Labels, target: float) -> float:
-    """The lowest probability from which on `target` of the values written are the label.
+    """Return the lowest threshold at which the share `target` of the written values is correct.
 
-    2, which no probability reaches, where no threshold that keeps `MIN_KEPT` texts does it.
+    Returns:
+        The threshold; 2, which no probability reaches, if no threshold that keeps `MIN_KEPT` texts
+        reaches the target.
     """
     written = [i for i in np.argsort(-p, kind="stable") if values[i] is not None]
     right = np.cumsum([values[i] == labels[i] for i in written])
@@ -254,7 +256,7 @@ def threshold(values: Labels, p: Floats, labels: Labels, target: float) -> float
 
 
 def calibration_error(p: Floats, right: np.ndarray) -> float:
-    """Mean |probability - accuracy| over bins of equal width, weighted by size (Guo 2017)."""
+    """Return the mean |probability - accuracy| over equal bins, weighted by size (Guo 2017)."""
     bins = np.minimum((p * _BINS).astype(int), _BINS - 1)
     return float(
         sum(
@@ -265,7 +267,7 @@ def calibration_error(p: Floats, right: np.ndarray) -> float:
 
 
 def scores(written: Sequence[Annotation], labels: Sequence[Annotation], key: str) -> Scores:
-    """Tags of one key against labels, text by text."""
+    """Return the scores of the tags of one key against the labels of the same texts."""
     pairs = [
         (frozenset(a.values(key)), frozenset(b.values(key)))
         for a, b in zip(written, labels, strict=True)

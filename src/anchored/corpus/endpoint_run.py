@@ -1,9 +1,8 @@
-"""`anchored annotate --annotator endpoint`: a corpus to stand-off shards, resumable at any point.
+"""Runs `anchored annotate --annotator endpoint`, which writes stand-off shards, resumably.
 
-Every answer goes to a journal before it counts, under a key of all that it depends on. So a run
-that was killed asks again only about what was in flight, equal chunks are asked about once, and a
-document that is added later costs one document. A shard is written from the journal when the last
-of its texts is settled.
+Every answer is first written to a journal, keyed by all that it depends on. So a run that was
+killed repeats only the requests in flight, equal chunks are sent once, and a document that is added
+later costs one document. A shard is written from the journal once all its texts are annotated.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from anchored.errors import ConfigError, DataError, EndpointError, Incomplete
 from anchored.files import claim, write_json
 from anchored.journal import Journal
 
-TOKENS_A_KEY = 6  # of an answer, as an estimate; a dry run measures
+TOKENS_A_KEY = 6  # estimated tokens of an answer per key; a dry run measures them
 _THINKS = (
     "its chat template can make it think, and such answers fail; switch it off with "
     "endpoint.sampling={chat_template_kwargs: {enable_thinking: false}}"
@@ -55,36 +54,39 @@ _FREE = ("source", "serve", "max_failed")  # what may change between two runs in
 
 
 class EndpointAnnotateConfig(CorpusConfig):
-    """What `anchored annotate` reads for the endpoint annotator.
+    """Configuration of `anchored annotate` for the endpoint annotator.
 
-    Annotations that rows carry already stay. The corpus may have grown, shrunk or moved when a run
-    is continued.
+    Existing annotations are kept. The corpus may grow, shrink or move before a run is resumed.
     """
 
     annotator: Literal["endpoint"] = "endpoint"
     endpoint: AnnotatorConfig
     serve: ServeConfig | None = Field(
-        default=None, description="a server to start; its address and model are then the endpoint's"
+        default=None, description="server to launch; the endpoint then takes its address and model"
     )
-    prompt: Path | None = Field(default=None, description="a file in place of the built-in prompts")
+    prompt: Path | None = Field(
+        default=None, description="file to use instead of the built-in prompts"
+    )
     context_tags: int = Field(
-        default=0, ge=0, description="chunks before whose tags are shown to the model"
+        default=0, ge=0, description="show the model the tags of the N preceding chunks"
     )
     max_failed: int | None = Field(
-        default=None, ge=0, description="stop when more texts than this have failed"
+        default=None, ge=0, description="stop when more than this many texts have failed"
     )
     workers: int | None = Field(
-        default=None, ge=1, description="processes of a cluster; None: one a machine"
+        default=None, ge=1, description="processes on a cluster; None: one per machine"
     )
 
     @model_validator(mode="after")
     def _cluster_fits(self) -> Self:
         if self.cluster is None and self.workers is not None:
-            raise ValueError("workers: of a cluster alone; add cluster: ray, or leave it out")
+            raise ValueError(
+                "workers: works only with a cluster; add cluster: ray, or leave it out"
+            )
         if self.cluster is not None and self.serve is not None:
             raise ValueError(
-                "serve: one server would serve all machines; start the servers first and name "
-                "their endpoint.url, or run one server a task by --shard"
+                "serve: one server would serve all machines; start the servers first and set "
+                "endpoint.url, or run one server per task with --shard"
             )
         return self
 
@@ -100,7 +102,7 @@ class EndpointAnnotateConfig(CorpusConfig):
 
 @dataclass
 class _Scan:
-    """What one pass over a share found; `sample` is an even draw from its texts."""
+    """Counts from one pass over a share, and a sample drawn evenly from its texts."""
 
     size: int
     rng: random.Random = field(default_factory=lambda: random.Random(0))
@@ -125,26 +127,26 @@ def run(
     share: Share = WHOLE,
     dry_run: int = 0,
 ) -> dict[str, Any]:
-    """Annotates, or goes on where an earlier run into the same folder stopped.
+    """Annotate a corpus, or resume an earlier run in the same folder.
 
     Args:
         config: the run.
-        console: where the estimate, the progress and the account go; by default stderr.
+        console: receives the estimate, the progress and the summary; by default stderr.
         share: the part of the corpus that this process annotates.
-        dry_run: ask about so many texts only, and project what all would take.
+        dry_run: annotate only this many texts, and project tokens, time and cost for all.
 
     Returns:
-        The manifest, as it lies in `config.out`; of a dry run the projection.
+        The manifest, which is also written to `config.out`, or the projection of a dry run.
 
     Raises:
         ConfigError: `out` belongs to another run, or the schema, the prompt or the server is wrong.
-        DataError: a source or a row is at fault.
-        EndpointError: the server cannot be used; what was answered is kept.
-        Incomplete: some texts have no annotation; run again to try them again.
+        DataError: a source or a row is invalid.
+        EndpointError: the server cannot be used; the answers so far are kept.
+        Incomplete: some texts failed; run again to retry them.
     """
     console = console or Console(stderr=True)
     if config.cluster is not None and share != WHOLE:
-        raise ConfigError("cluster: takes the whole corpus; leave --shard out, or the cluster")
+        raise ConfigError("cluster: annotates the whole corpus; leave out --shard or the cluster")
     check_installed(config)
     annotator = _annotator(config)
     if config.out.exists():
@@ -193,20 +195,20 @@ def _scan(config: EndpointAnnotateConfig, share: Share, sample: int, console: Co
 
 
 def _estimate(annotator: EndpointAnnotator, scan: _Scan) -> str:
-    """What there is to do and what it will take, from the number of characters."""
+    """Return what there is to do and an estimate of the tokens, from the number of characters."""
     beginning = estimated_tokens(annotator.prompts[0].text)
     read = scan.parts * beginning + scan.characters // CHARACTERS_A_TOKEN
     out = scan.parts * TOKENS_A_KEY * len(annotator.schema.keys)
     cost = annotator.config.cost(read, out)
     return (
-        f"{scan.rows:,} rows, {scan.parts:,} chunks; about {read:,} tokens in, of which the same "
-        f"{beginning:,} begin every request, and {out:,} out"
+        f"{scan.rows:,} rows, {scan.parts:,} chunks; about {read:,} input tokens (every request "
+        f"begins with the same {beginning:,}) and {out:,} output tokens"
         + ("" if cost is None else f": {cost:,.2f} at the given prices")
     )
 
 
 class _Work:
-    """The asynchronous part of a run: server, endpoint, writer and display, put together."""
+    """The asynchronous part of a run: connects server, endpoint, writer and display."""
 
     def __init__(
         self,
@@ -219,7 +221,7 @@ class _Work:
         self.journal, self.console = journal, console
 
     async def annotate(self, scan: _Scan, share: Share) -> None:
-        """Settles every text of the share and writes its shards."""
+        """Annotate every text of the share and write its shards."""
         meter = Meter(scan.parts)
         async with self._writer(meter) as writer:
             await writer.write(
@@ -228,7 +230,7 @@ class _Work:
         self.console.print(meter.line(), highlight=False, soft_wrap=True)
 
     def annotate_on_cluster(self, scan: _Scan) -> None:
-        """The same for a whole corpus by the workers of a cluster."""
+        """Annotate the whole corpus with the workers of a cluster."""
         from anchored.corpus.cluster import joined
         from anchored.corpus.endpoint_workers import Job, annotate
 
@@ -243,7 +245,7 @@ class _Work:
         self.console.print(meter.line(), highlight=False, soft_wrap=True)
 
     async def project(self, scan: _Scan) -> Projection:
-        """What the whole share would take, from its sample; the answers are kept."""
+        """Return the projection for the whole share from its sample; the answers are kept."""
         requests = [Request(part.text, part.request) for part in scan.sample]
         answers: list[Answer] = []
         meter = Meter(len(requests))
@@ -274,7 +276,7 @@ class _Work:
 
     @asynccontextmanager
     async def _asker(self) -> AsyncIterator[Callable[[Request], Awaitable[Answer]]]:
-        """Asks the endpoint, or the server that this run starts for itself."""
+        """Yield a function that asks the endpoint, or a server that this run launches."""
         if self.config.serve is None:
             await check_listening(self.config.endpoint.url)
             async with Endpoint(self.config.endpoint) as endpoint:
@@ -288,7 +290,7 @@ class _Work:
                 yield lambda request: self._ask_again(server, endpoint, request)
 
     async def _ask_again(self, server: Server, endpoint: Endpoint, request: Request) -> Answer:
-        """Asks until the answer is not one of a server that died meanwhile."""
+        """Ask again as long as the server died while it was answering."""
         while True:
             deaths = server.deaths
             try:
@@ -325,14 +327,14 @@ def _manifest(
 
 
 def _remove_shards_after(last: int, out: Path, share: Share) -> None:
-    """Those of a corpus that was longer once."""
+    """Remove the shards of an earlier, longer corpus."""
     for number in shard_numbers(out):
         if share.has(number) and number > last:
             (out / SHARD.format(number)).unlink()
 
 
 def _spent(journal: Journal) -> tuple[Usage, Counter[str]]:
-    """Tokens of all answers that are kept, and how often each key was dropped from them."""
+    """Return the tokens of all kept answers, and how often each key was dropped from them."""
     usage, dropped = Usage(), Counter[str]()
     for row in journal.rows():
         usage += Usage.of_row(row)
@@ -341,7 +343,7 @@ def _spent(journal: Journal) -> tuple[Usage, Counter[str]]:
 
 
 def _written(out: Path, share: Share) -> dict[str, Any]:
-    """What the shards hold: chunks, failures, and the share of annotations that have each key."""
+    """Return the counts of chunks and failures in the shards, and the coverage of each key."""
     counts, first_error, present = Counter[str](), None, Counter[str]()
     for number in filter(share.has, shard_numbers(out)):
         for record in read_shard(out, number):

@@ -1,8 +1,8 @@
-"""The endpoint annotator on a cluster: workers settle whole shards, each by a journal of its own.
+"""The endpoint annotator on a cluster: workers annotate whole shards, with a journal per shard.
 
-The journal of a shard lies beside it while the shard is at work, so whoever gets the shard after a
-worker's death goes on from there. Once the shard is written, its answers move to the run's journal:
-what a run leaves is what a single process leaves.
+A shard's journal lies next to the shard, so if a worker dies, the next one resumes from there. Once
+the shard is written, its answers move to the run's journal. A run on a cluster leaves the same
+files as a run in a single process.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _Shard = tuple[NumberedRows, Answers]
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker is told; the key of the server is not part of it.
+    """What a worker receives; the server's API key is not part of it.
 
     Attributes:
-        out: the run's folder, which every machine has.
-        annotator: with the rates of one worker.
+        out: the run's folder, which all machines share.
+        annotator: the annotator, with the rate limits of one worker.
         context_tags, max_failed: as in the run's configuration.
-        keyed: is there a key, which the worker's machine must then have too.
+        keyed: True if the worker's machine must have an API key.
     """
 
     out: Path
@@ -63,7 +63,7 @@ class Job:
         max_failed: int | None,
         workers: int,
     ) -> Job:
-        """One of equal parts: rates are an account's, so workers divide them among themselves."""
+        """Return the job of one worker; rate limits are per account, so the workers share them."""
         config = annotator.config
         rates = {
             name: max(1, rate // workers)
@@ -78,7 +78,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a shard."""
+    """The outcome of a shard."""
 
     number: int
     meter: Meter
@@ -93,14 +93,14 @@ def annotate(
     meter: Meter,
     on_settled: Callable[[], None],
 ) -> None:
-    """Settles and writes all shards of a corpus.
+    """Annotate and write all shards of a corpus.
 
     Args:
-        cluster: who works.
+        cluster: the cluster.
         config: the corpus.
-        job: what the workers are told.
-        journal: answers of earlier runs, to which those of this one are added.
-        meter: counts.
+        job: what the workers receive.
+        journal: answers of earlier runs; the answers of this run are added.
+        meter: counts chunks and tokens.
         on_settled: called after each shard.
 
     Raises:
@@ -118,14 +118,14 @@ def annotate(
 
 
 def _shards(config: CorpusConfig, job: Job) -> Iterator[tuple[int, _Shard]]:
-    """Every shard with the answers that the run's journal has for its texts."""
+    """Yield every shard with the answers that the run's journal has for its texts."""
     with Journal(job.out / WHOLE.file("journal", ".jsonl"), read_only=True) as journal:
         for number, rows in numbered_shards(config, WHOLE):
             yield number, (rows, tuple(_known(job, journal, rows)) if len(journal) else ())
 
 
 def _known(job: Job, journal: Journal, rows: NumberedRows) -> Iterator[tuple[str, Row]]:
-    """Answers by key; with tags of chunks before, up to a document's first that is not known."""
+    """Yield known answers by key; with context tags, up to a document's first unknown one."""
     for _, item in rows:
         earlier: list[str] = []
         for part in open_parts(item):
@@ -140,11 +140,11 @@ def _known(job: Job, journal: Journal, rows: NumberedRows) -> Iterator[tuple[str
 
 
 class Worker:
-    """Settles shards on one loop and with one client, which learns what the server bears.
+    """Annotates shards with one event loop and one client, which adapts to the server's capacity.
 
     Raises:
-        ConfigError: this machine lacks the run's folder or the key.
-        EndpointError: nobody listens at the server's address as seen from here.
+        ConfigError: this machine lacks the run's folder or the API key.
+        EndpointError: the server's address refuses connections from this machine.
     """
 
     def __init__(self, job: Job) -> None:
@@ -152,14 +152,14 @@ class Worker:
         check_shared(job.out)
         if job.keyed and config.key is None:
             raise ConfigError(
-                f"endpoint.key_env: {config.key_env} is not set there; set it before `ray start`"
+                f"endpoint.key_env: {config.key_env} is not set; set it before `ray start`"
             )
         self._job, self._runner = job, asyncio.Runner()
         self._runner.run(check_listening(config.url))
         self._endpoint = self._runner.run(Endpoint(config).__aenter__())
 
     def __call__(self, number: int, shard: _Shard) -> Settled:
-        """Settles one shard and writes it."""
+        """Annotate one shard and write it."""
         rows, known = shard
         path = shard_journal(self._job.out, number)
         with Journal(path, patience=OF_A_KILLED_RUN) as journal:

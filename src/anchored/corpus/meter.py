@@ -1,4 +1,4 @@
-"""How an annotation goes: what is done, how fast, what it costs, when it ends."""
+"""Progress of an annotation run: counts, speed, tokens, cost and time left."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from anchored.annotators.by_endpoint import AnnotatorConfig, Answer, Usage
 
-EVERY = 60.0  # seconds between two lines where no terminal shows a live one
+EVERY = 60.0  # seconds between two lines if there is no terminal
 
 
 @dataclass
 class Meter:
-    """Counts of one run; `total` texts are to be done.
+    """The counts of one run over `total` texts.
 
-    `reused` were answered before: by an earlier run, or for an equal text.
+    `reused` texts were answered by an earlier run or for an equal text.
     """
 
     total: int
@@ -32,19 +32,19 @@ class Meter:
         self._start = self.now()
 
     def answered(self, usage: Usage, failed: bool) -> None:
-        """A text was asked about."""
+        """Count a text that was sent to the model."""
         self.done += 1
         self.failed += failed
         self.usage += usage
 
     def repeated(self, failed: bool = False) -> None:
-        """A text's answer was there already."""
+        """Count a text whose answer was known already."""
         self.done += 1
         self.failed += failed
         self.reused += not failed
 
     def add(self, other: Meter) -> None:
-        """Counts what another process has counted."""
+        """Add the counts of another process."""
         self.done += other.done
         self.reused += other.reused
         self.failed += other.failed
@@ -52,16 +52,16 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return max(self.now() - self._start, 1e-9)
 
     @property
     def rate(self) -> float:
-        """Texts asked about a second."""
+        """Texts sent to the model per second."""
         return (self.done - self.reused) / self.seconds
 
     def line(self) -> str:
-        """The live line."""
+        """Return the counts, speed and time left as one line."""
         tokens = (self.usage.prompt_tokens + self.usage.completion_tokens) / self.seconds
         cached = self.usage.cached_tokens / max(1, self.usage.prompt_tokens)
         parts = [
@@ -76,7 +76,7 @@ class Meter:
 
 
 class Display:
-    """Shows a meter's line: live in a terminal, elsewhere once in `EVERY` seconds."""
+    """Shows a meter's line: live in a terminal, otherwise every `EVERY` seconds."""
 
     def __init__(self, meter: Meter, console: Console) -> None:
         self._meter, self._console = meter, console
@@ -88,7 +88,7 @@ class Display:
         self._hidden = hidden
 
     def update(self) -> None:
-        """To be called after each text."""
+        """Refresh the line; call this after each text."""
         if (now := self._meter.now()) < self._next:
             return
         if self._hidden:
@@ -102,9 +102,9 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """What a whole corpus will take, from what a sample of its texts took.
+    """Tokens, time and cost of a whole corpus, projected from a sample of its texts.
 
-    `seconds` at the rate that the sample reached; None where all its answers were there already.
+    `seconds` assumes the rate of the sample; None if all its answers were known already.
     """
 
     chunks: int
@@ -119,7 +119,7 @@ class Projection:
     def of(
         cls, answers: Sequence[Answer], meter: Meter, chunks: int, config: AnnotatorConfig
     ) -> Projection:
-        """Scales a sample's answers to `chunks` texts."""
+        """Scale a sample's answers to `chunks` texts."""
         scale = chunks / max(1, len(answers))
         read = round(sum(answer.usage.prompt_tokens for answer in answers) * scale)
         written = round(sum(answer.usage.completion_tokens for answer in answers) * scale)
@@ -131,14 +131,14 @@ class Projection:
         time = "" if self.seconds is None else f", {duration(self.seconds)}"
         cost = "" if self.cost is None else f", {self.cost:,.2f} at the given prices"
         return (
-            f"{self.chunks:,} chunks: {self.prompt_tokens:,} tokens in, "
-            f"{self.completion_tokens:,} out{time}{cost} "
+            f"{self.chunks:,} chunks: {self.prompt_tokens:,} input tokens, "
+            f"{self.completion_tokens:,} output tokens{time}{cost} "
             f"(from {self.sampled:,} chunks, {self.failed:,} failed)"
         )
 
 
 def duration(seconds: float) -> str:
-    """In the largest fitting unit: `45 s`, `12 min`, `3.5 h`, `2.0 days`."""
+    """Return a duration in the largest fitting unit: `45 s`, `12 min`, `3.5 h`, `2.0 days`."""
     for unit, size, digits in (("days", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
         if seconds >= 2 * size or (unit == "min" and seconds >= size):
             return f"{seconds / size:,.{digits}f} {unit}"

@@ -1,7 +1,8 @@
-"""`anchored annotate`: a corpus to numbered shards of annotated rows, resumable at any point.
+"""Runs `anchored annotate` with an annotator on this machine, resumable at any point.
 
-Each shard holds a fixed number of rows and is written under a temporary name, then renamed; a shard
-that is there is finished. So a run that was killed and started again gives the same bytes.
+The output is numbered shards of annotated rows. A shard holds a fixed number of rows and is written
+under a temporary name, then renamed, so a shard that exists is finished. A run that was killed and
+started again writes the same bytes.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field, field_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from anchored.annotation import Annotation, Schema
-from anchored.annotators.distilled import DistilledAnnotator
-from anchored.annotators.offline import OfflineAnnotator
+from anchored.annotators.table import (
+    Annotator,
+    AnnotatorEntry,
+    Setup,
+    find_annotator,
+    usages,
+)
 from anchored.config import versions
 from anchored.data.corpus_source import CorpusConfig, batched, check_installed, items
 from anchored.data.readers import SourceConfig, load_schema, read_items
@@ -39,73 +44,56 @@ from anchored.tags.statistics import TagStatistics, statistics
 
 MANIFEST = "manifest.json"
 CALIBRATION = "calibration.json"
-_PLAN = "plan.json"
+_IDENTITY = "plan.json"  # the name is kept for runs that are under way
 _PROBE = 500
 _BATCH = 512
-_DISTILLED = "distilled:"
 
 _Shard = Sequence[Item]
 
 
-class Annotator(Protocol):
-    """Who writes the tags."""
-
-    schema: Schema
-
-    @property
-    def name(self) -> str:
-        """Name and versions, for manifests."""
-        ...
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        """The schema's keys that it never writes."""
-        ...
-
-    def annotate_batch(self, texts: Sequence[str]) -> list[Annotation]:
-        """One annotation a text."""
-        ...
-
-    def again(self) -> Callable[[], Annotator]:
-        """What makes the same annotator in another process."""
-        ...
-
-
 class AnnotateConfig(CorpusConfig):
-    """What `anchored annotate` reads for the annotators that run on this machine.
+    """Configuration of `anchored annotate` for the annotators that run on this machine.
 
-    Rows keep all their fields; a document's `text` becomes `chunks`, and annotations that are there
-    already stay.
+    Rows keep all their fields. A document's `text` becomes `chunks`. Existing annotations are kept.
     """
 
-    annotator: str = Field(
-        default="offline", description="offline, or distilled:FOLDER of `anchored distil`"
-    )
+    annotator: str = Field(default="offline", description=" or ".join(usages()))
     calibration: Path | None = Field(
         default=None,
-        description="calibration.json of an earlier run: annotate SFT data as its corpus was",
+        description="calibration.json of an earlier run, to annotate SFT data like its corpus",
     )
-    sample_chunks: int = Field(default=20_000, ge=1, description="chunks to calibrate on")
-    workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
+    sample_chunks: int = Field(default=20_000, ge=1, description="number of chunks to calibrate on")
+    workers: int | None = Field(
+        default=None, ge=1, description="number of processes; None: one per core"
+    )
     seed: int = 0
 
     @field_validator("annotator")
     @classmethod
     def _known(cls, annotator: str) -> str:
-        if annotator != "offline" and not re.fullmatch(f"{_DISTILLED}.+", annotator):
-            raise ValueError(f"use offline or {_DISTILLED}FOLDER")
+        find_annotator(annotator)
         return annotator
 
     @property
-    def distilled(self) -> Path | None:
-        """The folder of the distilled annotator, where it is to write the tags."""
-        name = self.annotator.removeprefix(_DISTILLED)
-        return Path(name) if name != self.annotator else None
+    def entry(self) -> AnnotatorEntry:
+        """The annotator's entry in the table."""
+        return find_annotator(self.annotator)[0]
+
+    def setup(self, schema: Schema, sample: Sequence[str] = ()) -> Setup:
+        """Return what the annotator is made from: the run's own calibration once there is one."""
+        kept = self.out / CALIBRATION
+        return Setup(
+            find_annotator(self.annotator)[1],
+            schema,
+            self.schema_name,
+            kept if self.entry.fitted and kept.is_file() else self.calibration,
+            sample,
+        )
 
 
 @dataclass
 class _Scan:
-    """What one pass over the source found; `sample` is an even draw from all chunks."""
+    """Counts from one pass over the source, and a sample drawn evenly from all its chunks."""
 
     size: int
     rng: random.Random
@@ -127,41 +115,43 @@ class _Scan:
 
 
 def run(config: AnnotateConfig, console: Console | None = None) -> dict[str, Any]:
-    """Annotates, or goes on where an earlier run of the same configuration stopped.
+    """Annotate a corpus, or resume an earlier run of the same configuration.
 
     Args:
         config: the run.
-        console: where the estimate, the progress and the account go; by default stderr.
+        console: receives the estimate, the progress and the summary; by default stderr.
 
     Returns:
-        The manifest, as it lies in `config.out`.
+        The manifest, which is also written to `config.out`.
 
     Raises:
-        ConfigError: `out` belongs to something else, or the schema cannot be read offline.
-        DataError: a source or a row is at fault, or the source changed since the run began.
+        ConfigError: `out` belongs to another run, or the annotator cannot write the schema.
+        DataError: a source or a row is invalid, or the source changed since the run began.
     """
     console = console or Console(stderr=True)
     check_installed(config)
     schema = load_schema(config.schema_name)
-    distilled = _distilled(config, schema)
+    # What is not fitted to the corpus is made first: the corpus may take hours to read.
+    annotator = None if config.entry.fitted else config.entry.make(config.setup(schema))
     if config.out.exists():
         claim(config.out, config)
-    scan, plan = _scan(config, console)
-    if distilled is not None:
-        plan["annotator"] = distilled.name
+    scan, identity = _scan(config, console)
+    if annotator is not None:
+        identity["annotator"] = annotator.name
     claim(config.out, config)
-    _keep_plan(config.out, plan)
-    annotator = distilled or _offline(config, schema, scan.sample)
-    todo = _Shards(config, plan["shards"])
+    _check_identity(config.out, identity)
+    annotator = annotator or _fitted(config, schema, scan.sample)
+    todo = _Shards(config, identity["shards"])
     _estimate(annotator, scan, todo, console)
-    _write_shards(config, annotator, todo, plan["rows"], console)
-    manifest = _manifest(config, annotator, plan)
+    _write_shards(config, annotator, todo, identity["rows"], console)
+    manifest = _manifest(config, annotator, identity)
     write_json(config.out / MANIFEST, manifest)
-    _account(manifest, console)
+    _print_summary(manifest, console)
     return manifest
 
 
 def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, Any]]:
+    """Read the source once; return its counts and sample, and what identifies the source."""
     scan, digest = _Scan(config.sample_chunks, random.Random(config.seed)), hashlib.sha256()
     with console.status("reading the source"):
         for item in items(config):
@@ -174,7 +164,7 @@ def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, An
             scan.chars_to_read += sum(map(len, _texts(item)))
     if not scan.rows:
         raise DataError(f"{config.source[0].path}: no row to annotate")
-    plan = {
+    identity = {
         "source_sha256": digest.hexdigest(),
         "rows": scan.rows,
         "skipped_rows": scan.skipped,
@@ -182,47 +172,30 @@ def _scan(config: AnnotateConfig, console: Console) -> tuple[_Scan, dict[str, An
         "characters": scan.chars,
         "shards": -(-scan.rows // config.rows_per_shard),
     }
-    return scan, plan
+    return scan, identity
 
 
-def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
-    path = out / _PLAN
-    before = json.loads(path.read_bytes()) if path.is_file() else plan
-    if before != plan:
-        what = "annotator" if before.get("annotator") != plan.get("annotator") else "source"
+def _check_identity(out: Path, identity: dict[str, Any]) -> None:
+    """Keep what identifies the source and the annotator; raise if a resumed run has others."""
+    path = out / _IDENTITY
+    before = json.loads(path.read_bytes()) if path.is_file() else identity
+    if before != identity:
+        what = "annotator" if before.get("annotator") != identity.get("annotator") else "source"
         raise DataError(f"{out}: the {what} has changed since this run began; use another folder")
-    write_json(path, plan)
+    write_json(path, identity)
 
 
-def _distilled(config: AnnotateConfig, schema: Schema) -> DistilledAnnotator | None:
-    if config.distilled is None:
-        return None
-    if config.calibration is not None:
-        raise ConfigError("calibration: goes with annotator offline; a distilled one has its own")
-    annotator = DistilledAnnotator.load(config.distilled)
-    if annotator.schema != schema:
-        raise ConfigError(
-            f"schema_name: {config.schema_name!r} is not the schema that {config.distilled} was "
-            f"distilled for ({annotator.schema.name!r}); name that one"
-        )
-    return annotator
-
-
-def _offline(config: AnnotateConfig, schema: Schema, sample: Sequence[str]) -> OfflineAnnotator:
-    """With the calibration of this run, of the run that is named, or fitted to the sample."""
-    saved = config.out / CALIBRATION
-    if saved.is_file():
-        return OfflineAnnotator.load(schema, saved)
-    if config.calibration is not None:
-        annotator = OfflineAnnotator.load(schema, config.calibration)
-    else:
-        annotator = OfflineAnnotator.fit(schema, sample)
-    annotator.save(saved)
+def _fitted(config: AnnotateConfig, schema: Schema, sample: Sequence[str]) -> Annotator:
+    """Return the annotator with the run's calibration, which is kept in the run's folder."""
+    annotator = config.entry.make(config.setup(schema, sample))
+    kept = config.out / CALIBRATION
+    if annotator.calibration is not None and not kept.is_file():
+        write_json(kept, annotator.calibration.model_dump())
     return annotator
 
 
 class _Shards:
-    """The numbered files of a run, and which are still to be written."""
+    """The numbered files of a run, and which of them are missing."""
 
     def __init__(self, config: AnnotateConfig, count: int) -> None:
         self.size, self.count = config.rows_per_shard, count
@@ -231,7 +204,7 @@ class _Shards:
 
 
 def _sweep(out: Path) -> None:
-    """Removes what killed processes left half-written."""
+    """Remove files that killed processes left half-written."""
     for stale in out.glob(".shard-*.partial"):
         stale.unlink(missing_ok=True)
 
@@ -241,10 +214,10 @@ def _shard_path(out: Path, number: int) -> Path:
 
 
 def _estimate(annotator: Annotator, scan: _Scan, todo: _Shards, console: Console) -> None:
-    """Says how much there is to do and, from a timed probe, how long it will take."""
+    """Print how much there is to do and, from a timed probe, how long it will take."""
     share = len(todo.missing) / todo.count
     probe = scan.sample[:_PROBE]
-    annotator.annotate_batch(probe)  # loads the gazetteer and the like
+    annotator.annotate_batch(probe)  # untimed: loads lexicons and vectors
     begin = time.perf_counter()
     annotator.annotate_batch(probe)
     per_char = (time.perf_counter() - begin) / sum(map(len, probe))
@@ -290,7 +263,7 @@ def _finished(
     todo: _Shards,
     workers: int,
 ) -> Iterator[int]:
-    """Rows done, shard by shard as they are finished."""
+    """Write the missing shards; yield the number of rows of each shard that is finished."""
     missing = set(todo.missing)
     if workers <= 1:
         for number, shard in _shards(config):
@@ -320,7 +293,7 @@ def _shards(config: AnnotateConfig) -> Iterator[tuple[int, _Shard]]:
 def _finished_on_cluster(
     config: AnnotateConfig, annotator: Annotator, todo: _Shards, rows: int
 ) -> Iterator[int]:
-    """The same by the workers of a cluster, who write into the folder that all machines share."""
+    """Do the same on a cluster, whose workers write to a folder that all machines share."""
     from anchored.corpus.cluster import joined
 
     last = rows - (todo.count - 1) * todo.size  # rows of the last shard
@@ -330,7 +303,7 @@ def _finished_on_cluster(
     with joined(config.workers, len(todo.missing)) as cluster:
         make = partial(ClusterWorker, config.out.absolute(), annotator.again(), annotator.name)
         yield from cluster.spread(partial(_missing, config, frozenset(todo.missing)), make)
-    _sweep(config.out)  # of workers that died on the way
+    _sweep(config.out)  # left by workers that died
 
 
 def _missing(config: AnnotateConfig, numbers: Set[int]) -> Iterator[tuple[int, _Shard]]:
@@ -343,10 +316,11 @@ class ClusterWorker:
     Args:
         out: the run's folder.
         make: makes the annotator.
-        name: of the annotator on the machine that sends the shards.
+        name: name of the annotator on the machine that sends the shards.
 
     Raises:
-        ConfigError: this machine lacks the folder, or its packages would write other tags.
+        ConfigError: this machine lacks the folder, or has other versions of the annotator's
+            packages.
     """
 
     def __init__(self, out: Path, make: Callable[[], Annotator], name: str) -> None:
@@ -358,7 +332,7 @@ class ClusterWorker:
             raise ConfigError(f"has {self._annotator.name}, not {name}; install the same")
 
     def __call__(self, number: int, shard: _Shard) -> int:
-        """Writes one shard and says how many rows it has."""
+        """Write one shard and return its number of rows."""
         _write_shard(self._annotator, _shard_path(self._out, number), shard)
         return len(shard)
 
@@ -387,7 +361,7 @@ def _write_shard(annotator: Annotator, path: Path, shard: _Shard) -> None:
 
 
 def _chunk_texts(item: Item) -> Iterator[str]:
-    """The texts that stand behind an annotation of their own."""
+    """Yield the texts that follow an annotation of their own."""
     if isinstance(item, Document):
         yield from (chunk.text for chunk in item.chunks)
     else:
@@ -396,19 +370,21 @@ def _chunk_texts(item: Item) -> Iterator[str]:
 
 
 def _texts(item: Item) -> Iterator[str]:
-    """All that is annotated: a document that answers a prompt also as a whole."""
+    """Yield all texts to annotate; a document that answers a prompt also counts as a whole."""
     yield from _chunk_texts(item)
     if isinstance(item, Document) and item.prompt is not None:
         yield item.text
 
 
-def _manifest(config: AnnotateConfig, annotator: Annotator, plan: dict[str, Any]) -> dict[str, Any]:
+def _manifest(
+    config: AnnotateConfig, annotator: Annotator, identity: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "annotator": annotator.name,
         "schema": annotator.schema.model_dump(mode="json"),
         "unread_keys": list(annotator.unread),
-        "calibration": CALIBRATION if config.distilled is None else None,
-        **plan,
+        "calibration": CALIBRATION if config.entry.fitted else None,
+        **identity,
         "tags": _written_tags(config.out).data(),
         "versions": versions(),
     }
@@ -420,7 +396,7 @@ def _written_tags(out: Path) -> TagStatistics:
     return statistics(annotations_of(rows))
 
 
-def _account(manifest: dict[str, Any], console: Console) -> None:
+def _print_summary(manifest: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
     table = Table("key", "coverage", "entropy (nats)", "values", "most frequent")

@@ -1,4 +1,4 @@
-"""A model served for the length of one run: started, watched, started again, ended."""
+"""A model server for the length of one run: launched, watched, restarted, stopped."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from anchored.config import Config
 from anchored.errors import ConfigError, EndpointError
 
 LOG = "server.log"
-_POLL = 0.2  # seconds between two looks at a server that starts
-_GRACE = 15.0  # seconds that a server has to end by itself
+_POLL = 0.2  # seconds between two health checks of a starting server
+_GRACE = 15.0  # seconds for a server to stop before it is killed
 _THINKS = ("enable_thinking", "<think>")
-# Its standard input ends when we die, however we die, and then it ends the server's process group.
-# A line says that the server is ended already.
+# The guard's standard input closes when this process dies, in whatever way. The guard then ends the
+# server's process group. A line on the input means that the server has already been stopped.
 _GUARD = """
 read -r _ && exit
 kill -s TERM -- "-$1" || exit
@@ -36,20 +36,22 @@ kill -s KILL -- "-$1"
 
 
 class ServeConfig(Config):
-    """A server to be started on this machine.
+    """A server to launch on this machine.
 
-    `arguments` go to the server's command line as they are, for example
+    `arguments` are appended to the server's command line as they are, for example
     `[--tensor-parallel-size, "4"]`.
     """
 
     model: str = Field(min_length=1, description="folder or hub id")
     server: Literal["vllm", "transformers"] = "vllm"
     arguments: tuple[str, ...] = ()
-    start_timeout: float = Field(default=1800.0, gt=0, description="seconds until it answers")
-    restarts: int = Field(default=3, ge=0, description="how often it may die")
+    start_timeout: float = Field(
+        default=1800.0, gt=0, description="seconds to wait for its first answer"
+    )
+    restarts: int = Field(default=3, ge=0, description="how often it is restarted after it died")
 
     def command(self, port: int) -> list[str]:
-        """What is run.
+        """Return the command line of the server.
 
         Raises:
             ConfigError: the server is not installed.
@@ -59,29 +61,29 @@ class ServeConfig(Config):
         if program is None:
             raise ConfigError(
                 f"serve: {self.server} is not installed here; install it, choose another server, "
-                "or start one yourself and give its url"
+                "or start a server yourself and set its url"
             )
         address = ["--host", "127.0.0.1", "--port", str(port)]
         return [program, "serve", self.model, *address, *self.arguments]
 
 
 def thinks(model: str) -> bool:
-    """Does a model folder's chat template make the model think before it answers?"""
+    """Return True if a model folder's chat template can make the model think first."""
     files = (Path(model) / name for name in ("chat_template.jinja", "tokenizer_config.json"))
     texts = [path.read_text("utf-8") for path in files if path.is_file()]
     return any(word in text for text in texts for word in _THINKS)
 
 
 class Server:
-    """A served model, up inside `async with`; `url` is where.
+    """A served model that runs inside `async with`, at `url`.
 
-    It runs in a process group of its own, which ends with this object or, where this process is
-    killed (SIGKILL), by a guard beside it. A server that dies is started again, `restarts` times;
-    its output goes to `log`.
+    The server runs in its own process group, which is ended by this object or, if this process is
+    killed (SIGKILL), by a guard process. A server that dies is restarted up to `restarts` times.
+    Its output goes to `log`.
 
     Raises:
         ConfigError: the program is not installed.
-        EndpointError: it dies, or does not answer in time, more often than it may.
+        EndpointError: the server does not answer in time, or died more than `restarts` times.
     """
 
     def __init__(self, config: ServeConfig, log: Path) -> None:
@@ -112,12 +114,12 @@ class Server:
         await self._end()
 
     async def recovered(self, deaths: int) -> bool:
-        """Has the server died since it had died `deaths` times? If so, waits until it is up again.
+        """Return True, once the server is up again, if it died after `deaths` deaths.
 
         Raises:
-            EndpointError: it will not be.
+            EndpointError: the server cannot be restarted.
         """
-        await asyncio.sleep(2 * _POLL)  # its death may be younger than the news of it
+        await asyncio.sleep(2 * _POLL)  # a request may fail before the death is noticed
         if self.deaths == deaths:
             return False
         await self._up.wait()
@@ -159,7 +161,7 @@ class Server:
             assert self._process is not None
             status = await self._process.wait()
             self._up.clear()
-            self._kill_rest()  # children that it left may hold its port and its memory
+            self._kill_rest()  # its children may hold its port and memory
             self.deaths += 1
             try:
                 if self.deaths > self.config.restarts:
@@ -187,7 +189,7 @@ class Server:
         await self._process.wait()
 
     def _kill_rest(self) -> None:
-        """Kills what is left of the server's group; there is nothing to guard then."""
+        """Kill what is left of the server's process group, and dismiss the guard."""
         self._signal(signal.SIGKILL)
         if self._guard is not None:
             self._guard.communicate(b"\n")
@@ -195,12 +197,12 @@ class Server:
 
     def _signal(self, number: int) -> None:
         assert self._process is not None
-        with suppress(ProcessLookupError):  # nothing of the group is left
+        with suppress(ProcessLookupError):  # the group is gone
             os.killpg(self._process.pid, number)
 
 
 def _guarding(group: int) -> subprocess.Popen[bytes]:
-    """A shell that ends a process group if this process dies."""
+    """Start a shell that ends a process group if this process dies."""
     return subprocess.Popen(
         ["/bin/sh", "-c", _GUARD, "guard", str(group)],
         stdin=subprocess.PIPE,
@@ -217,10 +219,10 @@ def _free_port() -> int:
 
 
 def _interrupt_on_sigterm() -> Any:
-    """A scheduler's SIGTERM ends the run as Ctrl-C does, so that the server is ended too.
+    """Make a scheduler's SIGTERM end the run like Ctrl-C, so that the server is stopped too.
 
     Returns:
-        The handler before; None, and nothing is done, outside the main thread.
+        The previous handler. Outside the main thread nothing is changed, and None is returned.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

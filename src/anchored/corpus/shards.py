@@ -1,4 +1,4 @@
-"""Texts to settled shards: asked about many at a time, once each, written in the corpus's order."""
+"""Annotates the texts of shards concurrently, each text once, and writes them in corpus order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from anchored.journal import Journal
 
 _SHARD_JOURNAL = "journal-of-shard-{}.jsonl"
 OF_A_KILLED_RUN = 60.0
-"""Seconds until Ray has ended the workers of a killed run too, which write these journals."""
+"""Seconds within which Ray ends the workers of a killed run, which write these journals."""
 
 NumberedRows = Sequence[tuple[int, Item]]
 
@@ -32,11 +32,11 @@ class Share:
     count: int = 1
 
     def has(self, shard: int) -> bool:
-        """True if the shard with this number is part of it."""
+        """Return True if the share includes the shard with this number."""
         return shard % self.count == self.index
 
     def file(self, name: str, suffix: str) -> str:
-        """The name of a file that each part has for itself."""
+        """Return the name of a file that each share has for itself."""
         part = f"-{self.index}-of-{self.count}" if self.count > 1 else ""
         return f"{name}{part}{suffix}"
 
@@ -45,7 +45,7 @@ WHOLE = Share()
 
 
 def numbered_shards(config: CorpusConfig, share: Share) -> Iterator[tuple[int, NumberedRows]]:
-    """A share's shards in order: number, and rows with theirs."""
+    """Yield a share's shards in order: the number of each, and its numbered rows."""
     kept = (item for item in items(config) if item is not None)
     for number, rows in enumerate(batched(enumerate(kept), config.rows_per_shard)):
         if share.has(number):
@@ -53,23 +53,23 @@ def numbered_shards(config: CorpusConfig, share: Share) -> Iterator[tuple[int, N
 
 
 def shard_journal(folder: Path, number: int) -> Path:
-    """The journal of a shard that a worker of a cluster has at work."""
+    """Return the path of the journal of a shard that a worker of a cluster annotates."""
     return folder / _SHARD_JOURNAL.format(f"{number:05d}")
 
 
 def collect_all(folder: Path, journal: Journal) -> None:
-    """Moves the answers that a run on a cluster left with its shards to the journal of the run.
+    """Move the answers in the journals of shards to the journal of the run.
 
     Raises:
-        DataError: a worker of that run still writes to one.
+        DataError: a worker of an earlier run still writes to one of them.
     """
     for path in sorted(folder.glob(_SHARD_JOURNAL.format("*"))):
         collect(path, journal)
 
 
 def collect(path: Path, journal: Journal) -> None:
-    """Moves the answers in one journal to another."""
-    if not path.is_file():  # nothing came of it
+    """Move the answers in one journal to another."""
+    if not path.is_file():  # the shard had no answers
         return
     with Journal(path, patience=OF_A_KILLED_RUN) as part:
         for key, row in part.items():
@@ -79,7 +79,7 @@ def collect(path: Path, journal: Journal) -> None:
 
 
 def too_many_failed(folder: Path, failed: int, first_error: str | None) -> Incomplete:
-    """The error that stops a run at `max_failed`."""
+    """Return the error that stops a run at `max_failed`."""
     return Incomplete(
         f"{folder}: {failed:,} chunks failed, more than max_failed, the first by: {first_error}; "
         "run again to retry"
@@ -88,7 +88,7 @@ def too_many_failed(folder: Path, failed: int, first_error: str | None) -> Incom
 
 @dataclass(slots=True)
 class _Slot:
-    """The place of one text in a shard; `key` and `error` are known when it is settled."""
+    """The place of one text in a shard; `key` and `error` are set once it is annotated."""
 
     row: int
     id: str
@@ -100,7 +100,7 @@ class _Slot:
 
 @dataclass(eq=False)
 class _Shard:
-    """A shard whose texts are being settled; the texts themselves are not kept."""
+    """A shard whose texts are being annotated; the texts themselves are not kept."""
 
     number: int
     slots: list[_Slot] = field(default_factory=list)
@@ -112,17 +112,17 @@ _Task = tuple[_Shard, Sequence[tuple[_Slot, Part]]]
 
 @dataclass
 class ShardWriter:
-    """Settles the texts of shards through a journal and writes the shards.
+    """Annotates the texts of shards, keeps the answers in a journal, and writes the shards.
 
     Args:
-        folder: where the shards go.
-        journal: answers by key; one that is there is not asked for again.
-        key: of a request.
-        ask: the annotation of a request, or its error.
-        meter: counts.
-        context_tags: chunks before whose tags go with a request; then the chunks of one document
-            are asked about one after the other.
-        max_failed: stop when more texts than this have failed.
+        folder: the folder for the shards.
+        journal: answers by key; an answer that it has is not requested again.
+        key: returns the key of a request.
+        ask: returns the annotation of a request, or its error.
+        meter: counts texts and tokens.
+        context_tags: number of preceding chunks whose tags go with a request. If there are any, the
+            chunks of a document are annotated one after the other.
+        max_failed: stop when more than this many texts have failed.
         on_settled: called after each text.
     """
 
@@ -140,7 +140,7 @@ class ShardWriter:
         self._asking: dict[str, asyncio.Future[Answer]] = {}
 
     async def write(self, shards: Iterable[tuple[int, NumberedRows]], at_once: int) -> None:
-        """Settles and writes all shards, at most `at_once` texts or documents at a time.
+        """Annotate and write all shards, at most `at_once` texts or documents at a time.
 
         Raises:
             EndpointError: no request can succeed.
@@ -160,7 +160,7 @@ class ShardWriter:
                 yield from self._parallel(shard, places)
 
     def _parallel(self, shard: _Shard, places: list[tuple[_Slot, Part]]) -> Iterator[_Task]:
-        """What of a row can be asked about at the same time."""
+        """Yield the parts of a row that can be annotated at the same time."""
         if self.context_tags:
             yield shard, places
         else:
@@ -179,7 +179,7 @@ class ShardWriter:
             earlier.append(written(answer.annotation))
 
     async def settled(self, key: str, request: Request) -> Answer:
-        """The answer to a request: kept, being asked for, or asked for now and kept."""
+        """Return the answer from the journal, from a request in flight, or from the model."""
         if (row := self.journal.get(key)) is not None:
             answer = Answer.of(row)
             self.meter.repeated()
@@ -201,7 +201,7 @@ class ShardWriter:
             self._asking[key].set_result(answer)
             return answer
         finally:
-            self._asking.pop(key).cancel()  # frees who waits when this request is given up
+            self._asking.pop(key).cancel()  # frees other waiters if this request is cancelled
 
     def _stop_if_too_many(self, error: str | None) -> None:
         self.first_error = self.first_error or error

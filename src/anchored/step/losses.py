@@ -39,10 +39,25 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits, labels, ignore_index=NO_LOSS, reduction="none")
 
 
+def gem(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return GEM's loss (N,), which fits the label and keeps entropy elsewhere (arXiv 2408.16673).
+
+    -sum_v q_v w_v (log p_y - log p_v) with q = softmax(z / 0.7), w_v = sigmoid(0.01 (z_v - z_y)),
+    neither of which is differentiated.
+    """
+    at = labels.unsqueeze(1)
+    with torch.no_grad():
+        gap = torch.sigmoid(0.01 * (logits - logits.gather(1, at)))
+        weights = (logits / 0.7).softmax(dim=-1) * gap
+    log_p = logits.log_softmax(dim=-1)
+    return -(weights * (log_p.gather(1, at) - log_p)).sum(dim=-1)
+
+
 LOSSES = {
     CROSS_ENTROPY: Loss(
         "next-token cross-entropy, projected and summed a few rows at a time", cross_entropy
     ),
+    "gem": Loss("fits the label and keeps entropy elsewhere; GEM, arXiv 2408.16673, beta 0.7", gem),
 }
 
 
@@ -176,7 +191,8 @@ def divide_by_weights(trainer: Any) -> None:
         batches, count = stock(*arguments)
         if count is None or not batches or "loss_weights" not in batches[0]:
             return batches, count
-        weights = torch.cat([batch["loss_weights"] for batch in batches]).double()
+        weights = torch.cat([batch["loss_weights"] for batch in batches])
+        weights = weights.to(torch.float32 if weights.device.type == "mps" else torch.float64)
         sums = torch.stack([weights.sum(), torch.ones_like(weights).sum()])
         if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
             sums = trainer.accelerator.gather(sums.to(trainer.args.device)[None]).sum(dim=0)

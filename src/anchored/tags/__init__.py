@@ -1,1 +1,1 @@
-"""Are the tags any good: breadth, variants, agreement, what they say, what prompts decide."""
+"""Quality of tags: breadth, variants, agreement, informativeness, dependence on prompts."""

@@ -1,4 +1,4 @@
-"""Agreement of two annotators on the same texts, by key."""
+"""Agreement of two annotators on the same texts, per key."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Pair = tuple[Annotation, Annotation]
 
 @dataclass(frozen=True, slots=True)
 class KeyAgreement:
-    """One key over all pairs; values are compared without case, `-` and `_`.
+    """Agreement on one key over all pairs; values are compared without case, `-` and `_`.
 
     Attributes:
-        pairs: pairs in which at least one annotation has the key.
-        coverage: share of all pairs in which the first, the second annotation has it.
+        pairs: number of pairs in which at least one annotation has the key.
+        coverage: share of all pairs in which the first and the second annotation have the key.
         exact: share of `pairs` with the same set of values.
-        jaccard: mean over `pairs` of common values over all values.
-        kappa: Cohen's (1960), over all pairs, a missing key being a category too; None where an
-            annotation repeats the key, or where chance alone agrees always.
+        jaccard: mean over `pairs` of the shared values divided by all values.
+        kappa: Cohen's kappa (1960) over all pairs, in which a missing key is a category. None if an
+            annotation repeats the key, or if chance alone always agrees.
     """
 
     pairs: int
@@ -32,18 +32,18 @@ class KeyAgreement:
     kappa: float | None
 
     def data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the figures as JSON data."""
         return asdict(self) | {"coverage": list(self.coverage)}
 
 
 def agreement(pairs: Sequence[Pair]) -> dict[str, KeyAgreement]:
-    """Agreement for each key that occurs, in order of first appearance."""
+    """Return the agreement on each key that occurs, in order of first appearance."""
     keys = dict.fromkeys(key for pair in pairs for one in pair for key in one.keys)
     return {key: _of_key([(_values(a, key), _values(b, key)) for a, b in pairs]) for key in keys}
 
 
 def cohens_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
-    """(p_o - p_e) / (1 - p_e) of two raters' categories; None where p_e is 1 (Cohen 1960)."""
+    """Return (p_o - p_e) / (1 - p_e) of two raters; None if p_e is 1 (Cohen 1960)."""
     # Equal to sklearn.metrics.cohen_kappa_score, which fills tables of all pairs of categories:
     # 1.8 s and 200 MB for 2,900 values on 50,000 texts (here 0.06 s), and open keys have more.
     n = len(pairs)
@@ -75,5 +75,5 @@ def _share(found: Iterable[bool]) -> float:
 
 
 def agreement_data(found: Mapping[str, KeyAgreement]) -> dict[str, Any]:
-    """As JSON data, by key."""
+    """Return the agreement as JSON data, by key."""
     return {key: of_key.data() for key, of_key in found.items()}

@@ -1,15 +1,15 @@
-"""How much of a text its tags predict.
+"""Informativeness: how much of a text's content its tags predict.
 
-The text is its embedding y [D]. From the tags come features x: for each key an indicator of each of
-its `MAX_INDICATORS` most frequent values (those that occur `MIN_COUNT` times or more), one of
-whether the key is there, and the first `COMPONENTS` principal components of the sum of its values'
-static vectors, by which a rare value is known by its meaning. A ridge regression from x to y,
-its penalty chosen by generalised cross-validation (Golub, Heath and Wahba 1979) on what it is
-fitted to, is tried on what it has not seen: `FOLDS` folds, no row in two of them, because the
-chunks of one document share both tags and content.
+A text is represented by its embedding y [D], its tags by features x. The features of a key are
+indicators of its `MAX_INDICATORS` most frequent values (if they occur at least `MIN_COUNT` times),
+an indicator of whether the key is present, and the first `COMPONENTS` principal components of the
+sum of its values' static vectors, which capture rare values by their meaning. A ridge regression
+from x to y is evaluated by cross-validation with `FOLDS` folds. Its penalty is chosen on the
+training folds by generalised cross-validation (Golub, Heath and Wahba 1979). No row is in two
+folds, because the chunks of one document share both tags and content.
 
-`r2` = 1 - sum |y - y_hat|^2 / sum |y - mean|^2 over the held-out texts, mean and y_hat from the
-rest. 0 is no better than the mean; it may be below.
+`r2` = 1 - sum |y - y_hat|^2 / sum |y - mean|^2 over the held-out texts; the training folds give
+mean and y_hat. A value of 0 is no better than the mean; negative values are possible.
 """
 
 from __future__ import annotations
@@ -39,15 +39,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Informativeness:
-    """Share of the held-out variance of the texts' embeddings that tags explain.
+    """Share of the held-out variance of the texts' embeddings that the tags explain.
 
     Attributes:
-        texts: how many.
-        r2: from all keys.
-        by_chance: the same with the annotations dealt out anew among the texts, mean of
-            `PERMUTATIONS`.
-        by_key: from one key alone.
-        embedder: what made the vectors; figures from two do not compare.
+        texts: number of texts.
+        r2: share explained by all keys.
+        by_chance: the same with the annotations permuted among the texts; mean of `PERMUTATIONS`.
+        by_key: share explained by each key alone.
+        embedder: name of the embedder; figures from different embedders are not comparable.
     """
 
     texts: int
@@ -57,17 +56,17 @@ class Informativeness:
     embedder: str
 
     def data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the figures as JSON data."""
         return asdict(self)
 
 
 def informativeness(parts: Sequence[Part], embedder: Embedder, seed: int = 0) -> Informativeness:
-    """Measures it on annotated texts; see the module for the definition.
+    """Measure informativeness on annotated texts; the module's docstring defines it.
 
     Args:
-        parts: at least `FOLDS` rows; parts without an annotation count as empty ones.
-        embedder: of the texts.
-        seed: of folds and permutations.
+        parts: texts of at least `FOLDS` rows; a missing annotation counts as an empty one.
+        embedder: the embedder of the texts.
+        seed: seed of the folds and permutations.
     """
     rng = np.random.default_rng(seed)
     vectors = np.asarray(embedder.embed([part.text for part in parts]), np.float64)
@@ -85,14 +84,14 @@ def informativeness(parts: Sequence[Part], embedder: Embedder, seed: int = 0) ->
 
 
 def row_folds(rows: Sequence[str], rng: np.random.Generator) -> NDArray[np.int64]:
-    """A fold for each part [N], the same for all parts of a row; folds have equally many rows."""
+    """Return the fold of each part [N]: one fold per row, and equally many rows per fold."""
     distinct = {row: place for place, row in enumerate(dict.fromkeys(rows))}
     fold_of = rng.permutation(len(distinct)) % FOLDS
     return fold_of[[distinct[row] for row in rows]]
 
 
 def tag_features(annotations: Sequence[Annotation]) -> dict[str, Floats]:
-    """For each key its columns [N, F], as the module defines them."""
+    """Return the columns [N, F] of each key, as the module's docstring defines them."""
     keys = dict.fromkeys(key for annotation in annotations for key in annotation.keys)
     return {key: _key_features([a.values(key) for a in annotations]) for key in keys}
 
@@ -109,7 +108,7 @@ def _key_features(values: Sequence[tuple[str, ...]]) -> Floats:
 
 
 def _components(values: Sequence[tuple[str, ...]], distinct: Sequence[str]) -> Floats:
-    """Principal components of the sum of each text's values' unit vectors [N, COMPONENTS]."""
+    """Return the principal components [N, COMPONENTS] of each text's summed value vectors."""
     vectors = np.asarray(
         load_static_model().encode(list(distinct), use_multiprocessing=False), np.float64
     )
@@ -124,7 +123,7 @@ def _components(values: Sequence[tuple[str, ...]], distinct: Sequence[str]) -> F
 
 
 def explained(x: Floats, y: Floats, folds: NDArray[np.int64]) -> float:
-    """Cross-validated R^2 of y [N, D] from x [N, F], over all dimensions together."""
+    """Return the cross-validated R^2 of y [N, D] from x [N, F], over all dimensions together."""
     left, spread = 0.0, 0.0
     for fold in np.unique(folds):
         seen, held = folds != fold, folds == fold

@@ -1,4 +1,4 @@
-"""Annotated rows as what is measured on them, and a sample that two corpora draw alike."""
+"""The annotated texts of rows, and a sample that is the same for two annotations of a corpus."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A text that has an annotation of its own: a chunk, or an assistant's turn.
+    """A text with an annotation of its own: a chunk, or an assistant's turn.
 
     Attributes:
-        row: id of the row that it is part of.
-        prompt: what the turn answers; empty for a chunk.
+        row: id of the row that contains it.
+        prompt: the user turn that it answers; empty for a chunk.
         text: its text.
-        annotation: None where nobody annotated it; the empty one says that nothing was found.
+        annotation: None if it was not annotated; an empty annotation means that nothing was found.
     """
 
     row: str
@@ -35,24 +35,24 @@ class Part:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What makes it the same part in a corpus that somebody else annotated."""
+        """What identifies the same part in another annotation of the corpus."""
         return self.prompt, self.text
 
 
 def read_parts(source: SourceConfig) -> Iterator[Part]:
-    """All parts of a source's rows, in order.
+    """Yield all parts of a source's rows, in order.
 
     Raises:
-        DataError: a source or a row is at fault; it is named by file and line.
+        DataError: the source or a row is invalid; the message names file and line.
     """
     for item in read_annotated(source):
         yield from parts_of(item)
 
 
 def parts_of(item: Item) -> Iterator[Part]:
-    """The parts of one item.
+    """Yield the parts of one item.
 
-    A document that does not come in chunks and has one annotation for the whole is one part.
+    A document without chunks that has one annotation for the whole is a single part.
     """
     if not isinstance(item, Document):
         yield from _turns(item.id, item.messages)
@@ -64,9 +64,9 @@ def parts_of(item: Item) -> Iterator[Part]:
 
 
 def annotations_of(items: Iterable[Item]) -> Iterator[Annotation]:
-    """The annotations of all parts that have one.
+    """Yield the annotations of all parts that have one.
 
-    That of a whole document which comes in chunks is not among them.
+    The annotation of a whole document in chunks is not included.
     """
     for item in items:
         yield from (part.annotation for part in parts_of(item) if part.annotation is not None)
@@ -82,7 +82,7 @@ def _turns(name: str, messages: Sequence[Message]) -> Iterator[Part]:
 
 
 def prompted(item: Item) -> Part | None:
-    """The text that an item's prompt asks for, with the annotation that stands between the two."""
+    """Return the text that answers an item's prompt, with its annotation; None without a prompt."""
     if isinstance(item, Document):
         if item.prompt is None:
             return None
@@ -92,10 +92,10 @@ def prompted(item: Item) -> Part | None:
 
 
 class Sample(Generic[T]):
-    """At most `size` items, those whose identities hash lowest: an even draw from the distinct.
+    """A uniform sample of at most `size` distinct items: those whose identities hash lowest.
 
-    It depends neither on the order nor on what else is there, so two annotations of one corpus are
-    sampled at the same places. Memory is that of the items kept.
+    The sample depends neither on the order nor on other fields, so two annotations of one corpus
+    are sampled at the same texts. Only the sampled items are held in memory.
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
@@ -104,7 +104,7 @@ class Sample(Generic[T]):
         self._kept: set[int] = set()
 
     def add(self, item: T, *identity: str) -> None:
-        """Offers an item."""
+        """Offer an item to the sample."""
         digest = blake2b("\0".join(identity).encode(), digest_size=8, salt=self.salt).digest()
         rank = -int.from_bytes(digest, "big")
         if rank in self._kept or (len(self._heap) == self.size and rank < self._heap[0][0]):
@@ -116,5 +116,5 @@ class Sample(Generic[T]):
             self._kept.discard(heapq.heapreplace(self._heap, (rank, item))[0])
 
     def items(self) -> list[T]:
-        """What is kept, in an order of its own."""
+        """Return the sampled items, ordered by hash."""
         return [item for _, item in sorted(self._heap, key=lambda pair: -pair[0])]

@@ -1,21 +1,21 @@
-"""How much of a tag the prompt decides already: what it decides, anchoring cannot keep broad.
+"""How far prompts already decide the tags. Anchoring cannot keep broad what a prompt decides.
 
-Two measures, because a prompt decides in two ways.
+There are two measures, because a prompt decides in two ways.
 
-`decided` is an adjusted mutual information. G is the prompt itself where prompts recur
-(`MIN_RECURRENCE` rows each on average), else its cluster: k-means of the prompts' static vectors
-into N / `ROWS_A_CLUSTER` clusters, at most `MAX_CLUSTERS`. V is the key's first value, a missing
-key being a value too.
+`decided` is an adjusted mutual information. G is the prompt itself if prompts recur
+(`MIN_RECURRENCE` rows each on average), otherwise its cluster: k-means of the prompts' static
+vectors with N / `ROWS_A_CLUSTER` clusters, at most `MAX_CLUSTERS`. V is the key's first value; a
+missing key is a value too.
 
     decided = (I(G; V) - E) / (H(V) - E)
 
-with I the plug-in mutual information and E its mean over `PERMUTATIONS` permutations of V, the
-information that chance alone shows (Vinh, Epps and Bailey 2010 with the permutation mean). 0 is
-chance, 1 is a prompt that leaves nothing open. Clusters know less than prompts, so there it is a
-lower bound. It cannot be told (None) where min(H(G), H(V)) - E, the most that I could stand out by,
-is below `LEAST_ROOM`: hardly a value recurs, or there is only one.
+where I is the plug-in mutual information and E its mean over `PERMUTATIONS` permutations of V, that
+is, the information shown by chance alone (Vinh, Epps and Bailey 2010, with the permutation mean). 0
+is chance; at 1, the prompt leaves nothing open. Clusters carry less information than prompts, so
+with clusters it is a lower bound. It is undetermined (None) if min(H(G), H(V)) - E, the largest
+possible excess of I, is below `LEAST_ROOM`: hardly any value recurs, or there is only one.
 
-`named` is the share of tags whose words all stand in the prompt.
+`named` is the share of tags whose words all occur in the prompt.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class PromptShare:
-    """What prompts say of one key's tags.
+    """How far prompts decide the tags of one key.
 
     Attributes:
         information: plug-in mutual information of prompt (or cluster) and value, in nats.
-        by_chance: its mean where values are dealt out anew.
-        decided: the adjusted share of the value's entropy, or None where it cannot be told.
-        p: share of the permutations with as much information, (1 + as much) / (1 + all).
-        named: share of tags whose words stand in their prompt.
-        named_by_chance: the same with another row's prompt.
+        by_chance: its mean over permutations of the values.
+        decided: adjusted share of the value's entropy, or None if it is undetermined.
+        p: permutation p-value, (1 + permutations with at least this information) / (1 + all).
+        named: share of tags whose words occur in their prompt.
+        named_by_chance: the same with the prompt of another row.
     """
 
     information: float
@@ -65,7 +65,7 @@ class PromptShare:
 
 @dataclass(frozen=True, slots=True)
 class PromptShares:
-    """By key, over `rows` prompted rows in so many groups; `grouped_by` is prompt or cluster."""
+    """The shares by key, over prompted rows in groups; `grouped_by` is prompt or cluster."""
 
     rows: int
     groups: int
@@ -73,19 +73,19 @@ class PromptShares:
     keys: Mapping[str, PromptShare]
 
     def data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the figures as JSON data."""
         return asdict(self)
 
 
 def prompt_shares(
     prompts: Sequence[str], annotations: Sequence[Annotation], seed: int = 0
 ) -> PromptShares:
-    """Measures every key that occurs; see the module for the definitions.
+    """Measure every key that occurs; the module's docstring defines the measures.
 
     Args:
-        prompts: one a row [N], at least two.
-        annotations: what stands between each prompt and its response [N].
-        seed: of clusters and permutations.
+        prompts: one prompt per row [N], at least two.
+        annotations: the annotation of each response [N].
+        seed: seed of the clusters and permutations.
     """
     rng = np.random.default_rng(seed)
     groups, by = _groups(prompts, seed)
@@ -110,7 +110,7 @@ def prompt_shares(
 def adjusted_information(
     groups: Ints, values: Ints, rng: np.random.Generator
 ) -> tuple[float, float, float | None, float]:
-    """I, its mean by chance, the adjusted share of H(values) or None, and p; codes from 0 [N]."""
+    """Return I of codes [N], its mean by chance, its adjusted share of H(values) or None, and p."""
     # `p` needs the permutations, so their mean costs nothing more. It lies within 1e-4 of sklearn's
     # expected_mutual_information, which adds up to 3.6 s for a key of 50,000 tags.
     found = mutual_information(groups, values)
@@ -124,7 +124,7 @@ def adjusted_information(
 
 
 def mutual_information(a: Ints, b: Ints) -> float:
-    """Plug-in mutual information, in nats, of two codes from 0 [N]; of a code with itself, H."""
+    """Return the plug-in mutual information, in nats, of two arrays of codes from 0 [N]."""
     # sklearn's mutual_info_score is equal but takes 10 to 40 ms instead of 1, 200 times for a key.
     joint = np.unique(a * (int(b.max()) + 1) + b, return_counts=True)[1]
     return _entropy(np.bincount(a)) + _entropy(np.bincount(b)) - _entropy(joint)
@@ -149,7 +149,7 @@ def _groups(prompts: Sequence[str], seed: int) -> tuple[Ints, str]:
 
 
 def _codes(values: Sequence[str]) -> Ints:
-    """Each value's place among the distinct ones, in order of first appearance."""
+    """Return the index of each value among the distinct values, in order of first appearance."""
     place = {value: i for i, value in enumerate(dict.fromkeys(values))}
     return np.array([place[value] for value in values], np.int64)
 

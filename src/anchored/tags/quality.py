@@ -1,4 +1,4 @@
-"""Everything that is measured of a corpus's tags, in one pass over it and on a sample."""
+"""Measures the tags of a corpus in one pass over it and on a sample of its texts."""
 
 from __future__ import annotations
 
@@ -24,27 +24,31 @@ from anchored.tags.variants import NEAR_MEANING, Group, variant_groups
 
 
 class TagsConfig(Config):
-    """What `anchored inspect --tags` reads."""
+    """Configuration of `anchored inspect --tags`."""
 
     source: SourceConfig
     against: SourceConfig | None = Field(
-        default=None, description="the same texts as another annotator tagged them"
+        default=None, description="the same texts, tagged by another annotator"
     )
     sample: int = Field(
-        default=2000, ge=50, description="texts, and rows with prompts, that are looked into"
+        default=2000, ge=50, description="number of texts, and of prompted rows, to sample"
     )
     near_meaning: float = Field(
-        default=NEAR_MEANING, gt=0, description="cosine from which two values may be one; 2: never"
+        default=NEAR_MEANING,
+        gt=0,
+        description="cosine at which two values may be variants; 2: never",
     )
-    embedder: str = Field(default="static", description="of the texts that tags are to predict")
+    embedder: str = Field(
+        default="static", description="embedder of the texts that the tags are to predict"
+    )
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One pass over a source: all tags counted, texts and prompted responses sampled.
+    """The result of one pass over a source: counted tags, sampled texts and prompted responses.
 
-    `missing` is the corpus that would have the texts of stand-off annotations, where it is gone.
+    `missing` is the path of the corpus of stand-off annotations, if that corpus is gone.
     """
 
     counter: TagCounter
@@ -55,7 +59,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Agreed:
-    """Agreement with another annotator, over so many texts that both have."""
+    """Agreement with another annotator over the sampled texts that both have."""
 
     texts: int
     keys: Mapping[str, KeyAgreement]
@@ -63,9 +67,9 @@ class Agreed:
 
 @dataclass(frozen=True)
 class TagQuality:
-    """What was measured; None for what the corpus gives no ground for.
+    """The measurements of a corpus; None for what cannot be measured on it.
 
-    `note` says what was left out because the texts of stand-off annotations are not at hand.
+    `note` says what was left out because the texts of stand-off annotations are missing.
     """
 
     source: str
@@ -77,7 +81,7 @@ class TagQuality:
     note: str | None = None
 
     def data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the measurements as JSON data."""
         optional = {
             "informativeness": self.informativeness and self.informativeness.data(),
             "prompts": self.prompts and self.prompts.data(),
@@ -91,10 +95,10 @@ class TagQuality:
 
 
 def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
-    """Reads a source once; memory is that of the sample and of the distinct values.
+    """Read a source once; only the sample and the distinct values are held in memory.
 
     Raises:
-        DataError: a source or a row is at fault; it is named by file and line.
+        DataError: the source or a row is invalid; the message names file and line.
     """
     missing = missing_corpus(source)
     found = Scan(TagCounter(), Sample(size, seed), Sample(size, seed), missing)
@@ -113,16 +117,16 @@ def scan(source: SourceConfig, size: int, seed: int = 0) -> Scan:
 
 
 def measure(config: TagsConfig, console: Console | None = None) -> TagQuality:
-    """Measures the tags of a corpus.
+    """Measure the tags of a corpus.
 
     Args:
-        config: what to read.
-        console: where it says what it is at; by default stderr.
+        config: the corpus and the settings.
+        console: receives the progress; by default stderr.
 
     Raises:
-        DataError: a row is at fault, no row carries an annotation, or the other annotator tagged
-            none of the texts.
-        ConfigError: no such embedder.
+        DataError: a row is invalid, no row has an annotation, or the other annotator tagged none of
+            the texts.
+        ConfigError: there is no such embedder.
     """
     console = console or Console(stderr=True)
     embedder = load_embedder(config.embedder)
@@ -131,7 +135,7 @@ def measure(config: TagsConfig, console: Console | None = None) -> TagQuality:
     statistics = found.counter.statistics()
     if not statistics.annotations:
         raise DataError(
-            f"{config.source.path}: no row carries an annotation; make them with "
+            f"{config.source.path}: no row has an annotation; write annotations with "
             "`anchored annotate`"
         )
     texts = [part for part in found.parts.items() if part.annotation is not None]
@@ -163,7 +167,7 @@ def _variants(counter: TagCounter, near_meaning: float) -> dict[str, tuple[Group
 
 
 def _prompts(asked: list[Part], seed: int) -> PromptShares | None:
-    """None where no two rows have a prompt, or all have the same: it then decides nothing."""
+    """Return the shares, or None without two different prompts: one prompt decides nothing."""
     if len({part.prompt for part in asked}) < 2:
         return None
     annotations = [part.annotation or Annotation() for part in asked]
@@ -180,7 +184,7 @@ def _agreement(config: TagsConfig, texts: list[Part], other: Scan) -> Agreed:
     ]
     if not pairs:
         raise DataError(
-            f"{config.against.path}: of the texts sampled, none is also in {config.source.path}; "
-            "both must be annotations of the same chunks"
+            f"{config.against.path}: none of the sampled texts is in {config.source.path}; name "
+            "another annotation of the same chunks"
         )
     return Agreed(len(pairs), agreement(pairs))

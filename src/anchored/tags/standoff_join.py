@@ -1,7 +1,7 @@
-"""A folder of stand-off annotations as annotated items: its texts are read from the corpus again.
+"""Joins a folder of stand-off annotations with its corpus, which is read again for the texts.
 
-Only what the folder holds is an annotation here. What the corpus's rows came with is another
-annotator's, and failed texts have none.
+Only the folder's annotations count. Annotations in the corpus's own rows are another annotator's,
+and texts that failed have none.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from anchored.segments import split_chunks
 
 
 def read_annotated(source: SourceConfig) -> Iterator[Item]:
-    """The items of a source, or of the corpus that a folder of stand-off annotations is of.
+    """Return the items of a source, or of the corpus of a folder of stand-off annotations.
 
     Raises:
-        DataError: a source or a row is at fault, or the folder's corpus is gone or has changed.
+        DataError: the source or a row is invalid, or the folder's corpus is missing or changed.
     """
     if not is_stand_off(Path(source.path)):
         return (item for _, item in read_items(source, split_chunks))
     if missing := missing_corpus(source):
-        raise DataError(f"{source.path}: its corpus {missing} is not there; put it back")
+        raise DataError(f"{source.path}: its corpus {missing} is missing; put it back")
     return selected(_joined(Path(source.path)), source, lambda item: {**item.raw, "id": item.id})
 
 
 def missing_corpus(source: SourceConfig) -> str | None:
-    """The path that the texts of a folder of stand-off annotations lay at, if none is there now."""
+    """Return the path of the corpus of a folder of stand-off annotations, if it is missing."""
     folder = Path(source.path)
     if not is_stand_off(folder):
         return None
@@ -48,7 +48,7 @@ def missing_corpus(source: SourceConfig) -> str | None:
 
 
 def stored_annotations(source: SourceConfig) -> Iterator[Annotation]:
-    """The annotations of a stand-off folder, without their texts.
+    """Yield the annotations of a stand-off folder, without their texts.
 
     Raises:
         DataError: a shard is missing or damaged.
@@ -65,7 +65,7 @@ def _corpus(folder: Path) -> CorpusConfig:
 
 
 def _joined(folder: Path) -> Iterator[Item]:
-    """Both are in the same order, but rows without a text to annotate have no records."""
+    """Join in order; rows without a text to annotate have no records."""
     kept = enumerate(item for item in items(_corpus(folder)) if item is not None)
     for number, group in groupby(read_records(folder), key=attrgetter("row")):
         records = list(group)
@@ -74,8 +74,8 @@ def _joined(folder: Path) -> Iterator[Item]:
         wanted = [record.text_hash for record in records]
         if item is None or [text_hash(part.text) for part in parts] != wanted:
             raise DataError(
-                f"{folder}: row {records[0].id!r} of its corpus changed since; "
-                "run `anchored annotate` again"
+                f"{folder}: row {records[0].id!r} of its corpus has changed since it was "
+                "annotated; run `anchored annotate` again"
             )
         yield _annotated(item, records)
 

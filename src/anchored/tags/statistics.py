@@ -1,4 +1,4 @@
-"""Tags of an annotated corpus: how often a key is there and how broad its values are."""
+"""Statistics of an annotated corpus: the coverage of each key and the breadth of its values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ TAIL = 5
 
 @dataclass(frozen=True, slots=True)
 class KeyStatistics:
-    """One key over all annotations.
+    """Statistics of one key over all annotations.
 
     Attributes:
         coverage: share of the annotations that have the key.
-        entropy: plug-in Shannon entropy of its values, in nats; a repeated key counts once a value.
-        miller_madow: `entropy` plus its first-order bias, (distinct - 1) / 2N (Miller 1955).
-        distinct: number of different values.
-        once: how many of them occur a single time.
-        top: the most frequent values and how often each occurs.
-        tail: the least frequent of the values that are not in `top`, the rarest last.
+        entropy: plug-in Shannon entropy of its values, in nats; a repeated key counts every value.
+        miller_madow: `entropy` plus the correction of its first-order bias, (distinct - 1) / 2N
+            (Miller 1955).
+        distinct: number of distinct values.
+        once: number of values that occur exactly once.
+        top: the most frequent values with their counts.
+        tail: the least frequent values outside `top` with their counts, the rarest last.
     """
 
     coverage: float
@@ -39,13 +40,13 @@ class KeyStatistics:
 
 @dataclass(frozen=True, slots=True)
 class TagStatistics:
-    """All keys, in order of first appearance, over `annotations` chunks and responses."""
+    """Statistics of all keys, in order of first appearance, over a number of annotations."""
 
     annotations: int
     keys: Mapping[str, KeyStatistics]
 
     def data(self) -> dict[str, Any]:
-        """As JSON data, for manifests and `--json`."""
+        """Return the statistics as JSON data, for manifests and `--json`."""
         return {
             "annotations": self.annotations,
             "keys": {
@@ -64,7 +65,7 @@ class TagStatistics:
 
 
 class TagCounter:
-    """Counts tags as annotations go by; `statistics()` at any time."""
+    """A counter of tags; `statistics()` may be called at any time."""
 
     def __init__(self) -> None:
         self.annotations = 0
@@ -79,11 +80,11 @@ class TagCounter:
             self._values.setdefault(tag.key, Counter())[tag.value] += 1
 
     def counts(self, key: str) -> Mapping[str, int]:
-        """How often each value of `key` has been counted."""
+        """Return the count of each value of `key`."""
         return self._values.get(key, {})
 
     def statistics(self) -> TagStatistics:
-        """What has been counted so far."""
+        """Return the statistics of what has been counted so far."""
         return TagStatistics(
             self.annotations,
             {
@@ -94,7 +95,7 @@ class TagCounter:
 
 
 def statistics(annotations: Iterable[Annotation]) -> TagStatistics:
-    """The tags of annotations."""
+    """Return the tag statistics of annotations."""
     counter = TagCounter()
     for annotation in annotations:
         counter.add(annotation)

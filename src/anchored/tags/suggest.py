@@ -1,8 +1,8 @@
-"""`anchored schema suggest`: which keys vary in a corpus and are left open by prompts.
+"""Implements `anchored schema suggest`: finds the keys that vary in a corpus and across prompts.
 
-The keys are those of the annotations that are there or, without any, those of a schema that the
-offline annotator reads on a sample. It judges keys; to think of new ones takes a reader of the
-corpus.
+The candidates are the keys of the existing annotations or, if there are none, the keys of a schema
+that the offline annotator can read on a sample. Keys are evaluated, not invented: new ones need a
+reader of the corpus.
 """
 
 from __future__ import annotations
@@ -33,33 +33,35 @@ RARE = 0.05
 CONSTANT = 0.9
 UNIQUE = 0.5
 DECIDED = 0.5
-_CLOSED = 30  # values that a closed vocabulary has at most
+_CLOSED = 30  # most values of a closed vocabulary
 _CLOSED_COUNT, _CLOSED_SHARE = 5, 0.95
 
 
 class SuggestConfig(Config):
-    """What `anchored schema suggest` reads."""
+    """Configuration of `anchored schema suggest`."""
 
     corpus: SourceConfig
     sft: SourceConfig | None = Field(default=None, description="rows with prompts and responses")
     schema_name: str = Field(default="general", description="keys to try on rows without tags")
-    sample: int = Field(default=2000, ge=50, description="texts, and prompted rows, that are used")
+    sample: int = Field(
+        default=2000, ge=50, description="number of texts, and of prompted rows, to sample"
+    )
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One key, its figures and what follows from them.
+    """One key, its statistics and the verdict.
 
     Attributes:
-        key: as a schema would have it.
-        statistics: over the sampled texts.
-        top_share: share of its tags that the most frequent value makes up.
-        once_share: share of its tags whose value occurs a single time.
-        prompt: what prompts say of it; None without prompted rows.
-        verdict: keep, or the first that holds of: rare (coverage below `RARE`), constant
-            (`top_share` from `CONSTANT`), near-unique (`once_share` from `UNIQUE`), decided by
-            the prompt (decided, or named less its chance, from `DECIDED`).
+        key: the key as a schema would define it.
+        statistics: statistics over the sampled texts.
+        top_share: share of its tags that have the most frequent value.
+        once_share: share of its tags whose value occurs exactly once.
+        prompt: how far prompts decide it; None without prompted rows.
+        verdict: keep, or the first that applies: rare (coverage below `RARE`), constant
+            (`top_share` of at least `CONSTANT`), near-unique (`once_share` of at least `UNIQUE`),
+            decided by the prompt (decided, or named minus chance, of at least `DECIDED`).
     """
 
     key: Key
@@ -70,7 +72,7 @@ class Candidate:
     verdict: str
 
     def data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the figures as JSON data."""
         found = {name: getattr(self.statistics, name) for name in ("coverage", "entropy")}
         found |= {"miller_madow": self.statistics.miller_madow}
         found |= {"distinct": self.statistics.distinct, "top_share": self.top_share}
@@ -80,7 +82,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """All candidates, in the order of the annotations; `schema` holds those to keep."""
+    """All candidate keys, in order of first appearance; `schema` has those to keep."""
 
     source: str
     texts: int
@@ -88,12 +90,12 @@ class Suggestion:
 
     @property
     def schema(self) -> Schema | None:
-        """The keys to keep, or None where there is none."""
+        """The keys to keep, or None if there are none."""
         kept = tuple(one.key for one in self.candidates if one.verdict == "keep")
         return Schema(name="suggested", keys=kept) if kept else None
 
     def data(self) -> dict[str, Any]:
-        """As JSON data."""
+        """Return the figures as JSON data."""
         schema = self.schema
         return {
             "corpus": self.source,
@@ -106,10 +108,10 @@ class Suggestion:
 def run(
     config: SuggestConfig, out: Path | None = None, console: Console | None = None
 ) -> Suggestion:
-    """Measures, prints the verdicts, and writes the schema to `out`.
+    """Measure the keys, print the verdicts, and write the schema to `out`.
 
     Raises:
-        DataError: a row is at fault, the corpus has no text, or no key is worth keeping.
+        DataError: a row is invalid, the corpus has no text, or no key is worth keeping.
         ConfigError: the schema cannot be loaded or read offline.
     """
     found = suggest(config)
@@ -122,7 +124,7 @@ def run(
 
 
 def suggest(config: SuggestConfig) -> Suggestion:
-    """The keys of a corpus with their verdicts; see `run`."""
+    """Return the keys of a corpus with their verdicts; see `run`."""
     schema = load_schema(config.schema_name)
     parts = scan(config.corpus, config.sample, config.seed).parts.items()
     if not parts:
@@ -140,7 +142,7 @@ def suggest(config: SuggestConfig) -> Suggestion:
 
 
 def _annotated(parts: Sequence[Part], annotator: OfflineAnnotator | None) -> list[Part]:
-    """The parts with the annotator's tags where they have none of their own."""
+    """Return the parts, with the annotator's tags for those that have none."""
     if annotator is None or not parts:
         return [part for part in parts if part.annotation is not None]
     found = annotator.annotate_batch([part.text for part in parts])
@@ -195,7 +197,7 @@ def _verdict(
 
 
 def _key(name: str, counts: Counter[str], most: int, schema: Schema) -> Key:
-    """As the schema has it; else open, or closed where few values make up nearly all tags."""
+    """Return the schema's key, else a new one, closed if few values make up nearly all tags."""
     if (known := schema.key(name)) is not None:
         return known
     often = [value for value, count in counts.most_common() if count >= _CLOSED_COUNT]
@@ -210,7 +212,7 @@ def _key(name: str, counts: Counter[str], most: int, schema: Schema) -> Key:
 
 
 def schema_yaml(found: Suggestion) -> str:
-    """The keys to keep as a schema file; the verdicts and figures stand above as comments."""
+    """Return the keys to keep as a schema file, with verdicts and figures in comments on top."""
     assert found.schema is not None
     lines = [f"Suggested from {found.texts:,} texts; reword the descriptions for your annotator."]
     lines += [f"{one.key.name}: {one.verdict} ({_figures(one)})" for one in found.candidates]

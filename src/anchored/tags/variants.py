@@ -1,6 +1,6 @@
-"""Values of one key that may be one: spellings, slips of the pen, near meanings.
+"""Finds values of one key that may be variants: other spellings, typing errors, similar meanings.
 
-It is a proposal to be read before it is applied: `Marta` and `Marla` may be two people.
+The result is a proposal for review: `Marta` and `Marla` may be two people.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from anchored.data.canonical import CanonicalMap
 from anchored.models.static_vectors import load_static_model
 
 Why = Literal["spelling", "slip", "meaning"]
-MAX_VALUES = 5_000  # of a key, the most frequent: pairs grow with the square
+MAX_VALUES = 5_000  # most frequent values of a key; the number of pairs grows quadratically
 NEAR_MEANING = 0.75
 SLIP_MIN_LETTERS = 5
 SLIP_RATIO = 5
@@ -30,7 +30,7 @@ _TELLING = re.compile(r"\d+|\b(?:mr|mrs|ms|miss|dr|lord|lady|king|queen|prince|p
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A value, how often it occurs, and why it may be the same as a more frequent one."""
+    """A value, its count, and why it may be a variant of a more frequent value."""
 
     value: str
     count: int
@@ -39,7 +39,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A value to keep and the rarer ones that may be the same."""
+    """A value to keep and its rarer variants."""
 
     canonical: str
     count: int
@@ -49,22 +49,24 @@ class Group:
 def variant_groups(
     counts: Mapping[str, int], near_meaning: float = NEAR_MEANING
 ) -> tuple[Group, ...]:
-    """Groups of values that may be one, those first that would move most tags.
+    """Return groups of variants, largest effect on the tags first.
 
-    Values are taken from the most frequent down; each joins the most frequent kept value that it is
-    near to, or is kept itself, so that nothing is joined over a third. Two values are near by
+    Values are processed in order of frequency. Each joins the most frequent kept value that it is
+    near to, or is kept itself, so that no value joins another through a third one. Two values are
+    near by
 
-    - spelling: equal without case, accents, punctuation, a leading article, a plural's s (but not
-      a name's: Lucas is no Luca);
-    - slip: one letter more, less, other or swapped, not the first, in at least `SLIP_MIN_LETTERS`
-      letters, and `SLIP_RATIO` times rarer;
-    - meaning: cosine of their static vectors at least `near_meaning`, names (capitals) left out.
+    - spelling: they are equal without case, accents, punctuation, a leading article and a plural s
+      (but names keep their s: Lucas is not Luca);
+    - slip: one letter is inserted, deleted, replaced or swapped, but not the first letter; the
+      words have at least `SLIP_MIN_LETTERS` letters, and one is `SLIP_RATIO` times rarer;
+    - meaning: the cosine of their static vectors is at least `near_meaning`; not for names, which
+      are capitalised.
 
     Values that differ in a number or a form of address are never near.
 
     Args:
-        counts: how often each value of one key occurs; the `MAX_VALUES` most frequent count.
-        near_meaning: above 1 leaves that rule out.
+        counts: the count of each value of one key; only the `MAX_VALUES` most frequent are used.
+        near_meaning: least cosine; above 1, meanings are not compared.
     """
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_VALUES]
     near = _Near([value for value, _ in ranked], near_meaning)
@@ -81,7 +83,7 @@ def variant_groups(
 
 
 def canonical_map(groups: Mapping[str, Sequence[Group]]) -> CanonicalMap:
-    """The proposal as a map that can be written, edited and applied."""
+    """Return the proposal as a map that can be written, edited and applied."""
     return CanonicalMap(
         keys={
             key: {group.canonical: tuple(v.value for v in group.variants) for group in of_key}
@@ -92,7 +94,7 @@ def canonical_map(groups: Mapping[str, Sequence[Group]]) -> CanonicalMap:
 
 
 def spelling(value: str) -> str:
-    """What stays of a value that is only spelt otherwise."""
+    """Return a value's normal form, which all its spellings share."""
     plain = unicodedata.normalize("NFKD", fold(value))
     plain = "".join(c for c in plain if not unicodedata.combining(c))
     words = _ARTICLE.sub("", " ".join(_NO_WORD.sub(" ", plain).split())).split()
@@ -108,7 +110,7 @@ def _singular(word: str) -> str:
 
 
 def one_edit(first: str, second: str) -> bool:
-    """Are two words one letter more, less, other or two neighbours swapped apart (or equal)."""
+    """Return True if at most one insertion, deletion, replacement or swap separates two words."""
     if len(first) > len(second):
         first, second = second, first
     at = next(
@@ -122,7 +124,7 @@ def one_edit(first: str, second: str) -> bool:
 
 
 class _Near:
-    """For each value the more frequent ones that it is near to, surest reason first."""
+    """The more frequent values that each value is near to, most certain reason first."""
 
     def __init__(self, values: Sequence[str], near_meaning: float) -> None:
         self._spelt = list(map(spelling, values))
@@ -132,7 +134,7 @@ class _Near:
         self._meaning = dict(_near_pairs(values, near_meaning)) if near_meaning <= 1 else {}
 
     def candidates(self, at: int) -> Iterator[tuple[int, Why]]:
-        """Places before `at`, of values that are near."""
+        """Yield the indices below `at` of values that are near, with the reason."""
         spelt = self._spelt[at]
         slips = {to for cut in _shortened(spelt) for to in self._cut[cut]}
         by_reason: tuple[tuple[Why, Iterable[int]], ...] = (
@@ -159,14 +161,14 @@ def _index(keys_of: Iterable[Iterable[str]]) -> dict[str, list[int]]:
 
 
 def _shortened(word: str) -> set[str]:
-    """A long enough word, and it less one letter: two words one edit apart share one of these."""
+    """Return a long word and its one-letter deletions; words one edit apart share one of these."""
     if len(word) < SLIP_MIN_LETTERS:
         return set()
     return {word, *(word[:i] + word[i + 1 :] for i in range(len(word)))}
 
 
 def _near_pairs(values: Sequence[str], least: float) -> Iterator[tuple[int, list[int]]]:
-    """For each value the more frequent ones of near meaning, nearest first."""
+    """Yield for each value the more frequent values of similar meaning, nearest first."""
     places = [at for at, value in enumerate(values) if value == value.lower()]
     if not places:
         return

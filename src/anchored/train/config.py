@@ -57,7 +57,7 @@ class CollapseConfig(Config):
         stop_below: ends training where less than this share of the baseline's semantic entropy is
             kept: where the whole 95 % interval lies below it.
         checkpoint_below: saves a checkpoint at the first turn of which the same is true.
-        embedder: of `dissimilarity`; see `evaluate.embedders.load_embedder`.
+        embedder: of `dissimilarity`; see `models.embedders.load_embedder`.
         seed: of the samples.
         batch_size: answers sampled together, at most; they do not depend on it.
     """
