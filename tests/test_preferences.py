@@ -440,7 +440,7 @@ def test_answers_with_annotations_of_their_own_carry_them(
         {"prompt": "A?", "chosen": "yes", "rejected": "no"},
     ],
 )
-def test_plans_and_pairs_are_not_given_where_each_answer_is_to_have_its_own_plan(
+def test_annotations_and_pairs_are_refused_where_each_answer_has_its_own(
     given: dict[str, Any], tmp_path: Path
 ):
     with pytest.raises(
