@@ -60,11 +60,11 @@ def test_without_data_the_error_names_the_ways_to_get_it(
         load_benchmark("infinitychat")
     assert str(error.value) == (
         "benchmark infinitychat: ANCHORED_DATA is not set; name the prompts' file or folder as "
-        "infinitychat=PATH, or take them from the hub (liweijiang/infinite-chats-eval) with "
+        "infinitychat=PATH, or load them from the hub (liweijiang/infinite-chats-eval) with "
         "infinitychat=hub"
     )
     monkeypatch.setenv("ANCHORED_DATA", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"curated.jsonl is no file; name the prompts' file"):
+    with pytest.raises(ConfigError, match=r"curated.jsonl is not a file; name the prompts' file"):
         load_benchmark("noveltybench")
 
 
@@ -116,7 +116,7 @@ def test_a_file_of_conversations_keeps_their_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "A"}, {"prompt": "A"}], r"line 2: prompt: 'A' is the same as at .*: line 1"),
+        ([{"prompt": "A"}, {"prompt": "A"}], r"line 2: prompt: 'A' repeats the one at .*: line 1"),
         ([{"prompt": 3}], "line 1: prompt: 3 is not text"),
         (
             [{"messages": [{"role": "assistant", "content": "A"}]}],

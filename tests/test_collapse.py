@@ -212,14 +212,14 @@ def test_same_seed_same_interval() -> None:
 
 def test_unequal_numbers_of_samples_are_refused() -> None:
     rng = np.random.default_rng(8)
-    with pytest.raises(DataError, match=r"\[\[60\]\].*\[\[59\]\].*equal numbers"):
+    with pytest.raises(DataError, match=r"\[\[60\]\].*\[\[59\]\].*equal counts"):
         compare(
             readings(rng, WIDE, 60), readings(rng, WIDE, 60), readings(rng, WIDE, 59),
             entropy_of(KEYS),
         )  # fmt: skip
     with pytest.raises(DataError, match="at least one sample"):
         interval([[[1.0], []]], mean_of)
-    with pytest.raises(DataError, match="every seed needs the same prompts"):
+    with pytest.raises(DataError, match="give every seed the same prompts"):
         interval([[[1.0]], [[1.0], [2.0]]], mean_of)
 
 

@@ -22,8 +22,8 @@ from anchored.data.prepare import PrepareConfig, prepare
 from anchored.errors import ConfigError
 from anchored.models.build import ModelConfig, build_model, load_model
 from anchored.sampling.engine import Sample
+from anchored.sampling.sampler import LocalSampler
 from anchored.tokenizer import AnchoredTokenizer
-from anchored.train import replay
 from anchored.train.config import PretrainConfig, SFTConfig, TrainConfig
 from anchored.train.layout import check_layout
 from anchored.train.metrics_log import read_metrics
@@ -221,11 +221,11 @@ def fine_tuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     build_model(ModelConfig(config=untied), tokenizer, 0).save_pretrained(root / "base")
     tokenizer.save(root / "base")
 
-    def canned(model: Any, tokenizer: Any, requests: Any, config: Any, schema: Any) -> list[Any]:
+    def canned(self: LocalSampler, requests: Any, config: Any) -> list[Any]:
         return [Sample("", Annotation.of({"hero": "Joss"})) for _ in requests]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "sample", canned)
+        patch.setattr(LocalSampler, "sample", canned)
         sft(sft_config(root / "base", root / "one", **ONE), quiet=True)
     return root / "base", root / "one"
 

@@ -117,7 +117,7 @@ def test_bad_vectors_are_refused() -> None:
         dissimilarity([[1.0, 0.0], [0.0, 0.0]])
     with pytest.raises(DataError, match="row 0 is zero or not finite"):
         unit([[math.nan, 0.0]])
-    with pytest.raises(DataError, match="two texts or more, found 1"):
+    with pytest.raises(DataError, match="at least two texts, found 1"):
         dissimilarity([[1.0, 0.0]])
     with pytest.raises(DataError, match="q is -1"):
         vendi([[1.0]], -1)

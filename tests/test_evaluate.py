@@ -192,7 +192,7 @@ def test_numbers_of_samples_that_differ_are_refused(tmp_path: Path, scripted: li
     path = tmp_path / "out" / "samples" / "sft" / "mine" / "T1-seed0.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        DataError, match=r"holds \d+ samples, not \d+; remove the file to sample anew"
+        DataError, match=r"has \d+ samples, expected \d+; remove the file to sample again"
     ):
         evaluated(tmp_path, ALL)
 
@@ -311,18 +311,21 @@ def test_a_sweep_without_a_quality_says_what_is_missing(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"base": "nobody", "sft": "sft"}, "base: no model is called 'nobody': base, lazy, sft"),
+        (
+            {"base": "nobody", "sft": "sft"},
+            "base: no model is called 'nobody'; use one of base, lazy",
+        ),
         ({"base": "sft", "sft": "sft"}, "base and sft are both 'sft'"),
         ({"models": {"a": {"source": "x"}}, "base": "a"}, "name both base and sft"),
-        ({"models": {"../a": {"source": "x"}}}, "'../a' cannot name a folder"),
-        ({"seeds": [1, 1]}, "give each value once, none below 0"),
-        ({"temperatures": [-1]}, "give each value once, none below 0"),
+        ({"models": {"../a": {"source": "x"}}}, "'../a' is not a valid folder name"),
+        ({"seeds": [1, 1]}, "give each value once, and none below 0"),
+        ({"temperatures": [-1]}, "give each value once, and none below 0"),
         ({"temperatures": [math.nan]}, "give finite numbers"),
         ({"temperatures": [1, math.inf]}, "give finite numbers"),
-        ({"seeds": [-1]}, "give each value once, none below 0"),
+        ({"seeds": [-1]}, "give each value once, and none below 0"),
         ({"readers": {"seed": -1}}, "readers.seed: .*greater than or equal to 0"),
-        ({"readers": {"quality": "given"}}, "fresh samples carry no scores or partition"),
-        ({"sample": {"seed": 3}}, "say seed, temperature and limit with seeds, temperatures"),
+        ({"readers": {"quality": "given"}}, "new samples have no scores or partition"),
+        ({"sample": {"seed": 3}}, "set seed, temperature and limit with seeds, temperatures"),
     ],
 )
 def test_wrong_configurations_are_refused(
@@ -339,7 +342,7 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_sampling(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     shown = source.replace("{seed}", "0")
-    with pytest.raises(ConfigError, match=f"^model '{shown}': there is no such folder"):
+    with pytest.raises(ConfigError, match=f"^model '{shown}': this folder does not exist"):
         evaluated(tmp_path, {"a": "wide", "b": source})
     assert scripted == []
     assert not (tmp_path / "out").exists()
@@ -373,18 +376,21 @@ def test_a_folder_claimed_without_samples_takes_a_corrected_source(
 @pytest.mark.parametrize(
     ("readers", "message"),
     [
-        ({"quality": "judge"}, "quality judge: name it with --judge-url and --judge-model"),
-        ({"quality": "perplexity:/nope"}, "quality perplexity:/nope: there is no such folder"),
-        ({"quality": "reward:./nope"}, "quality reward:./nope: there is no such folder"),
+        ({"quality": "judge"}, "quality judge: no judge is named; give --judge-url"),
+        ({"quality": "perplexity:/nope"}, "quality perplexity:/nope: this folder does not exist"),
+        ({"quality": "reward:./nope"}, "quality reward:./nope: this folder does not exist"),
         ({"quality": "stars"}, "quality 'stars': unknown"),
-        ({"embedder": "sentence-transformers:/nope@1"}, "transformers:/nope@1: there is no such"),
+        (
+            {"embedder": "sentence-transformers:/nope@1"},
+            "transformers:/nope@1: this folder does not",
+        ),
         ({"embedder": "word2vec"}, "embedder 'word2vec': unknown"),
-        ({"equivalence": "classifier:/nope"}, "equivalence classifier:/nope: there is no such"),
+        ({"equivalence": "classifier:/nope"}, "equivalence classifier:/nope: this folder does not"),
         ({"equivalence": "same"}, "equivalence 'same': unknown"),
-        ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has none"),
+        ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has no"),
         ({"equivalence": "embedding", "embedder": "endpoint:http://h/v1#m"}, "give --threshold"),
         ({"attributes": "offline", "schema_name": "nope"}, "schema 'nope': not a file"),
-        ({"tokenize": "words"}, "no tokeniser 'words'"),
+        ({"tokenize": "words"}, "tokeniser 'words' is unknown"),
     ],
 )
 def test_a_reader_that_cannot_be_is_refused_before_any_sampling(
@@ -412,7 +418,7 @@ def test_a_refused_command_leaves_the_configuration_as_it_was(
 def test_another_commands_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("out: x\n")
-    with pytest.raises(ConfigError, match="holds something else; choose an empty or new folder"):
+    with pytest.raises(ConfigError, match="not an evaluation's folder; choose an empty or new one"):
         evaluated(tmp_path, ALL)
 
 
@@ -428,7 +434,7 @@ def test_models_are_called_by_name_folder_hub_id_or_endpoint() -> None:
     assert found["name"] == {"source": "org/name", "annotation": False, "ask": "prefill"}
     with pytest.raises(ConfigError, match="model 'a' is given twice"):
         named_models(["b/a", "c/a/model"], [], {})
-    with pytest.raises(ConfigError, match="--ask b: no model is called so: a"):
+    with pytest.raises(ConfigError, match="--ask b: no model has this name; use one of a"):
         named_models(["a"], ["b=chat"], {})
 
 

@@ -144,6 +144,16 @@ def test_claim_is_repeatable_and_names_the_first_field_that_differs(tmp_path):
     )
 
 
+def test_a_field_that_is_newer_than_the_folder_has_its_default_there(tmp_path: Path):
+    class Newer(Run):
+        loss: str = "cross_entropy"
+
+    claim(tmp_path, Run())
+    claim(tmp_path, Newer())
+    with pytest.raises(ConfigError, match="holds a run with loss = None, this one has 'gem'"):
+        claim(tmp_path, Newer(loss="gem"))
+
+
 def test_claim_tells_an_absent_field_from_a_changed_one(tmp_path):
     claim(tmp_path, Run(trainer={"lr": 0.1}))
     with pytest.raises(ConfigError, match=r"trainer\.lr = 0\.1, this one has None"):

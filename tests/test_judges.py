@@ -256,11 +256,11 @@ def test_a_judge_without_a_place_for_its_answers_is_refused(
     words = ["score", write(tmp_path / "a.jsonl"), "--quality", "judge", "--judge-url", "http://x",
              "--judge-model", "j"]  # fmt: skip
     assert main(words) == 2
-    assert "quality judge: its answers are paid for and must be kept; give --out or --journal" in (
+    assert "quality judge: its paid answers need a file to be kept in; give --out or --journal" in (
         capsys.readouterr().err
     )
     assert main([*words[:4], "--out", str(tmp_path / "out")]) == 2
-    assert "quality judge: name it with --judge-url and --judge-model" in capsys.readouterr().err
+    assert "quality judge: no judge is named; give --judge-url" in capsys.readouterr().err
 
 
 def test_a_wrong_key_ends_the_run_with_2_and_leaves_no_folder(

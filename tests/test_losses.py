@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import load_from_disk
 from pydantic import ValidationError
 from rich.console import Console
 from torch.nn.functional import cross_entropy
@@ -16,6 +19,7 @@ from torch.testing import assert_close
 
 from anchored.config import to_yaml
 from anchored.data.prepare import PrepareConfig, load_prepared, prepare
+from anchored.data.store import join_shards
 from anchored.errors import DataError
 from anchored.models.build import ModelConfig, build_model, load_model
 from anchored.publish.export import export
@@ -102,6 +106,16 @@ def brute_force(data: Path) -> tuple[float, dict[str, torch.Tensor]]:
 def config_of(data: Path, out: Path, **trainer: Any) -> PretrainConfig:
     fields = {"model": {"config": TINY}, "trainer": {**DESCENT, **trainer}}
     return PretrainConfig.model_validate({"out": out, "data": data, **fields})
+
+
+def example(name: str) -> Any:
+    """A module of `examples/`."""
+    folder = str(Path(__file__).parents[1] / "examples")
+    sys.path.insert(0, folder)
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(folder)
 
 
 def first_rows(data: Path) -> Any:
@@ -220,6 +234,45 @@ def test_data_with_weights_say_so_and_go_to_no_trainer_that_would_not_read_them(
     assert json.loads((data / "manifest.json").read_text())["weights"] is True
     with pytest.raises(DataError, match="objective 'annotated' weighs tokens, and axolotl would"):
         export(data, "axolotl", tmp_path / "out")
+
+
+def test_the_minimal_loop_weighs_tokens_as_the_trainer_does(weighted, tmp_path: Path):
+    data = weighted(True)
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
+    run = config_of(data, tmp_path, **adam, **sizes, max_grad_norm=1.0)
+    tokenizer, twin = AnchoredTokenizer.load(data / "tokenizer"), fresh(data)
+    compose(fresh(data), load_prepared(data)[0], tokenizer, training_arguments(run)).train()
+    loop = example("minimal_loop")
+    settings = loop.Settings(steps=2, batch_size=2, accumulation=2, learning_rate=1e-3)
+    losses = list(loop.train(twin, load_prepared(data)[0], tokenizer.control.pad, settings))
+    assert losses == pytest.approx([row["loss"] for row in read_metrics(tmp_path)], abs=1e-5)
+
+
+def test_weights_that_the_manifest_does_not_speak_of_are_refused(weighted, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(weighted(False), data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    (data / "manifest.json").write_text(json.dumps({**manifest, "weights": False}))
+    with pytest.raises(DataError, match="not the rows and columns"):
+        load_prepared(data)
+
+
+def test_data_whose_labels_say_it_all_have_no_word_of_weights(tmp_path: Path):
+    sources = [{"path": "storyworld://small?seed=0", "limit": 4}]
+    fields = {"out": tmp_path / "data", "sources": sources, "tokenizer": {"vocab_size": 400}}
+    out = prepare(PrepareConfig.model_validate(fields), Console(quiet=True))
+    dataset, manifest = load_prepared(out)
+    assert "weights" not in manifest
+    assert dataset.column_names == ["input_ids", "labels", "kinds", "seq_lengths"]
+
+
+def test_shards_join_with_their_weights(weighted, tmp_path: Path):
+    parts = [weighted(False), weighted(True)]
+    join_shards(parts, tmp_path / "joined", weighted=True)
+    joined: Any = load_from_disk(str(tmp_path / "joined"))
+    expected = [weights for part in parts for weights in load_prepared(part)[0]["weights"]]
+    assert list(joined["weights"]) == expected
 
 
 def test_the_documentation_has_a_line_for_each_loss():

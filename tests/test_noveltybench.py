@@ -108,5 +108,6 @@ def test_figures_of_different_versions_or_backends_are_refused_and_both_named() 
         same_stamp({"a": old, "b": new}, "distinct_k")
     assert str(caught.value) == (
         "distinct_k: a has version 1.0 by given, b has version 1.1 by given llm some-judge, and "
-        "these scales do not compare; score all sets with one --equivalence, or each by itself"
+        "these scales are not comparable; score all sets with one --equivalence, or each set by "
+        "itself"
     )

@@ -191,6 +191,18 @@ def test_logits_lie_there_whole_where_the_trainer_does_not_defer_them():
     assert not Layout(config(DESCRIBED, fp16=True), 1).deferred
 
 
+def test_a_loss_that_is_not_fused_holds_whole_logits_and_what_it_makes_of_them():
+    logits = 4 * 128 * 1000 * 4
+    plain, gem = footprint_of(), footprint_of(loss="gem")
+    assert gem.activations > plain.activations + logits
+    described = config({**DESCRIBED, "tokenizer": {"vocab_size": 50_000}})
+    fused, whole = (
+        plan(described.model_copy(update={"loss": loss}), ONE).memory["activations"]
+        for loss in ("cross_entropy", "gem")
+    )
+    assert whole > 2 * fused
+
+
 def test_checkpointing_holds_less_and_computes_the_layers_again():
     whole, checkpointed = footprint_of(), footprint_of(checkpointing=True)
     assert checkpointed.activations < whole.activations

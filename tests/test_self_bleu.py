@@ -51,7 +51,7 @@ def test_signature_states_references_tokeniser_smoothing_and_version() -> None:
 
 
 def test_one_text_and_unknown_tokenisers_are_refused() -> None:
-    with pytest.raises(DataError, match="two texts or more, found 1"):
+    with pytest.raises(DataError, match="at least two texts, found 1"):
         self_bleu(["a"])
-    with pytest.raises(ConfigError, match="no tokeniser 'words'; use one of 13a, intl"):
+    with pytest.raises(ConfigError, match="tokeniser 'words' is unknown; use one of 13a, intl"):
         self_bleu(["a", "b"], "words")

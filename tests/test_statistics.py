@@ -116,9 +116,9 @@ def test_holm_keeps_the_chance_of_any_false_finding_at_its_level() -> None:
 
 
 def test_one_prompt_and_unequal_numbers_are_refused() -> None:
-    with pytest.raises(DataError, match=r"found shape \(1,\); give one value each of two or more"):
+    with pytest.raises(DataError, match=r"found shape \(1,\); give one value per prompt"):
         mean_interval([1.0])
-    with pytest.raises(DataError, match="3 prompts against 2"):
+    with pytest.raises(DataError, match="3 prompts and 2 prompts"):
         paired_difference([1, 2, 3], [1, 2])
 
 

@@ -117,15 +117,23 @@ def claim(out: Path, config: Config, free: Collection[str] = ()) -> None:
 
     Fields that do not touch the outcome are not compared: a folder may be moved, or named by
     another path, and a run resumed on a machine with more cores or against a server elsewhere.
-    Nor are the fields called `free` (`a` or `a.b`), with all that lies in them.
+    Nor are the fields called `free` (`a` or `a.b`), with all that lies in them. A field that is
+    newer than the folder has its default there.
 
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
     """
     saved = out / CONFIG_NAME
     if saved.is_file():
-        before = _leaves(read_yaml(saved))
-        now = _leaves(config.model_dump(mode="json"))
+        read = read_yaml(saved) or {}
+        newer = {
+            name
+            for name, field in type(config).model_fields.items()
+            if name not in read
+            and getattr(config, name) == field.get_default(call_default_factory=True)
+        }
+        before = _leaves(read)
+        now = _leaves(config.model_dump(mode="json", exclude=newer))
         for field in {**before, **now}:
             if _counts(field, free) and before.get(field) != now.get(field):
                 raise ConfigError(

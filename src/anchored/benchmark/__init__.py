@@ -1,1 +1,1 @@
-"""Models sampled on prompts and compared: `anchored evaluate` and `anchored capability`."""
+"""Sample models on benchmarks and compare them: `anchored evaluate` and `anchored capability`."""

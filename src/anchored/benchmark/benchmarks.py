@@ -1,7 +1,7 @@
-"""Benchmarks by name: which prompts, how many samples of each, and which figures matter.
+"""Benchmarks by name: the prompts, the number of samples per prompt, and the main metrics.
 
-The prompts of others are not part of this package: they are read from a folder, a file, or the hub
-where the user says so.
+Published prompts are not part of this package. They are read from a folder or file, or from the hub
+if the user asks for it.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _ROWS = (".jsonl", ".json", ".gz", ".xz")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked: a conversation that ends with the user; `text` is how rows call it."""
+    """A conversation that ends with the user's turn; rows of samples name it by its `text`."""
 
     messages: tuple[Message, ...]
 
     @property
     def text(self) -> str:
-        """The contents of all turns."""
+        """The content of all turns."""
         return "\n\n".join(message.content for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Prompts and how they are put.
+    """Prompts, and how models are sampled on them.
 
     Args:
-        name: what results call it.
-        prompts: without repeats.
+        name: its name in results.
+        prompts: the prompts, without repeats.
         source: where the prompts came from.
-        samples: of each prompt, and of every model the same number.
-        max_tokens: of a response.
-        metrics: figures of diversity that matter, the one that `gap_closed` is of first.
-        opening: what a model without a chat format continues, and part of its answer; None: the
-            prompt itself, which is not.
+        samples: samples per prompt, the same number for every model.
+        max_tokens: most tokens of a response.
+        metrics: the main diversity metrics; `gap_closed` is computed from the first.
+        opening: text that a model without a chat format continues; it is part of the answer. With
+            None the model continues the prompt itself, which is not part of the answer.
     """
 
     name: str
@@ -62,21 +62,21 @@ class Benchmark:
 
     @property
     def sha256(self) -> str:
-        """Of the prompts: their version."""
+        """The hash of the prompts, which serves as their version."""
         turns = [[(m.role, m.content) for m in prompt.messages] for prompt in self.prompts]
         return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
     @property
     def asked(self) -> list[Prompt]:
-        """Every prompt as often as it is sampled."""
+        """Each prompt, repeated as often as it is sampled."""
         return [prompt for prompt in self.prompts for _ in range(self.samples)]
 
     def prefill(self, prompt: Prompt) -> str:
-        """What a model without a chat format is given to continue."""
+        """Return the text that a model without a chat format is given to continue."""
         return f"{prompt.text}\n\n" if self.opening is None else self.opening
 
     def as_json(self) -> dict[str, Any]:
-        """The form in `results.json`."""
+        """Return the form in `results.json`."""
         return {
             "name": self.name,
             "source": self.source,
@@ -94,7 +94,7 @@ _BY_ENTROPY = ("semantic_entropy", "dissimilarity", "vendi", "distinct_k")
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """Where the prompts of others lie: below `DATA`, and on the hub (`split`, column `field`)."""
+    """Where published prompts are: below `DATA`, and on the hub (`split`, column `field`)."""
 
     file: str
     hub: str
@@ -102,7 +102,7 @@ class _Published:
     field: str = "prompt"
 
 
-# Samples and tokens are NoveltyBench's for all three; the paper measures all three by
+# All three use NoveltyBench's numbers of samples and tokens; the paper measures all three by
 # dissimilarity.
 _PUBLISHED = {
     "noveltybench": _Published(
@@ -120,16 +120,17 @@ NAMES = ("stories", *_PUBLISHED)
 
 
 def load_benchmark(spec: str, limit: int | None = None) -> Benchmark:
-    """A benchmark by its name, or a file of prompts.
+    """Load a benchmark by its name, or from a file of prompts.
 
     Args:
-        spec: `stories`; `noveltybench`, `wildchat` or `infinitychat`, whose prompts lie in the
-            folder `ANCHORED_DATA`, or with `=PATH` in that file or folder, or with `=hub` on the
-            hub; or a file: `.txt`, one prompt per line, or `.jsonl` with `prompt` or `messages`.
-        limit: the first so many prompts.
+        spec: `stories`; or `noveltybench`, `wildchat` or `infinitychat`, whose prompts are read
+            from the folder `ANCHORED_DATA`, with `=PATH` from that file or folder, or with `=hub`
+            from the hub; or a file: `.txt` with one prompt per line, or `.jsonl` with `prompt` or
+            `messages`.
+        limit: keep only this many prompts, from the first on.
 
     Raises:
-        ConfigError: no such benchmark, or its prompts are not where they were looked for.
+        ConfigError: the benchmark is unknown, or its prompts were not found.
         DataError: a file of prompts cannot be read, is empty, or repeats a prompt.
     """
     found = _load(spec)
@@ -141,7 +142,7 @@ def _load(spec: str) -> Benchmark:
     if name in _PUBLISHED:
         return _published(name, where if separator else None)
     if spec == "stories":
-        # The paper's prompt; it does not say how many samples, so that is our choice.
+        # The paper's prompt. The paper does not state the number of samples: 256 is our choice.
         return Benchmark(spec, (_asked(STORY),), "built in", 256, 512, _BY_ENTROPY, STORY)
     path = Path(spec)
     if not path.suffixes or path.suffixes[-1] not in (*_TEXTS, *_ROWS):
@@ -176,9 +177,9 @@ def _find(name: str, entry: _Published, where: str | None) -> Path:
     for candidate in candidates:
         if root and candidate.is_file():
             return candidate
-    looked = f"{path} is no file" if root else f"{DATA} is not set"
+    looked = f"{path} is not a file" if root else f"{DATA} is not set"
     raise ConfigError(
-        f"benchmark {name}: {looked}; name the prompts' file or folder as {name}=PATH, or take "
+        f"benchmark {name}: {looked}; name the prompts' file or folder as {name}=PATH, or load "
         f"them from the hub ({entry.hub}) with {name}={HUB}"
     )
 
@@ -222,7 +223,7 @@ def _distinct(prompts: Iterable[tuple[str, Prompt]]) -> tuple[Prompt, ...]:
     for where, prompt in prompts:
         if (before := seen.setdefault(prompt.text, where)) != where:
             raise DataError(
-                f"{where}: prompt: {prompt.text[:60]!r} is the same as at {before}; leave one out, "
+                f"{where}: prompt: {prompt.text[:60]!r} repeats the one at {before}; remove one, "
                 "and ask for more samples instead"
             )
         found.append(prompt)

@@ -1,7 +1,7 @@
-"""`anchored capability`: lm-eval's benchmarks on models with and without annotations.
+"""`anchored capability`: run lm-eval's benchmarks on models with and without annotations.
 
-Each model is asked in the format it was trained in, an annotated one behind an annotation. Scores,
-their standard errors and their versions are lm-eval's.
+Each model is asked in the format it was trained in; an annotated model answers after an annotation.
+Scores, their standard errors and their versions are lm-eval's.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ RESULT, SAMPLES = "result.json", "samples.jsonl"
 
 
 class CapabilityConfig(Config):
-    """Which models on which tasks, and how they are asked.
+    """The models, the tasks, and how the tasks are put to the models.
 
     Args:
         models: folders or hub ids.
-        tasks: lm-eval's names, YAML files, or `paper-zero-shot` for the paper's nine.
+        tasks: lm-eval's names, YAML files, or `paper-zero-shot` for the paper's nine tasks.
         include_path: a folder with more task files.
-        annotation: what stands before the answers of models that were trained with annotations;
-            the others are asked without. `sampled`: the model's own choice behind `pins`, once per
-            item. `given`: `pins` alone. `none`: nothing.
+        annotation: what precedes the answers of models that were trained with annotations; other
+            models are asked without one. `sampled`: the model writes an annotation after `pins`,
+            once per item. `given`: only `pins`. `none`: no annotation.
         pins: key and value of tags that every annotation starts with.
-        annotations: how they are sampled.
-        format: `chat` puts a task as a conversation, `document` as plain text; `auto` takes a
-            conversation where the model was fine-tuned on them or has a chat template.
+        annotations: how annotations are sampled.
+        format: `chat` puts a task as a conversation, `document` as plain text. `auto` uses a
+            conversation if the model was fine-tuned on conversations or has a chat template.
         num_fewshot: examples in the prompt; None leaves it to the task.
-        limit: only the first items of each task, to try something out.
-        batch_size: sequences run together, or `auto`: as many as fit, as lm-eval measures it.
+        limit: use only this many items of each task, for a quick trial.
+        batch_size: sequences per batch, or `auto` for as many as fit, as measured by lm-eval.
             Figures do not depend on it.
         dtype: precision to load models in, see `anchored.models.precision.sampling_dtype`.
-        device_map: where `transformers` puts the layers (`auto`, `cpu`, `cuda:1`); None takes
-            the first GPU if there is one.
-        seed: of sampled annotations and answers.
-        resamples: of the intervals.
+        device_map: where `transformers` puts the layers (`auto`, `cpu`, `cuda:1`); None uses the
+            first GPU if there is one.
+        seed: seed of sampled annotations and answers.
+        resamples: resamples per interval.
     """
 
     models: tuple[str, ...] = Field(min_length=1)
@@ -85,25 +85,25 @@ class CapabilityConfig(Config):
     @model_validator(mode="after")
     def _pins_are_used(self) -> CapabilityConfig:
         if self.annotation == "none" and self.pins:
-            raise ValueError("pins: there is nothing to pin under annotation none; drop one")
+            raise ValueError("pins: annotation none has no tags to pin; remove one of the two")
         if self.annotation == "given" and not self.pins:
-            raise ValueError("annotation given: say which tags, with --pin key=value")
+            raise ValueError("annotation given: no tags are given; add --pin key=value")
         return self
 
 
 def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]:
-    """Ask every model every task; `console` shows how many items that is.
+    """Run every task on every model; `console` shows the number of items.
 
-    What `out` already holds of an interrupted run is kept: `<model>/<task>/result.json` and
-    `samples.jsonl`, whole or not at all. At the end comes `results.json`.
+    Tasks that an interrupted run finished in `out` are kept: `<model>/<task>/result.json` and
+    `samples.jsonl` are written whole or not at all. `results.json` is written at the end.
 
     Returns:
         `models.<name>.capability.<task>.<metric>` with `<metric>_stderr`, `capability_average`,
         `tasks`, `comparisons.<name>.against.<first>.<task>.<metric>`, `config`, `versions`.
 
     Raises:
-        ConfigError: a task or model is not there or cannot be asked like this, or `out` holds
-            another run.
+        ConfigError: a task or model does not exist or cannot be asked in this way, or `out`
+            contains another run.
     """
     names = _named(config.models)
     claim(out, config, free=("device_map",))
@@ -123,7 +123,7 @@ def run(config: CapabilityConfig, out: Path, console: Console) -> dict[str, Any]
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
-    """Short names: the last part of a path that is not `model`; the parts before it where needed.
+    """Return short names: the last part of each path other than `model`, and more if ambiguous.
 
     Raises:
         ConfigError: a model is named twice.
@@ -136,11 +136,11 @@ def _named(models: Sequence[str]) -> dict[str, str]:
         names = {"-".join(part[-depth:]): model for model, part in parts.items()}
         if len(names) == len(models):
             return names
-    raise ConfigError(f"models {', '.join(models)}: one is named twice; name each once")
+    raise ConfigError(f"models {', '.join(models)}: one is given twice; give each model once")
 
 
 def _width(model: str) -> int:
-    """Entries of its vocabulary before this package adds control tokens to it."""
+    """Return the model's vocabulary size before this package adds control tokens to it."""
     try:
         return (
             AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().vocab_size
@@ -150,13 +150,13 @@ def _width(model: str) -> int:
 
 
 def _check_annotation(config: CapabilityConfig) -> None:
-    """Check before any model is loaded that one of them follows the user's tags."""
+    """Check, before any model is loaded, that at least one of them follows the user's tags."""
     if config.pins and not any(
         (find_record(model) or {}).get("annotated") for model in config.models
     ):
         raise ConfigError(
             f"--pin: none of {', '.join(config.models)} was trained with annotations, so none "
-            "follows tags; leave --pin and --annotation given out"
+            "follows tags; remove --pin and --annotation given"
         )
 
 
@@ -170,7 +170,7 @@ def _announce(config: CapabilityConfig, tasks: Mapping[str, Any], console: Conso
 def _run_model(
     model: str, width: int, tasks: Mapping[str, Any], config: CapabilityConfig, out: Path
 ) -> dict[str, Any]:
-    """Results of each task; the model is loaded only if one is missing."""
+    """Return the results of each task; load the model only if one is missing."""
     stamp = _stamp(model)
     missing = [name for name in tasks if not (out / name / RESULT).is_file()]
     if missing:
@@ -182,7 +182,7 @@ def _run_model(
 
 
 def _stamp(model: str) -> dict[str, list[int]]:
-    """Size and time of each file of weights; a hub id has none here."""
+    """Return size and modification time of each weight file; empty for a hub id."""
     files = sorted(Path(model).glob("*.safetensors"))
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
@@ -227,14 +227,14 @@ def _kept(folder: Path, model: str, stamp: dict[str, list[int]]) -> dict[str, An
     found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     if found["weights"] != stamp:
         raise DataError(
-            f"{folder}: was made with other weights than {model} holds now; remove it, or choose "
-            "another output folder"
+            f"{folder}: the weights of {model} have changed since this was made; remove it, or "
+            "choose another output folder"
         )
     return found
 
 
 def _progress() -> Progress:
-    # Bound to the stream of now, because lm-eval's own bars are kept away from it.
+    # Bound to the current stderr, because lm-eval's own progress bars are redirected away from it.
     console = Console(file=sys.stderr)
     return Progress(
         console=console,
@@ -273,9 +273,9 @@ def _is_chat(source: LocalSampler, config: CapabilityConfig) -> bool:
 
 
 def headline(metrics: Mapping[str, float | None]) -> str:
-    """The metric that stands for a task: `acc_norm`, else `acc`, else its first.
+    """Return the metric that represents a task: `acc_norm`, else `acc`, else its first.
 
-    The paper does not say which it averages: our choice.
+    The paper does not say which metric it averages: this is our choice.
     """
     return next((name for name in ("acc_norm", "acc") if name in metrics), next(iter(metrics)))
 
@@ -313,7 +313,7 @@ def _model_figures(tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def average(tasks: Sequence[Mapping[str, float | None]]) -> float | None:
-    """Mean of the tasks' headline metrics; None where a task has no number."""
+    """Return the mean of the tasks' headline metrics; None if a task has no number."""
     values = [metrics[headline(metrics)] for metrics in tasks]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(values) if len(known) == len(values) else None
@@ -322,7 +322,7 @@ def average(tasks: Sequence[Mapping[str, float | None]]) -> float | None:
 def _differences(
     config: CapabilityConfig, tasks: Mapping[str, dict[str, Any]], first: Path, other: Path
 ) -> dict[str, dict[str, Any]]:
-    """The other model minus the first, item by item; Holm over all tasks and metrics."""
+    """Return the other model minus the first, item by item; Holm over all tasks and metrics."""
     found = {
         (task, metric): paired_difference(*values, config.resamples, seed=config.seed).as_json()
         for task in tasks
@@ -337,12 +337,13 @@ def _differences(
 
 
 def _paired(one: Path, other: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Both models' values of each item, by metric, where there are two items or more."""
+    """Return both models' values of each item, for each metric with at least two items."""
     ours, theirs = item_values(one), item_values(other)
     for metric in ours:
         if ours[metric].keys() != theirs.get(metric, {}).keys():
             raise DataError(
-                f"{one} and {other}: hold answers to other items; remove one of them to ask anew"
+                f"{one} and {other}: they have answers to different items; remove one of them to "
+                "run it again"
             )
     return {
         metric: (list(values.values()), [theirs[metric][item] for item in values])
@@ -352,7 +353,7 @@ def _paired(one: Path, other: Path) -> dict[str, tuple[list[float], list[float]]
 
 
 def item_values(folder: Path) -> dict[str, dict[str, float]]:
-    """Value of each item by metric and item, of the metrics that are means over items."""
+    """Return the value of each item by metric, for the metrics that are means over items."""
     means = json.loads((folder / RESULT).read_text(encoding="utf-8"))["metrics"]
     found: dict[str, dict[str, float]] = {}
     for _, row in read_jsonl(folder / SAMPLES):

@@ -1,7 +1,8 @@
-"""What a benchmark's samples say: each model's figures, and how much of a collapse is undone.
+"""Compute each model's figures on a benchmark, and how much of a collapse is undone.
 
-All texts are read by the readers of `anchored score`. A figure is the mean over prompts of a value
-a prompt; semantic entropy and dissimilarity are within a prompt's texts, never between prompts.
+All texts are read with the backends of `anchored score`. A figure is the mean over prompts of one
+value per prompt; semantic entropy and dissimilarity are within a prompt's texts, never between
+prompts.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from anchored.scoring.score import by_key, differences, intervals, of_share, sam
 
 FloatArray = NDArray[np.float64]
 QUALITIES = tuple(name for name, metric in METRICS.items() if metric.better)
-TOLD_APART = 0.8  # AUC below which the classifier's verdicts are noted as doubtful
+TOLD_APART = 0.8  # below this AUC a note says that the classifier's verdicts are doubtful
 
 
 class Margins(Config):
-    """How far a treatment may fall behind SFT before its diversity counts for nothing.
+    """How far a treatment may fall behind SFT before its diversity no longer counts.
 
     Args:
-        adoption: share of answers.
-        quality: points of the score from 1 to 10.
-        perplexity: share by which it may lie above SFT's. Varied text is less predictable than
-            text that repeats itself, so this is not zero.
+        adoption: margin as a share of answers.
+        quality: margin in points of the score from 1 to 10.
+        perplexity: margin as a share of SFT's perplexity. It is not zero, since varied text is less
+            predictable than text that repeats itself.
     """
 
     adoption: float = 0.05
@@ -53,17 +54,17 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One model's texts at one temperature and seed, read.
+    """What was read from one model's texts at one temperature and seed.
 
-    `adopted[p][i]` is 1 where text i of prompt p shows what SFT taught; None where that cannot be
-    told.
+    `adopted[p][i]` is 1 if text i of prompt p shows what SFT taught, else 0; `adopted` is None
+    without a classifier.
     """
 
     measured: Measured
     adopted: list[list[float]] | None
 
 
-Runs = Sequence[Reading]  # one a seed
+Runs = Sequence[Reading]  # one per seed
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,10 @@ class Panel:
     """Everything that reads the texts of one benchmark.
 
     Args:
-        readers: of `anchored score`.
-        settings: intervals and their seed.
-        metrics: figures of diversity, the main one first.
-        classifier: of adoption; None where it cannot be told.
+        readers: the backends of `anchored score`.
+        settings: the resamples of the intervals and their seed.
+        metrics: the diversity metrics, the main one first.
+        classifier: the classifier of adoption; None if it could not be trained.
     """
 
     readers: Readers
@@ -83,7 +84,7 @@ class Panel:
     classifier: AdoptionClassifier | None
 
     def read(self, found: Generations, sizes: Sequence[int], step: Callable[[], None]) -> Reading:
-        """Reads one set; `sizes` are bytes a prompt at which to compress."""
+        """Read one set; `sizes` are the bytes to cut each prompt's texts to before compression."""
         return Reading(
             self.readers.measure(found, sizes, step),
             [self.classifier.adopted(texts).astype(float).tolist() for texts in found.texts]
@@ -92,7 +93,7 @@ class Panel:
         )
 
     def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
-        """Name and version of everything that a figure rests on."""
+        """Return the name and version of everything that the figures depend on."""
         return {
             **self.readers.backends(sets),
             "adoption": {
@@ -107,7 +108,7 @@ class Panel:
 def on_same_prompts(
     runs: Mapping[str, Mapping[float, Runs]],
 ) -> tuple[Mapping[str, Mapping[float, Runs]], list[str]]:
-    """All runs with each figure over the prompts that have it in every one; notes on those cut."""
+    """Restrict each figure to the prompts that have it in every run, with notes on those cut."""
     places = [(name, t, i) for name, by in runs.items() for t in by for i in range(len(by[t]))]
     flat = {repr(place): runs[place[0]][place[1]][place[2]].measured for place in places}
     measured, notes = on_common_prompts(flat)
@@ -122,14 +123,14 @@ def on_same_prompts(
 
 
 def train_classifier(sft: Sequence[str], base: Sequence[str]) -> AdoptionClassifier | None:
-    """From held-out answers; None where there are too few distinct ones to learn from."""
+    """Train on held-out answers; return None if too few of them are distinct."""
     if min(len(set(sft)), len(set(base))) < MINIMUM:
         return None
     return AdoptionClassifier.train(sft, base)
 
 
 def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
-    """One model's figures at one temperature: means over seeds, with intervals.
+    """Return one model's figures at one temperature: means over seeds, with intervals.
 
     Returns:
         `<metric>`, `n`, `intervals`, `by_key` and `by_seed`, the form in `results.json`.
@@ -157,9 +158,9 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def pooled(seeds: Sequence[Measured]) -> Measured:
-    """Several seeds as one: values are means over them, what was observed lies side by side.
+    """Pool several seeds into one: values are averaged, observations are joined prompt by prompt.
 
-    With more seeds than one intervals come from prompts and seeds, so what is resampled is kept.
+    With several seeds, intervals come from prompts and seeds, so the items to resample are kept.
     """
     if len(seeds) == 1:
         return seeds[0]
@@ -174,7 +175,7 @@ def pooled(seeds: Sequence[Measured]) -> Measured:
 
 
 def _resampled(seeds: Sequence[Measured], name: str) -> Sampled:
-    """Statistic and runs of a metric over all seeds."""
+    """Return the statistic and runs of a metric over all seeds."""
     if name in seeds[0].samples:
         statistic = seeds[0].samples[name][0]
         return statistic, [run for m in seeds for run in m.samples[name][1]]
@@ -184,12 +185,12 @@ def _resampled(seeds: Sequence[Measured], name: str) -> Sampled:
 def compare_all(
     panel: Panel, runs: Mapping[str, Runs], roles: Roles | None, margins: Margins
 ) -> dict[str, Any]:
-    """`comparisons` of the results: each model against SFT and base or, without roles, the first.
+    """Return `comparisons`: each model against SFT and base or, without roles, against the first.
 
     Returns:
-        `<name>.against.<other>.<metric>` for all but the first; with roles, for every treatment
-        also `metric`, `gap_closed` and `collapse_reduction` by it, the same by the other metrics as
-        `by_<metric>`, and `short_of`.
+        `<name>.against.<other>.<metric>` for all but the first. With roles, every treatment also
+        has `metric` with the `gap_closed` and `collapse_reduction` computed from it, the same for
+        the other metrics as `by_<metric>`, and `short_of`.
     """
     measured = {name: pooled([run.measured for run in found]) for name, found in runs.items()}
     first, *others = runs
@@ -212,9 +213,12 @@ def compare_all(
 
 
 def short_of(treatment: Runs, sft: Runs, margins: Margins) -> list[dict[str, Any]]:
-    """Where a treatment falls behind SFT by more than the margin: `{metric, value, sft, margin}`.
+    """List where a treatment falls behind SFT by more than the margin.
 
-    Judged by the means, not by the ends of their intervals.
+    Means are compared, not the ends of their intervals.
+
+    Returns:
+        One `{metric, value, sft, margin}` per metric that falls behind.
     """
     found = []
     ours, theirs = _judged(treatment), _judged(sft)
@@ -226,8 +230,8 @@ def short_of(treatment: Runs, sft: Runs, margins: Margins) -> list[dict[str, Any
 
 
 def _behind(metric: str, value: float, reached: float) -> float:
-    """How much worse than `reached` a value is, in the unit of the metric's margin."""
-    declared = METRICS.get(metric)  # adoption is no metric of texts: more is better
+    """Return how much worse than `reached` a value is, in the unit of the metric's margin."""
+    declared = METRICS.get(metric)  # adoption is not in METRICS; higher is better
     if declared is None:
         return reached - value
     change = value / reached - 1 if declared.is_ratio else value - reached
@@ -235,7 +239,7 @@ def _behind(metric: str, value: float, reached: float) -> float:
 
 
 def _judged(runs: Runs) -> dict[str, float]:
-    """Adoption and whatever is known of quality."""
+    """Return adoption and the quality metrics that were measured."""
     values = pooled([run.measured for run in runs]).values
     known = [name for name in QUALITIES if name in values]
     return {**_adoption(runs), **{name: float(values[name].mean()) for name in known}}
@@ -256,7 +260,7 @@ def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any
 
 
 def gap(base: Sampled, sft: Sampled, treatment: Sampled, settings: ReadersConfig) -> dict[str, Any]:
-    """`gap_closed` and `collapse_reduction` by one statistic, in the form of `results.json`."""
+    """Return `gap_closed` and `collapse_reduction` by one statistic, as in `results.json`."""
     statistic, of_base = base
     return collapse.compare(
         of_base, sft[1], treatment[1], statistic, settings.resamples, settings.seed
@@ -264,9 +268,10 @@ def gap(base: Sampled, sft: Sampled, treatment: Sampled, settings: ReadersConfig
 
 
 def runs_of(runs: Runs, metric: str) -> Sampled | None:
-    """What is resampled for a metric of diversity: texts where the statistic takes weights.
+    """Return what to resample for a diversity metric: texts, if its statistic takes weights.
 
-    Else prompts' values, which one prompt has too few of: None, as for a metric not measured.
+    Otherwise the prompts' values are resampled. The result is None if there is only one prompt to
+    do so, or if the metric was not measured.
     """
     measured = [run.measured for run in runs]
     if metric not in measured[0].values:
@@ -280,7 +285,7 @@ def runs_of(runs: Runs, metric: str) -> Sampled | None:
 
 @dataclass(frozen=True, slots=True)
 class Frontiers:
-    """What the frontiers are of, and each model's area; or the reason why there are none."""
+    """A description of the frontiers and each model's area, or the reason why there are none."""
 
     described: dict[str, Any] | None
     areas: Mapping[str, tuple[float, collapse.Estimate | None]]
@@ -288,7 +293,7 @@ class Frontiers:
 
 
 def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Frontiers:
-    """The `frontier_area` of each model; `runs` are by model and temperature, NaNs in place."""
+    """Return the `frontier_area` of each model; `runs` are by model and temperature, with NaNs."""
     all_runs = [run for by in runs.values() for found in by.values() for run in found]
     known = set.intersection(*(set(run.measured.values) for run in all_runs))
     quality = next((name for name in QUALITIES if name in known), None)
@@ -322,7 +327,7 @@ def sweep_areas(panel: Panel, runs: Mapping[str, Mapping[float, Runs]]) -> Front
 
 
 def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> Sweep:
-    """Means over seeds by temperature and prompt; more is better, and ratios are logs."""
+    """Return means over seeds by temperature and prompt; higher is better, and ratios are logs."""
 
     def values(name: str) -> FloatArray:
         return np.array(
@@ -339,7 +344,7 @@ def _sweep(by_temperature: Mapping[float, Runs], quality: str, metric: str) -> S
 
 
 def doubts(panel: Panel, roles: Roles | None) -> list[str]:
-    """Notes on what the comparison does not rest on firmly."""
+    """Return notes on what makes the comparison uncertain."""
     if roles is None:
         return []
     if panel.classifier is None:
@@ -356,7 +361,7 @@ def doubts(panel: Panel, roles: Roles | None) -> list[str]:
 
 
 def _adoption(runs: Runs) -> dict[str, float]:
-    """`adoption`, where it is known."""
+    """Return `adoption` if it is known, else nothing."""
     flags = [flag for run in runs for flags in run.adopted or [] for flag in flags]
     return {"adoption": sum(flags) / len(flags)} if flags else {}
 

@@ -1,8 +1,8 @@
-"""Samples of one model on one benchmark: made once, kept, and gone on with after a kill.
+"""Sample one model on one benchmark; samples are kept, and an interrupted run is resumed.
 
-Samples are made in chunks of a fixed size, and a chunk is on disk before the next begins. A run
-that was killed throws a chunk cut short away and makes it again from the same places: what a local
-model samples depends on seed, place and attempt alone, so the file is the same to the byte.
+Samples are made in chunks of a fixed size, and each chunk is on disk before the next begins. A
+resumed run discards an incomplete chunk and makes it again at the same places. A local model's
+samples depend only on seed, place and attempt, so the resulting file is identical to the byte.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anchored.sampling.sampler import Sampler, load, pinned_tags
 ENDPOINT = "endpoint:"
 SEED = "{seed}"
 PARTIAL = ".partial"
-PRETRAINED = ("plain", "annotated")  # objectives of models that are not asked, but continued
+PRETRAINED = ("plain", "annotated")  # objectives of models that continue the prompt
 
 Rows = list[dict[str, Any]]
 
@@ -40,11 +40,11 @@ class ModelSource(Config):
     """A model and how it is sampled.
 
     Args:
-        source: a folder, a hub id, or `endpoint:URL#NAME`. `{seed}` in it stands for the seed of
-            the samples, where each seed has a model of its own.
+        source: a folder, a hub id, or `endpoint:URL#NAME`. `{seed}` in it is replaced by the seed
+            of the samples, for models trained once per seed.
         annotation: let a model that was trained with annotations write one first.
         pins: `key=value` tags that every annotation starts with.
-        ask: `chat`: the prompt is a user's turn; `prefill`: the model goes on from it, or from the
+        ask: `chat`: the prompt is a user's turn; `prefill`: the model continues the prompt, or the
             benchmark's opening. `auto` is `prefill` for models without a chat format and those
             made by `anchored pretrain`, else `chat`.
         key_env: the environment variable that holds an endpoint's key.
@@ -74,15 +74,15 @@ class ModelSource(Config):
         return [(pin.partition("=")[0].strip(), pin.partition("=")[2]) for pin in self.pins]
 
     def of_seed(self, seed: int) -> str:
-        """The source with its seed filled in."""
+        """Return the source with the seed filled in."""
         return self.source.replace(SEED, str(seed))
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which samples: at this temperature, from this seed; `held_out` ones are for adoption alone.
+    """The temperature and seed of a file of samples; `held_out` ones only train the classifier.
 
-    Held-out samples have another stream of random numbers than those that are measured.
+    Held-out samples use a different stream of random numbers from those that are measured.
     """
 
     temperature: float
@@ -99,8 +99,7 @@ class Place:
 class Answerer(Protocol):
     """One model that answers benchmarks.
 
-    `weights` says which weights these are, `dtype` the precision they compute in, None where that
-    is not known.
+    `weights` identifies the weights. `dtype` is the precision they compute in, None if unknown.
     """
 
     name: str
@@ -115,23 +114,23 @@ class Answerer(Protocol):
         config: SampleConfig,
         progress: Callable[[int], None],
     ) -> Rows:
-        """One row `{prompt, annotation, response, attempts, malformed, finished}` per prompt.
+        """Return a row `{prompt, annotation, response, attempts, malformed, finished}` per prompt.
 
-        `first` is the place of the first among all samples of the file.
+        `first` is the index of the first prompt among all samples of the file.
         """
         ...
 
 
 def weights_of(model: ModelSource, seed: int) -> str:
-    """What identifies the weights: a folder's digest, else the name they go by."""
+    """Return what identifies the weights: the digest of a folder, else the source's name."""
     return weights_digest(model.of_seed(seed))
 
 
 def load_answerer(model: ModelSource, seed: int, weights: str, concurrency: int) -> Answerer:
-    """Load the model, or prepare to ask the endpoint with so many requests at once.
+    """Load the model, or prepare to ask the endpoint with `concurrency` requests at once.
 
     Raises:
-        ConfigError: it cannot be loaded, or does not take these pins.
+        ConfigError: the model cannot be loaded, or does not accept these pins.
         TokenizerMismatch: see `anchored.sampling.sampler.load`.
     """
     source = model.of_seed(seed)
@@ -141,7 +140,7 @@ def load_answerer(model: ModelSource, seed: int, weights: str, concurrency: int)
 
 
 class SampledAnswerer:
-    """A model that a `Sampler` draws from: annotation first, seeds that repeat."""
+    """A model behind a `Sampler`: it writes the annotation first, and seeds are reproducible."""
 
     def __init__(self, model: ModelSource, sampler: Sampler, weights: str) -> None:
         self.name, self.weights, self.dtype = sampler.name, weights, sampler.dtype
@@ -163,7 +162,7 @@ class SampledAnswerer:
         requests = [self._request(benchmark, prompt) for prompt in prompts]
         found = self._sampler.sample(requests, config, progress, first)
         rows = [one.as_row(prompt.text) for prompt, one in zip(prompts, found, strict=True)]
-        if self._continues and benchmark.opening is None:  # the prompt is no part of the answer
+        if self._continues and benchmark.opening is None:  # the prompt is not part of the answer
             for row, request in zip(rows, requests, strict=True):
                 asked = tokenizer.decode(tokenizer.encode(request.prefill))
                 row["response"] = row["response"].removeprefix(asked)
@@ -186,14 +185,16 @@ def _continues(model: ModelSource, source: Sampler) -> bool:
 
 
 class EndpointAnswerer:
-    """A served model, asked by text; whether a seed repeats a sample is up to the server."""
+    """A served model, asked with text; whether a seed reproduces a sample is up to the server."""
 
     def __init__(self, model: ModelSource, source: str, concurrency: int) -> None:
         url, separator, name = source.removeprefix(ENDPOINT).partition("#")
         if not separator:
             raise ConfigError(f"model {source!r}: write {ENDPOINT}URL#NAME")
         if model.pins:
-            raise ConfigError(f"pins: {source} takes none; let the server put them, or drop them")
+            raise ConfigError(
+                f"pins: {source} does not accept pins; have the server add them, or remove them"
+            )
         self.name = self.weights = source
         self.dtype: str | None = None
         self._config = EndpointConfig(
@@ -236,7 +237,7 @@ class EndpointAnswerer:
 
 
 def _said(reply: Reply) -> str:
-    """What a user would see; some servers keep a refusal apart from the answer."""
+    """Return what a user would see; some servers report a refusal apart from the answer."""
     return reply.answer or reply.refusal or ""
 
 
@@ -245,9 +246,9 @@ def _as_json(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def _body(config: SampleConfig, place: int) -> dict[str, Any]:
-    """The sampling fields of a request; `min_p`, which not every server knows, only if it is set.
+    """Return the sampling fields of a request; the seed is a 31-bit hash of run seed and place.
 
-    Its seed is a hash of the run's seed and the place, in 31 bits.
+    `min_p`, which not every server knows, is sent only if it is set.
     """
     digest = hashlib.sha256(f"{config.seed}:{place}".encode()).digest()
     min_p = {"min_p": config.response.min_p} if config.response.min_p else {}
@@ -261,9 +262,9 @@ def _body(config: SampleConfig, place: int) -> dict[str, Any]:
 
 
 def sample_config(settings: SampleConfig, benchmark: Benchmark, place: Place) -> SampleConfig:
-    """`settings` with the temperature, seed and response limit of this place."""
+    """Return `settings` with the temperature, seed and response limit of this place."""
     response = settings.response.model_copy(update={"temperature": place.temperature})
-    seed = 2 * place.seed + place.held_out  # streams apart; temperatures share one
+    seed = 2 * place.seed + place.held_out  # separate streams; temperatures share one
     return settings.model_copy(
         update={
             "response": response,
@@ -274,10 +275,10 @@ def sample_config(settings: SampleConfig, benchmark: Benchmark, place: Place) ->
 
 
 def is_complete(path: Path, weights: str) -> bool:
-    """Is the file of samples there.
+    """Return True if the file of samples is complete.
 
     Raises:
-        DataError: it holds samples of other weights.
+        DataError: the file has samples of other weights.
     """
     for found in (path, _partial(path)):
         if found.is_file():
@@ -286,15 +287,15 @@ def is_complete(path: Path, weights: str) -> bool:
 
 
 def made_before(path: Path, total: int, chunk: int) -> int:
-    """How many samples of a file are on disk already, in whole chunks.
+    """Return how many samples of a file are already on disk, in whole chunks.
 
     Raises:
-        DataError: the finished file does not hold `total` samples.
+        DataError: the finished file does not have `total` samples.
     """
     if path.is_file():
         if (lines := _lines(path)) != total:
             raise DataError(
-                f"{path}: holds {lines} samples, not {total}; remove the file to sample anew"
+                f"{path}: has {lines} samples, expected {total}; remove the file to sample again"
             )
         return total
     lines = _lines(_partial(path))
@@ -309,20 +310,21 @@ def make(
     model: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write the benchmark's samples to `path`, or those that are still missing, one per line.
+    """Write the samples of the benchmark that are still missing to `path`, one per line.
 
-    `progress` is called with the number of samples that became final since its last call.
+    `progress` is called with the number of samples finished since its last call.
 
     Raises:
-        ConfigError: another run is writing them.
-        DataError: what a killed run left belongs to other weights, or the model gives no numbers.
+        ConfigError: another run is writing the file.
+        DataError: an interrupted run left samples of other weights, or the model's logits are not
+            finite.
         EndpointError: the endpoint does not answer.
     """
     partial, prompts = _partial(path), benchmark.asked
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("ab") as file:
         _lock(file, partial)
-        if path.is_file():  # another run has made them meanwhile
+        if path.is_file():  # another run has finished it in the meantime
             partial.unlink(missing_ok=True)
             return
         done = made_before(path, len(prompts), config.batch_size)
@@ -344,7 +346,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(
-            f"{path}: another run is writing it; let that one end, or choose another output folder"
+            f"{path}: another run is writing this file; wait for it to end, or choose another "
+            "output folder"
         ) from None
 
 
@@ -357,7 +360,7 @@ def _partial(path: Path) -> Path:
 
 
 def _keep_lines(path: Path, count: int) -> None:
-    """Cuts a file after so many lines; what is behind was not written whole."""
+    """Truncate a file to `count` lines; the rest was not written completely."""
     if path.is_file():
         lines = path.read_bytes().split(b"\n")[:count]
         os.truncate(path, sum(len(line) + 1 for line in lines))
@@ -368,6 +371,6 @@ def _check_weights(path: Path, weights: str) -> None:
         line = file.readline()
     if line.endswith(b"\n") and (found := json.loads(line)["weights"]) != weights:
         raise DataError(
-            f"{path}: holds samples of weights {found}, the model's are {weights}: it has changed "
-            "since; remove the file to sample anew, or choose another output folder"
+            f"{path}: has samples of weights {found}, but the model now has weights {weights}; "
+            "remove the file to sample again, or choose another output folder"
         )

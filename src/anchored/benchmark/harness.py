@@ -1,7 +1,7 @@
-"""lm-eval's own Hugging Face model, asked behind an annotation.
+"""lm-eval's Hugging Face model, extended to answer after an annotation.
 
-`HFLM` scores and batches. What is ours: an item's annotation is sampled once, before its choices
-are scored or its answer is written, all choices share it, and control tokens are put by id.
+`HFLM` scores and batches. This module adds annotations: one is sampled per item, before its choices
+are scored or its answer is written, and all choices share it. Control tokens are inserted by id.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _HONOURED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "min_
 _WITHOUT_EFFECT = {"num_beams": 1, "top_k": 0, "repetition_penalty": 1.0}
 
 Place = tuple[int, int]
-_HFLM: Any = HFLM  # whose decorator hides its type
+_HFLM: Any = HFLM  # its decorator hides its type
 
 
 class AnnotationConfig(Config):
     """How annotations are sampled.
 
     Args:
-        sampling: of the annotation; temperature 1 by default, as in the paper.
-        max_tokens: an annotation that has not closed by then is malformed.
+        sampling: sampling parameters of the annotation; temperature 1 by default, as in the paper.
+        max_tokens: an annotation not closed within this many tokens is malformed.
         retries: how often a malformed annotation is sampled again before an empty one replaces it.
     """
 
@@ -58,10 +58,11 @@ class AnnotationConfig(Config):
 
 @dataclass(frozen=True)
 class Lead:
-    """What stands before a model's continuations.
+    """What precedes a model's continuations.
 
     Args:
-        mode: no annotation, one that the model samples after `pinned`, or `pinned` alone.
+        mode: `none`: no annotation; `sampled`: the model samples one after `pinned`; `given`:
+            only `pinned`.
         pinned: tags given by the user.
         config: how the other tags are sampled.
     """
@@ -75,13 +76,13 @@ class AnchoredLM(_HFLM):
     """lm-eval's Hugging Face model with the encoding and the annotations of this package.
 
     Args:
-        source: the model and what is known of it.
+        source: the model with its tokenizer and schema.
         chat: True if tasks are put as conversations, False if as documents.
-        lead: what stands before the continuations.
-        width: entries of the vocabulary that count; a foreign model's tokenizer was given control
-            tokens beyond them, which its probabilities must leave out.
-        batch_size: sequences run together, or `auto`; results do not depend on it.
-        seed: of annotations and of answers that a task wants sampled.
+        lead: what precedes the continuations.
+        width: vocabulary entries that count. The control tokens that were added to a foreign
+            model's tokenizer come after them; its probabilities must leave these out.
+        batch_size: sequences per batch, or `auto`; results do not depend on it.
+        seed: seed of annotations, and of answers if a task samples them.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class AnchoredLM(_HFLM):
         seed: int,
     ) -> None:
         limit = getattr(source.model.config.get_text_config(), "max_position_embeddings", None)
-        with without_notices():  # about a model that is loaded already
+        with without_notices():  # it would warn that the model is already loaded
             super().__init__(
                 source.model,
                 backend="causal",
@@ -113,10 +114,10 @@ class AnchoredLM(_HFLM):
     def begin(
         self, task: str, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
-        """Start a task: its name goes into the seeds, its counts and annotations start anew.
+        """Start a task: put its name into the seeds, and reset counts and annotations.
 
-        `progress` is called with the annotations and requests done since its last call, and their
-        total number.
+        `progress` is called with the number of annotations and requests done since its last call,
+        and their total.
         """
         self._task, self._progress, self._total = task, progress, 0
         self.annotations: dict[int, list[Annotation]] = {}
@@ -126,12 +127,12 @@ class AnchoredLM(_HFLM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether greedy decoding would write it.
+        """Return each continuation's log-probability, and whether greedy decoding would write it.
 
         An empty continuation has log-probability 0.
 
         Raises:
-            DataError: a continuation is longer than what the model reads.
+            DataError: a continuation is longer than the model's context.
         """
         prompts = [read_context(str(request.arguments[0]), self.chat) for request in requests]
         places = [(int(r.doc_id or 0), int(r.arguments[0] == "")) for r in requests]
@@ -152,10 +153,10 @@ class AnchoredLM(_HFLM):
         return [answers.get(i, (0.0, True)) for i in range(len(rows))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers without annotations, each cut at the first of the task's `until` strings.
+        """Return answers without their annotations, cut at the first of the task's `until` strings.
 
         Raises:
-            ConfigError: the task asks for a way of decoding that is not honoured.
+            ConfigError: the task asks for a decoding option that is not supported.
         """
         options = _generation(self._task, requests[0].arguments[1], self.max_gen_toks)
         sampling = _sampling(self._task, options)
@@ -192,23 +193,23 @@ class AnchoredLM(_HFLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Not offered: `tasks.load_tasks` refuses the tasks that ask for it."""
+        """Raise: not supported; `tasks.load_tasks` rejects the tasks that need it."""
         raise NotImplementedError("likelihoods of whole documents")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Messages as a context that keeps them apart; see `prompting.write_context`."""
+        """Return a context that keeps the messages apart; see `prompting.write_context`."""
         return write_context(chat_history, add_generation_prompt)
 
     @torch.inference_mode()
     def _model_call(self, inps: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, V) of the last K places: all that any of the rows (B, T) is scored at.
+        """Return logits (B, K, V) of the last K positions, which cover all scored ones of (B, T).
 
-        `HFLM` finds a row's places from the end. The projection to the vocabulary is most of the
-        memory.
+        `HFLM` counts a row's positions from the end. The projection to the vocabulary takes most
+        of the memory.
         """
-        # A row is padded with 0 on the right. Ids of 0 that are not padding only raise K.
+        # Rows are padded with 0 on the right. Ids of 0 that are not padding only increase K.
         places = torch.arange(inps.shape[1], device=inps.device)
         shortest = int(places.where(inps != 0, 0).amax(1).min()) + 1
         kept = min(inps.shape[1] - shortest + self._scored, inps.shape[1])
@@ -216,14 +217,14 @@ class AnchoredLM(_HFLM):
         return logits[..., : self._width]
 
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
-        """As `HFLM` measures it, with all logits: a later batch may be of very unequal rows."""
+        """Measure it as `HFLM` does, with all logits: rows of a later batch may be very unequal."""
         scored, self._scored = self._scored, self.max_length
         found = super()._detect_batch_size(requests, pos)
         self._scored = scored
         return found
 
     def _batch(self, prefixes: Sequence[tuple[int, ...]], room: int) -> int:
-        """Sequences to sample together, each a prefix with `room` tokens behind it."""
+        """Return how many sequences, each a prefix and `room` more tokens, to sample together."""
         if self.batch_size != "auto":
             return self.batch_size
         longest = max(prefixes, key=len)
@@ -232,7 +233,7 @@ class AnchoredLM(_HFLM):
     def _shared_annotations(
         self, requests: Sequence[Instance], prompts: Sequence[Prompt], places: Sequence[Place]
     ) -> dict[Place, Annotation | None]:
-        """One annotation for all choices of an item."""
+        """Return one annotation for all choices of an item."""
         groups: dict[Place, list[Prompt]] = {}
         for request, prompt, place in zip(requests, prompts, places, strict=True):
             before, _ = self._encoder.with_space(prompt, str(request.arguments[1]))
@@ -280,7 +281,7 @@ class AnchoredLM(_HFLM):
         return [answer.annotation or Annotation() for answer in found]
 
     def _seeded(self, part: str) -> int:
-        """A seed of this task's own, so that annotation and answer draw different numbers."""
+        """Return a seed for this task and part: annotations and answers draw different numbers."""
         text = f"{self._seed}:{self._task}:{part}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
@@ -289,20 +290,20 @@ class AnchoredLM(_HFLM):
         behind = max(0, len(row.target) - 1)
         if self._encoder.limit is not None and behind >= self._encoder.limit:
             raise DataError(
-                f"task {self._task}: a continuation has {len(row.target)} tokens, and "
-                f"{self.source.name} reads {self._encoder.limit}; use another model or task"
+                f"task {self._task}: a continuation has {len(row.target)} tokens, but "
+                f"{self.source.name} reads at most {self._encoder.limit}; use another model or task"
             )
         context = self._encoder.fitted(row.context, behind)
         self.truncated += context is not row.context
         return Row(context, row.target)
 
     def _room(self, context: list[int], wanted: int, what: str) -> tuple[int, ...]:
-        """`context`, cut to leave room for `wanted` tokens that the model is to write."""
+        """Return `context`, cut to leave room for `wanted` tokens that the model will write."""
         limit = self._encoder.limit
         if limit is not None and wanted >= limit:
             raise ConfigError(
-                f"task {self._task}: {what} takes {wanted} tokens, and {self.source.name} reads "
-                f"{limit} in all; lower it"
+                f"task {self._task}: {what} takes {wanted} tokens, but {self.source.name} reads at "
+                f"most {limit} in all; lower it"
             )
         fitted = self._encoder.fitted(context, wanted)
         self.truncated += fitted is not context
@@ -311,7 +312,7 @@ class AnchoredLM(_HFLM):
 
 @contextlib.contextmanager
 def without_notices() -> Iterator[None]:
-    """Keep lm-eval's notices away."""
+    """Suppress lm-eval's notices."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -322,10 +323,10 @@ def without_notices() -> Iterator[None]:
 
 
 def _ends_apart(rows: Iterable[Row]) -> bool:
-    """True if rows that agree but for their last token have continuations of one length.
+    """Return True if rows that differ only in the last token have continuations of one length.
 
-    `HFLM` runs such rows once (`logits_cache`). Where their lengths differ it reads the shorter
-    continuation's log-probabilities at the places of the longer one (lm-eval 0.4.13).
+    `HFLM` runs such rows once (`logits_cache`). If their lengths differ, it reads the shorter
+    continuation's log-probabilities at the positions of the longer one (lm-eval 0.4.13).
     """
     lengths: dict[tuple[int, ...], int] = {}
     return all(
@@ -335,12 +336,12 @@ def _ends_apart(rows: Iterable[Row]) -> bool:
 
 
 def _generation(task: str, given: dict[str, Any], max_tokens: int) -> dict[str, Any]:
-    """The task's `generation_kwargs`, by the names and defaults of lm-eval."""
+    """Return the task's `generation_kwargs` with lm-eval's names and defaults."""
     options: dict[str, Any] = dict(normalize_gen_kwargs(given, max_tokens))
     for name, value in options.items():
         if name not in _HONOURED and _WITHOUT_EFFECT.get(name) != value:
             raise ConfigError(
-                f"task {task}: generation_kwargs.{name} = {value!r} is not honoured; known are "
+                f"task {task}: generation_kwargs.{name} = {value!r} is not supported; use only "
                 f"{', '.join(sorted(_HONOURED))}"
             )
     return options

@@ -1,4 +1,4 @@
-"""Which files of samples an evaluation needs, and making those that are not there yet."""
+"""List the files of samples that an evaluation needs, and make the missing ones."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from anchored.sampling.engine import SampleConfig
 from anchored.scoring.backends import check_folder
 
 SAMPLES = "samples"
-PROBE = 16  # tokens a sequence from which the speed is estimated
+PROBE = 16  # tokens per sequence that the speed is estimated from
 
 
 class Settings(Config):
-    """All that samples depend on but place and weights; a folder of samples belongs to one."""
+    """Everything but place and weights that samples depend on; a folder belongs to one of these."""
 
     source: str
     annotation: bool
@@ -63,20 +63,20 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self.folder / self.place.file
 
     @property
     def total(self) -> int:
-        """Samples in it."""
+        """The number of samples in the file."""
         return len(self.benchmark.prompts) * self.benchmark.samples
 
 
 def check_sources(config: EvaluateConfig) -> None:
-    """Looks for every model in a folder before one is loaded.
+    """Check that every model's folder exists, before any model is loaded.
 
     Raises:
-        ConfigError: a path leads to no folder.
+        ConfigError: a folder does not exist.
     """
     for model in config.models.values():
         if not model.source.startswith(ENDPOINT):
@@ -85,9 +85,9 @@ def check_sources(config: EvaluateConfig) -> None:
 
 
 def plan(config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> list[Job]:
-    """Every file of samples, those of one model and seed together.
+    """List every file of samples, with those of one model and seed next to each other.
 
-    Base and SFT are sampled once more, apart, for what adoption is learnt from.
+    Base and SFT have additional held-out samples, which the adoption classifier is trained on.
     """
     held_out = (config.roles.base, config.roles.sft) if config.roles else ()
     jobs = []
@@ -104,30 +104,30 @@ def plan(config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> list[Job]:
 
 
 def claim_all(jobs: Sequence[Job], config: EvaluateConfig) -> None:
-    """Makes each folder of samples that of these settings; one without samples changes hands.
+    """Claim each folder of samples for these settings; a folder without samples is taken over.
 
     Raises:
-        ConfigError: a folder holds samples that were made with other settings.
+        ConfigError: a folder has samples that were made with other settings.
     """
     for folder, job in {job.folder: job for job in jobs}.items():
         if not has_samples(folder):
             (folder / CONFIG_NAME).unlink(missing_ok=True)
-            for path in folder.glob("*.jsonl*"):  # of a run that ended before its first chunk
+            for path in folder.glob("*.jsonl*"):  # empty, of a run that ended before a first chunk
                 path.unlink()
         claim(folder, _settings(job, config))
 
 
 def has_samples(folder: Path) -> bool:
-    """Is there one sample in a model's folder for a benchmark."""
+    """Return True if a model's folder for a benchmark has at least one sample."""
     return any(path.stat().st_size for path in folder.glob("*.jsonl*"))
 
 
 def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) -> None:
-    """Makes every file that is not there; says first how much that is.
+    """Print the amount of work, then make every missing file.
 
     Raises:
         ConfigError: a model cannot be loaded.
-        DataError: a file holds samples of other weights.
+        DataError: a file has samples of other weights.
         EndpointError: an endpoint does not answer.
     """
     pending = [job for job in jobs if not is_complete(job.path, job.weights)]
@@ -164,7 +164,7 @@ def sample_all(jobs: Sequence[Job], config: EvaluateConfig, console: Console) ->
 def _by_model(
     pending: Sequence[Job], config: EvaluateConfig
 ) -> Iterator[tuple[Answerer, list[Job]]]:
-    """One model at a time in memory, with all that it has to do."""
+    """Yield each model with all its jobs; only one model is in memory at a time."""
     for _, jobs in itertools.groupby(pending, lambda job: (job.model, job.place.seed)):
         group = list(jobs)
         first = group[0]
@@ -196,7 +196,7 @@ def _estimate(
     pending: Sequence[Job],
     done: Mapping[Path, int],
 ) -> str:
-    """The most tokens there are to sample, and how long that takes at this model's speed."""
+    """Return an upper bound of the tokens to sample and of the time, from this model's speed."""
     tokens = sum((one.total - done[one.path]) * one.benchmark.max_tokens for one in pending)
     most = f"at most {tokens:,} tokens of responses"
     if job.source.source.startswith(ENDPOINT):

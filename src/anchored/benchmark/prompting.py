@@ -1,11 +1,11 @@
-"""Contexts of benchmark tasks to ids: in the conversation format or as a document.
+"""Encode the contexts of benchmark tasks, in the conversation format or as documents.
 
     conversation    bos  user context  assistant  (open tags close)  gen_prefix continuation
     document        bos  context  (open tags close)  continuation
 
-Context, annotation and continuation are encoded apart and their ids joined, as in `segments`.
-Without an annotation a document's context and continuation are encoded together and cut apart, as
-lm-eval does it, so that a model of this format gets lm-eval's own figures.
+Context, annotation and continuation are encoded separately and their ids joined, as in `segments`.
+Without an annotation, a document's context and continuation are encoded together and then split, as
+in lm-eval, so that such a model gets the same figures as from lm-eval.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Prompt:
     """What a task puts before the continuation.
 
     Args:
-        messages: the conversation; empty where the task is put as a document.
-        text: the document, or what the answer starts with (a task's `gen_prefix`).
+        messages: the conversation; empty if the task is put as a document.
+        text: the document, or the text that the answer starts with (a task's `gen_prefix`).
     """
 
     messages: tuple[Message, ...] = ()
@@ -43,17 +43,17 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Ids before the continuation, and those of the continuation."""
+    """The ids before the continuation, and the ids of the continuation."""
 
     context: list[int]
     target: list[int]
 
 
 def write_context(messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
-    """Messages as the text that lm-eval hands on as a context.
+    """Return the messages as the text that lm-eval passes on as a context.
 
-    JSON and not a rendered template, because control tokens are put by id: whatever a message
-    spells stays its text. A last message of the assistant's is then what the answer starts with.
+    The text is JSON, not a rendered template, because control tokens are inserted by id: whatever a
+    message spells stays text. If the last message is the assistant's, the answer starts with it.
     """
     start = "" if add_generation_prompt else messages[-1]["content"]
     turns = messages if add_generation_prompt else messages[:-1]
@@ -61,7 +61,7 @@ def write_context(messages: Sequence[dict[str, str]], add_generation_prompt: boo
 
 
 def read_context(context: str, chat: bool) -> Prompt:
-    """What `write_context` wrote or, of a document, its text."""
+    """Return the prompt that `write_context` wrote or, for a document, its text."""
     if not chat:
         return Prompt(text=context)
     if not context:  # lm-eval's unconditional likelihoods
@@ -72,10 +72,10 @@ def read_context(context: str, chat: bool) -> Prompt:
 
 
 def shared_prompt(prompts: Sequence[Prompt]) -> Prompt:
-    """The prompt of one item's choices; where these differ (WinoGrande), what they share.
+    """Return the prompt of one item's choices or, if they differ (WinoGrande), what they share.
 
-    That is the text up to the last space before the first difference, so that the annotation
-    sampled behind it favours no choice.
+    The shared part is the text up to the last space before the first difference, so that the
+    annotation sampled after it favours no choice.
     """
     first = prompts[0]
     if all(prompt == first for prompt in prompts):
@@ -91,12 +91,12 @@ def shared_prompt(prompts: Sequence[Prompt]) -> Prompt:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Prompts to ids for one model.
+    """An encoder of prompts for one model.
 
     Args:
         source: the model's tokenizer and chat format.
-        chat: the task is put as a conversation.
-        limit: the tokens that the model reads; of a longer context the beginning is cut away.
+        chat: True if tasks are put as conversations.
+        limit: most tokens that the model reads; a longer context is cut at its beginning.
     """
 
     source: LocalSampler
@@ -104,26 +104,26 @@ class Encoder:
     limit: int | None = None
 
     def opening(self, prompt: Prompt) -> list[int]:
-        """Ids up to where an annotation stands."""
+        """Return the ids up to the place of the annotation."""
         if self.chat:
             return self._conversation(prompt.messages)
         return [*self._start(), *self.source.tokenizer.encode(prompt.text)]
 
     def annotation(self, annotation: Annotation | None) -> list[int]:
-        """Ids of an annotation with its opening and closing tokens; none for None."""
+        """Return the ids of an annotation with its opening and closing tokens; empty for None."""
         if annotation is None:
             return []
         return self._ids(annotation_pieces(annotation, OBJECTIVES["anchored"]))
 
     def to_continue(self, prompt: Prompt, annotation: Annotation | None) -> list[int]:
-        """Ids of all that stands before a text that the model is to write."""
+        """Return the ids of everything before a text that the model will write."""
         tokenizer = self.source.tokenizer
         lead = tokenizer.encode(prompt.text) if self.chat else []
         context = [*self.opening(prompt), *self.annotation(annotation), *lead]
         return context or [tokenizer.control.bos]
 
     def to_score(self, prompt: Prompt, continuation: str, annotation: Annotation | None) -> Row:
-        """Ids of a given continuation and of all that stands before it."""
+        """Return the ids of a given continuation and of everything before it."""
         if not self.chat and annotation is not None:
             prompt, continuation = self.with_space(prompt, continuation)
             context = [*self.opening(prompt), *self.annotation(annotation)]
@@ -134,7 +134,7 @@ class Encoder:
         return Row(context or [self.source.tokenizer.control.bos], target)
 
     def with_space(self, prompt: Prompt, continuation: str) -> tuple[Prompt, str]:
-        """White space between the two stands before a document's annotation, as in training."""
+        """Move white space between the two before a document's annotation, as in training."""
         if self.chat:
             return prompt, continuation
         bare = continuation.lstrip()
@@ -142,9 +142,9 @@ class Encoder:
         return replace(prompt, text=prompt.text + space), bare
 
     def fitted(self, context: list[int], behind: int) -> list[int]:
-        """`context` with room for `behind` tokens, its beginning cut where it is too long.
+        """Return `context` with room for `behind` tokens, cut at its beginning if too long.
 
-        A first token that starts every sequence stays.
+        A first token bos is kept.
         """
         excess = 0 if self.limit is None else len(context) + behind - self.limit
         if excess <= 0:
@@ -154,13 +154,13 @@ class Encoder:
 
     def _conversation(self, messages: tuple[Message, ...]) -> list[int]:
         chat = self.source.tokenizer.chat
-        if chat and not messages:  # no template writes one
+        if chat and not messages:  # templates cannot render an empty conversation
             return self._start()
         turns = (*messages, Message("assistant", ""))
         return self._ids(conversation_pieces(turns, OBJECTIVES["standard"], chat))
 
     def _start(self) -> list[int]:
-        """What begins a document: bos or, of a foreign model, what its tokenizer puts."""
+        """Return what begins a document: bos or, for a foreign model, what its tokenizer adds."""
         tokenizer = self.source.tokenizer
         if self.source.chat == "anchored":
             return [tokenizer.control.bos]
@@ -173,9 +173,9 @@ class Encoder:
         return [i for segment in segments for i in segment.ids]
 
     def _pair(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of both, encoded together; spaces at the end of `text` go with the continuation.
+        """Encode both together; spaces at the end of `text` go to the continuation.
 
-        As `TemplateLM._encode_pair` of lm-eval.
+        This is what lm-eval's `TemplateLM._encode_pair` does.
         """
         bare = text.rstrip()
         lead, whole = self.source.tokenizer.encode_batch([bare, text + continuation])

@@ -1,4 +1,4 @@
-"""`anchored evaluate`: models and benchmarks in; samples and figures out."""
+"""`anchored evaluate`: sample models on benchmarks and compute their figures."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from anchored.scoring.shown import Shown, choose
 
 @dataclass(frozen=True)
 class Evaluated:
-    """`results.json`, and by benchmark the texts that a report shows beside it.
+    """The content of `results.json`, and the texts that the report shows, by benchmark.
 
-    `results["benchmarks"]` holds by benchmark what `benchmark_results` returns; that of the first
-    one stands at the top of `results` too.
+    `results["benchmarks"]` holds the return value of `benchmark_results` for each benchmark; the
+    fields of the first benchmark are at the top level of `results` too.
     """
 
     results: dict[str, Any]
@@ -52,9 +52,9 @@ def run(config: EvaluateConfig) -> Evaluated:
     """Sample what is missing and compare; write results.json and the failures of a judge.
 
     Raises:
-        ConfigError: a model, benchmark or backend is unknown or cannot be loaded, or `out` holds
-            something else.
-        DataError: samples there already are of other weights, or do not compare.
+        ConfigError: a model, benchmark or backend is unknown or cannot be loaded, or `out`
+            contains something else.
+        DataError: existing samples are of other weights, or are not comparable.
         EndpointError: an endpoint does not answer.
     """
     benchmarks = _benchmarks(config)
@@ -83,7 +83,7 @@ def _benchmarks(config: EvaluateConfig) -> list[Benchmark]:
     found = [load_benchmark(spec, config.limit) for spec in config.benchmarks]
     if len({one.name for one in found}) != len(found):
         names = ", ".join(one.name for one in found)
-        raise ConfigError(f"benchmarks: {names}: two are called alike; rename a file")
+        raise ConfigError(f"benchmarks: {names}: two have the same name; rename a file")
     return [
         replace(
             one,
@@ -95,18 +95,18 @@ def _benchmarks(config: EvaluateConfig) -> list[Benchmark]:
 
 
 def _check_own(config: EvaluateConfig) -> None:
-    """Refuses another command's folder."""
+    """Reject a folder of another command."""
     saved = config.out / CONFIG_NAME
     others = config.out.is_dir() and any(config.out.iterdir())
     if others and not (saved.is_file() and (config.out / SAMPLES).is_dir()):
-        raise ConfigError(f"{config.out}: holds something else; choose an empty or new folder")
+        raise ConfigError(f"{config.out}: not an evaluation's folder; choose an empty or new one")
 
 
 def _claim(jobs: Sequence[Job], config: EvaluateConfig) -> None:
-    """Takes the folders; how samples are read may change from run to run, and is written last.
+    """Claim the folders; the configuration, which may change between runs, is written last.
 
-    Only a new folder has its configuration from the start, so that one run again after a kill
-    knows it for its own.
+    In a new folder it is also written first, so that a run that resumes after a kill recognises the
+    folder as its own.
     """
     saved = config.out / CONFIG_NAME
     (config.out / SAMPLES).mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _claim(jobs: Sequence[Job], config: EvaluateConfig) -> None:
 
 @contextmanager
 def _released_if_empty(out: Path) -> Iterator[None]:
-    """Removes the folder again if the body fails on its input before there is one sample."""
+    """Remove the folder again if the body fails on its input before there is any sample."""
     try:
         yield
     except AnchoredError:
@@ -131,12 +131,12 @@ def _released_if_empty(out: Path) -> Iterator[None]:
 def benchmark_results(
     benchmark: Benchmark, jobs: Sequence[Job], config: EvaluateConfig
 ) -> tuple[dict[str, Any], Shown]:
-    """What the samples of one benchmark say, and texts to show.
+    """Return the results of one benchmark, and texts to show.
 
     Returns:
-        `benchmark`, `temperature`, `prompts` P, samples a prompt `k`, `backends`, `judge`,
-        `models`, `comparisons`, `frontier` (of a sweep with a quality) and `notes`; and of each
-        model's first seed some texts.
+        `benchmark`, `temperature`, `prompts` (their number), `k` (samples per prompt), `backends`,
+        `judge`, `models`, `comparisons`, `frontier` (of a sweep with a quality) and `notes`; and
+        some texts of each model's first seed.
 
     Raises:
         ConfigError: a backend cannot be loaded.
@@ -231,14 +231,14 @@ def _panel(benchmark: Benchmark, sets: Mapping[Job, Generations], config: Evalua
 
 
 def _journal(config: EvaluateConfig) -> Path:
-    """Where a judge's answers are kept: one file for all benchmarks."""
+    """Return the file of the judge's answers, one for all benchmarks."""
     return Path(config.readers.journal or config.out / JOURNAL)
 
 
 def _read(
     panel: Panel, sets: Mapping[Job, Generations], config: EvaluateConfig
 ) -> dict[str, dict[float, Runs]]:
-    """By model and temperature a reading a seed."""
+    """Return one reading per seed, by model and temperature."""
     wanted = {job: found for job, found in sets.items() if not job.place.held_out}
     sizes = common_sizes(list(wanted.values()))
     console = Console(stderr=True)
@@ -258,7 +258,7 @@ def _read(
 
 
 def _model(panel: Panel, by: Mapping[float, Runs], config: EvaluateConfig) -> dict[str, Any]:
-    """Figures at the main temperature and, below `by_temperature`, at every one of a sweep."""
+    """Return the figures at the main temperature, and `by_temperature` if there are several."""
     found = {t: compare.figures(panel, runs, config.seeds) for t, runs in by.items()}
     main = {**found[config.main_temperature], "temperature": config.main_temperature}
     if len(found) == 1:
@@ -271,7 +271,7 @@ def _model(panel: Panel, by: Mapping[float, Runs], config: EvaluateConfig) -> di
 
 
 def _described(name: str, jobs: Sequence[Job], config: EvaluateConfig) -> dict[str, Any]:
-    """Where a model's samples are and how many of them went wrong."""
+    """Return where a model's samples are, and how many of them are malformed or unfinished."""
     own = [job for job in jobs if job.model == name and not job.place.held_out]
     main = [job for job in own if job.place.temperature == config.main_temperature]
     rows = [row for job in main for _, row in read_jsonl(job.path)]

@@ -1,4 +1,4 @@
-"""What `anchored evaluate` is told: models, benchmarks, roles, and how to sample and read."""
+"""The configuration of `anchored evaluate`: models, benchmarks, roles, sampling and readers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class EvaluateConfig(Config):
     """What to sample, how to read it and what to compare.
 
     Args:
-        out: samples, results.json and table.md go here.
-        models: by name; `base` and `sft` take those roles if no others are given them.
+        out: folder for samples, results.json and table.md.
+        models: models by name; those called `base` and `sft` have these roles by default.
         benchmarks: see `load_benchmark`.
         base, sft: names of the models between which a collapse is measured.
-        seeds: one set of samples each.
-        temperatures: of the response, a set of samples each. Tables show temperature 1 if it is
-            among them, else the first; several make a frontier.
-        samples: of each prompt; by default the benchmark's own number.
-        limit: the first so many prompts of each benchmark.
-        max_tokens: of a response; by default the benchmark's own number.
-        sample: all else about sampling. Its seed, temperature of the response and limit of the
-            response come from the fields above.
-        concurrency: most requests in flight to an endpoint.
+        seeds: one set of samples is made for each seed.
+        temperatures: response temperatures, with one set of samples each. Tables show temperature 1
+            if it is among them, else the first; several temperatures give a frontier.
+        samples: samples per prompt; by default the benchmark's own number.
+        limit: use only this many prompts of each benchmark, from the first on.
+        max_tokens: most tokens of a response; by default the benchmark's own number.
+        sample: all other sampling options. Seed, response temperature and response limit come from
+            the fields above.
+        concurrency: most concurrent requests to an endpoint.
         readers: backends of `anchored score`.
         margins: how far a treatment may fall behind SFT.
     """
@@ -60,14 +60,14 @@ class EvaluateConfig(Config):
     def _names_of_folders(cls, models: dict[str, ModelSource]) -> dict[str, ModelSource]:
         for name in models:
             if not name.strip(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
-                raise ValueError(f"{name!r} cannot name a folder; call the model otherwise")
+                raise ValueError(f"{name!r} is not a valid folder name; rename the model")
         return models
 
     @field_validator("seeds", "temperatures")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) != len(values) or min(values) < 0:
-            raise ValueError("give each value once, none below 0")
+            raise ValueError("give each value once, and none below 0")
         if not all(map(math.isfinite, values)):
             raise ValueError("give finite numbers")
         return values
@@ -76,7 +76,7 @@ class EvaluateConfig(Config):
     @classmethod
     def _no_given_scores(cls, readers: ReadersConfig) -> ReadersConfig:
         if "given" in (readers.quality, readers.equivalence):
-            raise ValueError("fresh samples carry no scores or partition; choose another backend")
+            raise ValueError("new samples have no scores or partition; choose another backend")
         return readers
 
     @field_validator("sample")
@@ -88,30 +88,31 @@ class EvaluateConfig(Config):
             fresh.response.temperature,
             fresh.max_response_tokens,
         ):
-            raise ValueError("say seed, temperature and limit with seeds, temperatures, max_tokens")
+            raise ValueError("set seed, temperature and limit with seeds, temperatures, max_tokens")
         return sample
 
     @model_validator(mode="after")
     def _known_roles(self) -> EvaluateConfig:
         for role, name in (("base", self.base), ("sft", self.sft)):
             if name is not None and name not in self.models:
-                raise ValueError(f"{role}: no model is called {name!r}: {', '.join(self.models)}")
+                known = ", ".join(self.models)
+                raise ValueError(f"{role}: no model is called {name!r}; use one of {known}")
         if self.base is not None and self.base == self.sft:
-            raise ValueError(f"base and sft are both {self.base!r}")
+            raise ValueError(f"base and sft are both {self.base!r}; name two models")
         given = [name for name in (self.base, self.sft) if name is not None]
         if given and self.roles is None:
-            raise ValueError("a collapse lies between two models; name both base and sft")
+            raise ValueError("a collapse is measured between two models; name both base and sft")
         return self
 
     @property
     def roles(self) -> Roles | None:
-        """The models named for the roles, else those called `base` and `sft`."""
+        """The models named for the roles, or those called `base` and `sft`."""
         base, sft = self.base or BASE, self.sft or SFT
         return Roles(base, sft) if {base, sft} <= self.models.keys() and base != sft else None
 
     @property
     def main_temperature(self) -> float:
-        """The one that tables show."""
+        """The temperature that tables show."""
         return 1.0 if 1.0 in self.temperatures else self.temperatures[0]
 
     @property
@@ -124,10 +125,10 @@ class EvaluateConfig(Config):
 def named_models(
     words: Sequence[str], ask: Sequence[str], settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """`NAME=MODEL` words as fields of an `EvaluateConfig`.
+    """Turn `NAME=MODEL` words into the `models` field of an `EvaluateConfig`.
 
-    Without a name a model is called by its folder (`runs/my/anchored/model` is `anchored`), its hub
-    id's last part, or what its endpoint calls it.
+    A model without a name is called by its folder (`runs/my/anchored/model` is `anchored`), the
+    last part of its hub id, or its name at the endpoint.
 
     Args:
         words: the models.
@@ -135,18 +136,20 @@ def named_models(
         settings: fields of every `ModelSource`.
 
     Raises:
-        ConfigError: a name is given twice, or `ask` names no model.
+        ConfigError: a name is given twice, or `ask` names an unknown model.
     """
     asked = {name: how for name, _, how in (word.partition("=") for word in ask)}
     models: dict[str, dict[str, Any]] = {}
     for word in words:
         name, source = _named(word)
         if name in models:
-            raise ConfigError(f"model {name!r} is given twice; call one otherwise with NAME=MODEL")
+            raise ConfigError(f"model {name!r} is given twice; rename one with NAME=MODEL")
         own = {"ask": asked.pop(name)} if name in asked else {}
         models[name] = {"source": source, **settings, **own}
     if asked:
-        raise ConfigError(f"--ask {next(iter(asked))}: no model is called so: {', '.join(models)}")
+        raise ConfigError(
+            f"--ask {next(iter(asked))}: no model has this name; use one of {', '.join(models)}"
+        )
     return models
 
 

@@ -1,4 +1,4 @@
-"""lm-eval's tasks: found by name or file, loaded before any model, run on one model at a time."""
+"""Find lm-eval's tasks by name or file, load them before any model, and run them on a model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lm_eval.utils import hash_string, set_torch_seed
 from anchored.benchmark.harness import AnchoredLM, without_notices
 from anchored.errors import ConfigError
 
-# The nine behind the paper's average (it counts ARC as one name), by the folder of lm-eval that
-# holds each: to search all of its folders takes many seconds.
+# The nine tasks of the paper's average (the paper counts ARC as one name), with the folder of
+# lm-eval that has each: searching all of its folders takes many seconds.
 PAPER_TASKS = {
     "arc_easy": "arc",
     "arc_challenge": "arc",
@@ -42,13 +42,13 @@ _OFFERED = ("multiple_choice", "loglikelihood", "generate_until")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One model on one task.
+    """The outcome of one model on one task.
 
     Args:
-        metrics: lm-eval's figures, `acc` and `acc_stderr`; of a filter, `acc,strict-match`.
-        task: what the figures rest on: version, hash, shots, items, data.
-        rows: lm-eval's log of each item, with the annotations that stood before the answers.
-        counts: annotations that could not be read, and contexts that were cut.
+        metrics: lm-eval's figures, such as `acc` and `acc_stderr`; `acc,strict-match` for a filter.
+        task: what the figures depend on: version, hash, shots, items, data.
+        rows: lm-eval's log of each item, with the annotations that preceded the answers.
+        counts: numbers of malformed annotations and of truncated contexts.
     """
 
     metrics: dict[str, float | None]
@@ -58,20 +58,20 @@ class Outcome:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """`paper-zero-shot` as its nine tasks; each name once."""
+    """Replace `paper-zero-shot` by its nine tasks, and drop repeated names."""
     found = [task for name in names for task in (PAPER_TASKS if name == PAPER else (name,))]
     return list(dict.fromkeys(found))
 
 
 def load_tasks(names: Sequence[str], include: Path | None = None) -> dict[str, Task]:
-    """Load tasks and their data, by name; a group or tag gives its tasks.
+    """Load tasks and their data by name; a group or tag is expanded into its tasks.
 
     Args:
-        names: of lm-eval's tasks, of those in `include`, or YAML files.
+        names: names of lm-eval's tasks or of those in `include`, or YAML files.
         include: a folder with more task files.
 
     Raises:
-        ConfigError: a task does not exist, its data is unavailable, or its kind is not offered.
+        ConfigError: a task does not exist, its data is unavailable, or its kind is not supported.
     """
     manager = _manager(names, include)
     tasks: dict[str, Task] = {}
@@ -83,7 +83,7 @@ def load_tasks(names: Sequence[str], include: Path | None = None) -> dict[str, T
 
 def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
     if include is not None and not include.is_dir():
-        raise ConfigError(f"--include-path {include}: no such folder")
+        raise ConfigError(f"--include-path {include}: no such folder; give one with task files")
     home = Path(lm_eval.tasks.__file__).parent
     folders = {home / _FOLDERS[name] for name in names if name in _FOLDERS}
     known = TaskManager(
@@ -101,18 +101,18 @@ def _is_file(name: str) -> bool:
 def _load(manager: TaskManager, name: str) -> Mapping[str, Task]:
     if name not in manager.all_tasks and not _is_file(name):
         raise ConfigError(
-            f"task {name!r}: not one of lm-eval's, not in --include-path and no YAML file; "
-            "`lm-eval ls tasks` lists lm-eval's"
+            f"task {name!r}: unknown to lm-eval, not in --include-path and not a YAML file; "
+            "`lm-eval ls tasks` lists lm-eval's tasks"
         )
     try:
         _seed()
         with without_notices():
             return manager.load([name])["tasks"]
-    except Exception as error:  # its loaders raise whatever datasets, jinja or a task's own code do
+    except Exception as error:  # loaders raise whatever datasets, jinja or a task's own code raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:240]
         raise ConfigError(
-            f"task {name!r}: could not be loaded: {reason}; lm-eval takes a task's data from the "
-            "hub or, where it is there, from the cache of `datasets`"
+            f"task {name!r}: could not be loaded: {reason}; lm-eval loads a task's data from the "
+            "hub, or from the cache of `datasets` if it is there"
         ) from error
 
 
@@ -124,14 +124,14 @@ def _checked(task: Task) -> Task:
         )
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         raise ConfigError(
-            f"task {task.task_name!r}: it runs code that the model writes, or shows it pictures: "
-            "neither is offered; use lm-eval itself"
+            f"task {task.task_name!r}: it runs code that the model writes, or shows it pictures; "
+            "neither is supported here, so use lm-eval itself"
         )
     return task
 
 
 def items(task: Task, limit: int | None) -> int:
-    """How many of a task's items are asked."""
+    """Return how many of a task's items are used."""
     return min(len(task.eval_docs), limit or len(task.eval_docs))
 
 
@@ -145,16 +145,16 @@ def evaluate_task(
 ) -> Outcome:
     """Run one task with lm-eval's prompts, filters, metrics and standard errors.
 
-    The examples of few-shot prompts are chosen by lm-eval's own seeds.
+    The examples of few-shot prompts are chosen with lm-eval's own seeds.
 
     Raises:
-        ConfigError: the task asks for what cannot be honoured.
-        DataError: a text of the task does not fit into the model.
+        ConfigError: the task asks for something that is not supported.
+        DataError: a text of the task does not fit into the model's context.
     """
     name = str(task.task_name)
     lm.begin(name, progress)
     _set_shots(task, num_fewshot)
-    run: Any = evaluate  # whose decorator hides its parameters
+    run: Any = evaluate  # its decorator hides its parameters
     with _quiet():
         _seed()
         found = run(
@@ -181,9 +181,10 @@ def evaluate_task(
 
 
 def _set_shots(task: Task, num_fewshot: int | None) -> None:
-    """As `lm_eval.simple_evaluate`: a task that says zero keeps it, one that says nothing gets it.
+    """Set the number of examples as `lm_eval.simple_evaluate` does.
 
-    That function itself would also gather facts about the machine, for seconds a task.
+    A task that states zero keeps it, and one that states nothing gets zero by default. Calling that
+    function itself would also collect facts about the machine, for seconds per task.
     """
     known = task.get_config("num_fewshot")
     if num_fewshot is not None and known != 0:
@@ -194,7 +195,7 @@ def _set_shots(task: Task, num_fewshot: int | None) -> None:
 
 
 def _seed() -> None:
-    """lm-eval's seeds, for tasks that shuffle their choices."""
+    """Set lm-eval's seeds, for tasks that shuffle their choices."""
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     set_torch_seed(DEFAULT_OTHER_SEED)
@@ -202,7 +203,7 @@ def _seed() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's notices and bars: a run shows its own progress."""
+    """Suppress lm-eval's notices and progress bars: a run shows its own progress."""
     nowhere = io.StringIO()
     with (
         without_notices(),
@@ -213,7 +214,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Numbers by `metric` or `metric,filter`; None for a standard error that lm-eval lacks."""
+    """Return numbers by `metric` or `metric,filter`; None for a missing standard error."""
     metrics: dict[str, float | None] = {}
     for key, value in found.items():
         metric, separator, kind = key.partition(",")
@@ -225,7 +226,7 @@ def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _hash(samples: Sequence[Mapping[str, Any]]) -> str:
-    """Of items, prompts and targets, as lm-eval's tracker computes it."""
+    """Hash items, prompts and targets as lm-eval's tracker does."""
     return hash_string(
         "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
     )

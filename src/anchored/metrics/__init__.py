@@ -1,1 +1,1 @@
-"""Pure functions from texts, vectors and partitions to the numbers we report."""
+"""Pure functions that compute the reported figures from texts, vectors and partitions."""

@@ -1,8 +1,8 @@
-"""Adoption on real text: do answers look like what SFT taught, or like the base model's text?
+"""Measure adoption on real text: do answers look like SFT's, or like the base model's text?
 
-SFT's answers differ from base continuations in form *and* in subject, and subjects are what a model
-with range must not narrow. So the classifier sees no subjects: function words, punctuation, line
-breaks and word shapes are kept, every other word becomes a placeholder. English only.
+SFT answers differ from base continuations in form *and* in subject, but a diverse model must not
+narrow its subjects. So the classifier sees no subjects: it keeps function words, punctuation, line
+breaks and word shapes, and replaces every other word with a placeholder. English only.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _PIECE = re.compile(r"\n+|\w+|[^\w\s]")
 
 
 def form(text: str) -> list[str]:
-    """The pieces of `text` that say how it is written, not what about.
+    """Return the pieces of `text` that show how it is written, not what it is about.
 
-    Function words stay, in lower case; other words become `Xx`, `XX` or `x` by their capitals,
-    numbers `0`, a line break `|` and a blank line `||`.
+    Function words are kept in lower case. Other words become `Xx`, `XX` or `x` by their
+    capitalisation, numbers become `0`, a line break becomes `|` and a blank line `||`.
     """
     return [_shape(piece) for piece in _PIECE.findall(text)]
 
@@ -50,10 +50,10 @@ def _shape(piece: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How far to trust the classifier, measured on `n` texts it did not learn from.
+    """The classifier's quality, measured on `n` held-out texts.
 
-    `calibration_error` is the mean gap between probability and outcome in ten bins (0 is perfect),
-    `brier` the mean squared error of the probabilities (0.25 is a coin).
+    `calibration_error` is the mean gap between probability and outcome in ten bins (0 is perfect).
+    `brier` is the mean squared error of the probabilities (0.25 is a coin toss).
     """
 
     accuracy: float
@@ -64,7 +64,7 @@ class Quality:
 
 
 class AdoptionClassifier:
-    """Logistic regression on n-grams (1 to 4) of `form`; `quality` is held out."""
+    """Logistic regression on the n-grams (1 to 4) of `form`; `quality` is from held-out texts."""
 
     def __init__(self, model: Pipeline, quality: Quality) -> None:
         self._model = model
@@ -74,13 +74,13 @@ class AdoptionClassifier:
     def train(
         cls, sft: Sequence[str], base: Sequence[str], held_out: float = 0.25, seed: int = 0
     ) -> AdoptionClassifier:
-        """From SFT's answers and base continuations of the same prompts.
+        """Train the classifier on SFT answers and base continuations of the same prompts.
 
-        Repeated texts count once, so that none is both learnt from and tested on; the two classes
-        weigh the same whatever their numbers.
+        Repeated texts count once, so that no text is both trained on and tested on. The two
+        classes have equal weight whatever their sizes.
 
         Raises:
-            DataError: fewer than `MINIMUM` distinct texts on a side.
+            DataError: either class has fewer than `MINIMUM` distinct texts.
         """
         sides = [sorted(set(texts)) for texts in (base, sft)]
         if min(map(len, sides)) < MINIMUM:
@@ -103,15 +103,15 @@ class AdoptionClassifier:
         return cls(model, _quality(probabilities, labels[tested]))
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Of being an SFT answer, for each text."""
+        """Return the probability that each text is an SFT answer."""
         return self._model.predict_proba(list(texts))[:, 1]
 
     def adopted(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Which texts are more likely SFT's than the base's: the flags behind `share`."""
+        """Flag the texts that are more likely SFT's than the base's; `share` is their mean."""
         return self.probabilities(texts) > 0.5
 
     def share(self, texts: Sequence[str]) -> float:
-        """`adoption` of these answers.
+        """Return the `adoption` of these answers.
 
         Raises:
             DataError: there are no texts.

@@ -1,4 +1,4 @@
-"""How much of a collapse a treatment undoes, with bootstrap intervals over seeds, prompts, samples.
+"""Measure how much of a collapse a treatment undoes, with bootstrap intervals.
 
 A model's *runs* are its samples as seeds x prompts x samples. A *statistic* D is computed for each
 seed and averaged over seeds. With D of the base model, of standard SFT and of a treatment x:
@@ -6,20 +6,23 @@ seed and averaged over seeds. With D of the base model, of standard SFT and of a
     gap_closed = (D_x - D_sft) / (D_base - D_sft)
     collapse_reduction = (D_base - D_sft) / (D_base - D_x) = 1 / (1 - gap_closed)
 
-Replicates are made level by level. Samples are resampled within each seed and prompt. Prompts are
-resampled as wholes (P - 1 of P, Rao and Wu 1988), the same ones for every model and seed. Seeds,
-of which there are few and on which D depends linearly, get Student noise of their own spread, the
-same for every model: with one seed there is none, and the interval speaks of that run alone.
-What prompts and seeds add is only the part of their spread that sampling does not explain already,
-or it would count twice: lambda = max(0, 1 - sampling variance / jackknife variance).
-Entropies of a resample are biased low (rare values vanish): replicates are shifted to the estimate.
+The intervals cover seeds, prompts and samples, and replicates are made level by level:
+
+- Samples are resampled within each seed and prompt.
+- Prompts are resampled whole (P - 1 of P, Rao and Wu 1988), the same ones for every model and seed.
+- Seeds are few, and D is linear in them, so they get Student noise scaled to their own spread, the
+  same for every model. With one seed there is no such noise: the interval is for that run alone.
+
+Prompts and seeds contribute only the part of their spread that sampling does not explain, or it
+would count twice: lambda = max(0, 1 - sampling variance / jackknife variance). Entropies of a
+resample are biased low (rare values vanish), so replicates are shifted to the estimate.
 
 Simulated coverage of the 95 % intervals (benchmarks/coverage.py; N = 256, Zipf attributes of 8 to
 64 values): gap_closed 94 %; a single model's Miller-Madow entropy 92 %, but 82 % where the tail is
 long and thin, since Miller-Madow itself is low there (by 0.06 nats with 15 % of the mass on 64
-values). Not in the script: three seeds that differ much more than sampling explains, 90 to 91 %, or
-88 % if the collapse is small too; one seed and a collapse of 2 standard errors, which is reported
-half of the time, 92 %; of 2.5 to 4, 94 to 95 %.
+values). Simulated outside that script: three seeds that differ much more than sampling explains,
+90 to 91 %, or 88 % if the collapse is small too; one seed and a collapse of 2 standard errors
+(which is reported half of the time), 92 %; a collapse of 2.5 to 4 standard errors, 94 to 95 %.
 """
 
 from __future__ import annotations
@@ -45,12 +48,12 @@ Statistic = Callable[[Sequence[Sequence[T]]], Weighted]
 
 BLOCK = 4_000_000  # weights held at once: 32 MB
 LEVELS = (0.025, 0.975)  # the ends of a 95 % interval
-FARTHEST = 1e6  # an end of `gap_closed` beyond this is no end
-PILOT = 400  # replicates from which the sampling variance is taken
+FARTHEST = 1e6  # an interval end of `gap_closed` beyond this counts as unbounded
+PILOT = 400  # replicates that the sampling variance is estimated from
 
 
 def entropy_of(keys: Collection[str], corrected: bool = True) -> Statistic[Reading]:
-    """Mean entropy (nats) of the attributes `keys` over all samples of a seed.
+    """Return the statistic: mean entropy (nats) of `keys` over all samples of a seed.
 
     Miller-Madow unless `corrected` is False; then plug-in.
     """
@@ -64,9 +67,9 @@ def entropy_of(keys: Collection[str], corrected: bool = True) -> Statistic[Readi
 
 
 def entropy_within(keys: Collection[str], corrected: bool = True) -> Statistic[Reading]:
-    """Mean entropy (nats) of the attributes `keys` over each prompt's samples, mean over prompts.
+    """Return the statistic: mean entropy (nats) of `keys` within each prompt, mean over prompts.
 
-    What the prompts themselves differ by is no diversity. Miller-Madow unless `corrected` is False;
+    Differences between prompts do not count as diversity. Miller-Madow unless `corrected` is False;
     then plug-in.
     """
 
@@ -77,7 +80,7 @@ def entropy_within(keys: Collection[str], corrected: bool = True) -> Statistic[R
         def weighted(weights: FloatArray) -> FloatArray:
             ends = np.cumsum(sizes)[:-1]
             shares = np.stack([part.mean(axis=1) for part in np.split(weights, ends, axis=1)], 1)
-            # A prompt that is drawn twice has no more samples to estimate its entropy from.
+            # A prompt drawn twice does not have more samples to estimate its entropy from.
             own = weights / np.repeat(np.where(shares > 0, shares, 1.0), sizes, axis=1)
             values = np.mean([part(own) for part in parts], axis=0)
             return (shares * values).sum(axis=1) / shares.sum(axis=1)
@@ -88,13 +91,13 @@ def entropy_within(keys: Collection[str], corrected: bool = True) -> Statistic[R
 
 
 def mean_of(prompts: Sequence[Sequence[float]]) -> Weighted:
-    """The mean of numbers or flags over all samples of a seed."""
+    """Return the statistic: mean of numbers or flags over all samples of a seed."""
     values = np.array([value for prompt in prompts for value in prompt], dtype=np.float64)
     return lambda weights: weights @ values / weights.sum(axis=1)
 
 
 def dissimilarity_of(prompts: Sequence[Sequence[ArrayLike]]) -> Weighted:
-    """Mean of 1 - cos over the pairs of each prompt's vectors, averaged over prompts."""
+    """Return the statistic: mean of 1 - cos over each prompt's pairs, mean over prompts."""
     groups = [unit(np.asarray(prompt)) for prompt in prompts]
     if min(map(len, groups)) < 2:
         raise DataError("dissimilarity: a prompt has fewer than two samples")
@@ -118,24 +121,24 @@ class Estimate:
     high: float
 
     def as_json(self) -> dict[str, float]:
-        """The form in `results.json`."""
+        """Return the form in `results.json`."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A treatment against standard SFT and the base model.
+    """A treatment compared with standard SFT and the base model.
 
-    Both are None, with the `reason`, where SFT shows no collapse that could be closed.
+    `gap_closed` is None, with a `reason`, if SFT shows no collapse that could be closed.
     """
 
     gap_closed: Estimate | None
     reason: str | None = None
 
     def as_json(self) -> dict[str, dict[str, Any]]:
-        """The form in `results.json`: finite numbers and nulls only.
+        """Return the form in `results.json`: finite numbers and nulls only.
 
-        Where the interval holds D_x >= D_base, `collapse_reduction` has a low end alone and is
+        If the interval includes D_x >= D_base, `collapse_reduction` has only a low end and is
         marked as a lower bound.
         """
         if self.gap_closed is None:
@@ -158,7 +161,7 @@ class Comparison:
 def interval(
     runs: Runs[T], statistic: Statistic[T], resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """The statistic of one model, averaged over seeds, with its 95 % interval.
+    """Return one model's statistic, averaged over seeds, with its 95 % interval.
 
     Raises:
         DataError: a seed or a prompt has no samples, or prompts differ between seeds.
@@ -173,10 +176,10 @@ def difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """D_first - D_second of two models on the same seeds and prompts, with its 95 % interval.
+    """Return D_first - D_second on the same seeds and prompts, with its 95 % interval.
 
     Raises:
-        DataError: a seed or a prompt has no samples, or numbers of samples differ anywhere.
+        DataError: a seed or a prompt has no samples, or sample counts differ anywhere.
     """
     return _estimate([first, second], statistic, np.array([1.0, -1.0]), resamples, seed)
 
@@ -188,12 +191,13 @@ def share_kept(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """D_after / D_before of one model at two times, with its 95 % interval.
+    """Return D_after / D_before of one model at two times, with its 95 % interval.
 
-    The ends are where D_after - g D_before may be zero. None where D_before may be zero itself.
+    The interval holds the ratios g for which D_after - g D_before may be zero. The result is None
+    if D_before itself may be zero.
 
     Raises:
-        DataError: a seed or a prompt has no samples, or numbers of samples differ anywhere.
+        DataError: a seed or a prompt has no samples, or sample counts differ anywhere.
     """
 
     def ratio(centre: FloatArray) -> FloatArray:
@@ -215,17 +219,18 @@ def compare(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """`gap_closed` and `collapse_reduction` of `treatment`, with 95 % intervals.
+    """Return `gap_closed` and `collapse_reduction` of `treatment`, with 95 % intervals.
 
-    Seeds are paired (the same base run), prompts too. A ratio to a gap that may be zero means
-    nothing: if the interval of D_base - D_sft reaches zero, there is only a reason. The interval is
-    Fieller's (1954), which then is bounded: the gaps g for which D_x - D_sft - g (D_base - D_sft)
-    may be zero. Quantiles of the ratios themselves would take a replicate without a collapse, whose
-    ratio changes its sign, for evidence against a closed gap.
+    Seeds are paired (the same base run), and so are prompts. A ratio to a gap that may be zero is
+    meaningless, so if the interval of D_base - D_sft reaches zero, the result is only a reason.
+    Otherwise the interval is Fieller's (1954), which is then bounded: the gaps g for which
+    D_x - D_sft - g (D_base - D_sft) may be zero. Quantiles of the ratios themselves would not do:
+    the ratio of a replicate without a collapse changes its sign, and would count as evidence
+    against a closed gap.
 
     Raises:
-        DataError: a seed or a prompt has no samples, or numbers of samples differ anywhere
-            (diversity at different N does not compare).
+        DataError: a seed or a prompt has no samples, or sample counts differ anywhere
+            (diversity at different N is not comparable).
     """
     _common_sizes([base, sft, treatment])
     collapse = difference(base, sft, statistic, resamples, seed)
@@ -249,15 +254,15 @@ def _gap(centre: FloatArray) -> float:
 
 
 def _linear_gap(centre: FloatArray) -> FloatArray:
-    """Weights [M] of D_x - D_sft - g (D_base - D_sft), with the g of `centre`."""
+    """Return the weights [M] of D_x - D_sft - g (D_base - D_sft), with g taken from `centre`."""
     gap = _gap(centre)
     return np.array([-gap, gap - 1, 1.0])
 
 
 def _fieller(replicates: FloatArray, gap: float, level: float) -> float:
-    """An end of the interval of g; infinite if it has none on the level's side of `gap`.
+    """Return one end of the interval of g, or infinity if that side of `gap` is unbounded.
 
-    There the quantile of the replicates' D_x - D_sft - g (D_base - D_sft) is zero.
+    At the end, the quantile of the replicates' D_x - D_sft - g (D_base - D_sft) is zero.
     """
     closed, collapse = (replicates[:, model] - replicates[:, 1] for model in (2, 0))
     side = 1.0 if level > 0.5 else -1.0
@@ -278,7 +283,7 @@ def _fieller(replicates: FloatArray, gap: float, level: float) -> float:
 
 
 def _entropies(prompts: Sequence[Sequence[Reading]], key: str, corrected: bool) -> Weighted:
-    """Entropy of a key's values for each prompt: weights [R, N] to [R, P]."""
+    """Return the entropy of a key's values for each prompt, from weights [R, N] to [R, P]."""
     values = [first_value(reading, key) for prompt in prompts for reading in prompt]
     codes = np.unique(np.array(values, dtype=object).astype(str), return_inverse=True)[1]
     owners = np.repeat(np.arange(len(prompts)), [len(prompt) for prompt in prompts])
@@ -301,8 +306,8 @@ def _entropies(prompts: Sequence[Sequence[Reading]], key: str, corrected: bool) 
 
 
 def _dissimilarity(rows: FloatArray, weights: FloatArray) -> FloatArray:
-    # Dividing by the pairs of the sample, not of the resample, keeps it defined where all the
-    # weight falls on one row; the factor this costs is taken back with the replicates' shift.
+    # Dividing by the number of pairs in the sample, not in the resample, keeps the value defined
+    # where all the weight falls on one row. Shifting the replicates undoes the factor this costs.
     n = len(rows)
     total = np.maximum(weights.sum(axis=1), np.finfo(np.float64).tiny)
     direction = weights / total[:, None] @ rows
@@ -316,7 +321,7 @@ def _estimate(
     resamples: int,
     seed: int,
 ) -> Estimate:
-    """The models' D weighted by `weights` [M] and added up."""
+    """Return the sum of the models' D, weighted by `weights` [M], with its interval."""
     centre, replicates = _replicates(models, statistic, lambda _: weights, resamples, seed)
     low, high = np.quantile(replicates @ weights, LEVELS)
     return Estimate(float(centre @ weights), float(low), float(high))
@@ -329,13 +334,13 @@ def _replicates(
     resamples: int,
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
-    """The models' D [M] and replicates of it [R, M], for a figure whose weights `weigh` gives.
+    """Return the models' D [M] and its replicates [R, M], for the figure weighted by `weigh`.
 
-    What prompts and seeds add to sampling depends on the figure.
+    What prompts and seeds add to the sampling variance depends on the figure.
     """
     # Var(replicates) = V of sampling + lambda_p * J over prompts + lambda_s * J over seeds. Each
-    # lambda keeps of a jackknife's variance J only what sampling does not explain, so that nothing
-    # counts twice. `_resample` is centred on zero, which takes away the bias of resampled
+    # lambda keeps only the part of a jackknife's variance J that sampling does not explain, so that
+    # nothing counts twice. `_resample` is centred on zero, which removes the bias of resampled
     # entropies: at N = 256 and 64 values of Zipf frequencies, -0.13 nats (Miller-Madow) or 1.4
     # standard errors.
     sizes = _common_sizes(models)
@@ -353,24 +358,24 @@ def _replicates(
 
 
 def _common_sizes(models: Sequence[Runs[T]]) -> list[list[int]]:
-    """Samples by seed and prompt [S][P], the same for every model."""
+    """Return the sample counts by seed and prompt [S][P], which all models must share."""
     sizes = [[[len(samples) for samples in prompts] for prompts in runs] for runs in models]
     if any(other != sizes[0] for other in sizes[1:]):
         raise DataError(
-            f"collapse: the models' samples by seed and prompt differ: {sizes}; "
-            "diversity compares only at equal numbers, so sample the same prompts equally often"
+            f"collapse: the models' sample counts by seed and prompt differ: {sizes}; diversity is "
+            "comparable only at equal counts, so sample the same prompts equally often"
         )
     rows = sizes[0]
     if not rows or not rows[0] or any(0 in row or len(row) != len(rows[0]) for row in rows):
         raise DataError(
-            f"collapse: samples by seed and prompt are {rows}; "
-            "every seed needs the same prompts, and every prompt at least one sample"
+            f"collapse: sample counts by seed and prompt are {rows}; "
+            "give every seed the same prompts, and every prompt at least one sample"
         )
     return rows
 
 
 def _evaluate(prepared: list[list[Weighted]], weights: Sequence[FloatArray]) -> FloatArray:
-    """D [R, M, S] under the seeds' weights [R, N]."""
+    """Return D [R, M, S] under the seeds' weights [R, N]."""
     return np.stack(
         [np.stack([d(w) for d, w in zip(row, weights, strict=True)], -1) for row in prepared], 1
     )
@@ -382,7 +387,7 @@ def _resample(
     prompt_weights: FloatArray,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Deviations [R, M] of D under resampled samples and the given prompt weights [R, P]."""
+    """Return deviations [R, M] of D under resampled samples and these prompt weights [R, P]."""
     block = max(1, BLOCK // max(sum(row) for row in sizes))
     parts = []
     for start in range(0, len(prompt_weights), block):
@@ -407,7 +412,7 @@ def _resample(
 
 
 def _sample_weights(row: Sequence[int], resamples: int, rng: np.random.Generator) -> FloatArray:
-    """How often each sample is drawn [R, N], the draws within each prompt."""
+    """Return how often each sample is drawn [R, N]; draws are made within each prompt."""
     ends: NDArray[np.int64] = np.cumsum(np.array(row, dtype=np.int64))
     n = int(ends[-1])
     drawn = rng.integers(np.repeat(ends - row, row), np.repeat(ends, row), size=(resamples, n))
@@ -424,17 +429,17 @@ def _prompt_weights(
     resamples: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Weights [R, P] around 1."""
+    """Return prompt weights [R, P] around 1."""
     p = len(sizes[0])
     if p < 2:
         return np.ones((resamples, p))
     deleted = 1 - np.eye(p)
     without = _evaluate(prepared, [np.repeat(deleted, row, axis=1) for row in sizes])
     share = _excess(without.mean(axis=2) @ weights, sampling)
-    # With J the jackknife's variance over prompts and V that of sampling, J = V + what the prompts
-    # themselves add, so lambda = 1 - V / J is the prompts' share of J. The weights below are drawn
-    # on samples that are resampled already: scaled by `a` they add a * (J + V) to the replicates'
-    # variance, not a * J. It has to be lambda * J, and V = (1 - lambda) * J, so
+    # Let J be the jackknife's variance over prompts and V the sampling variance. J = V + what the
+    # prompts themselves add, so lambda = 1 - V / J is the prompts' share of J. The weights below
+    # apply to samples that are already resampled: scaled by `a` they add a * (J + V) to the
+    # replicates' variance, not a * J. It has to be lambda * J, and V = (1 - lambda) * J, so
     # a * (J + (1 - lambda) * J) = lambda * J, which gives a = lambda / (2 - lambda).
     share /= 2 - share
     draws = rng.multinomial(p - 1, np.full(p, 1 / p), size=resamples) * (p / (p - 1))
@@ -448,23 +453,23 @@ def _seed_noise(
     resamples: int,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Student noise [R, M] with the spread of the models' D [M, S], the same draws for all."""
+    """Return Student noise [R, M] with the spread of the models' D [M, S]; models share draws."""
     s = by_seed.shape[1]
     if s < 2:
         return np.zeros((resamples, 1))
     deviations = by_seed - by_seed.mean(axis=1, keepdims=True)
     without = (by_seed.sum(axis=1, keepdims=True) - by_seed) / (s - 1)
     share = _excess(without.T @ weights, sampling)
-    # Normal over chi: Student's t with s - 1 degrees of freedom. Three seeds tell their own spread
-    # so badly that normal noise of it would make the interval less than half as wide as it has to
-    # be (quantiles 1.96 against 4.30).
+    # Normal over chi: Student's t with s - 1 degrees of freedom. Three seeds estimate their own
+    # spread so poorly that normal noise would make the interval less than half as wide as it has
+    # to be (quantiles 1.96 and 4.30).
     student = rng.normal(size=(resamples, s))
     student *= np.sqrt((s - 1) / rng.chisquare(s - 1, size=(resamples, 1)))
     return np.sqrt(share / (s * (s - 1))) * student @ deviations.T
 
 
 def _excess(jackknife: FloatArray, sampling: float) -> float:
-    """Lambda: the share of the delete-one jackknife's variance that sampling does not explain."""
+    """Return lambda: the share of the jackknife's variance that sampling does not explain."""
     n = len(jackknife)
     variance = (n - 1) / n * float(((jackknife - jackknife.mean()) ** 2).sum())
     return max(0.0, 1 - sampling / variance) if variance > 0 else 0.0

@@ -1,7 +1,7 @@
 """Diversity in an embedding space: pairwise and nearest dissimilarity, and the Vendi score.
 
-Shapes: N texts, D dimensions. Vectors are normalised here; a zero vector has no direction and is
-refused.
+Shapes: N texts, D dimensions. This module normalises the vectors; it rejects a zero vector, which
+has no direction.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ BLOCK = 256  # rows of similarities held at once
 
 
 class Embedder(Protocol):
-    """Texts to vectors; `name` states backend, model, version and how much of a text is read."""
+    """A text embedder; `name` states backend, model, version and how much of a text it reads."""
 
     name: str
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
-        """One row a text [N, D], the same whatever the other texts are."""
+        """Return one vector per text [N, D]; it must not depend on the other texts."""
         ...
 
 
 def unit(vectors: ArrayLike) -> FloatArray:
-    """Rows scaled to length 1 [N, D], in double precision.
+    """Return the rows scaled to length 1 [N, D], in double precision.
 
     Raises:
-        DataError: not a matrix, or a row is zero or not finite.
+        DataError: `vectors` is not a matrix, or a row is zero or not finite.
     """
     rows = np.asarray(vectors, dtype=np.float64)
     if rows.ndim != 2:
@@ -48,23 +48,23 @@ def unit(vectors: ArrayLike) -> FloatArray:
 
 
 def dissimilarity(vectors: ArrayLike) -> float:
-    """Mean of 1 - cos over all pairs i < j, cosines not clipped; 0 (all alike) to 1 + 1/(N-1).
+    """Return the mean of 1 - cos over all pairs i < j, from 0 (all alike) to 1 + 1/(N-1).
 
-    Computed as (N^2 - |sum of unit rows|^2) / (N (N-1)), in O(N D).
+    Cosines are not clipped. Computed as (N^2 - |sum of unit rows|^2) / (N (N-1)), in O(N D).
 
     Raises:
-        DataError: fewer than two rows, or a row without direction.
+        DataError: there are fewer than two rows, or a row is zero or not finite.
     """
     rows = unit(vectors)
     n = len(rows)
     if n < 2:
-        raise DataError(f"dissimilarity: needs two texts or more, found {n}")
+        raise DataError(f"dissimilarity: needs at least two texts, found {n}")
     total = rows.sum(axis=0)
     return max(0.0, float(n * n - total @ total) / (n * (n - 1)))
 
 
 def mean_dissimilarity(groups: Sequence[ArrayLike]) -> float:
-    """`dissimilarity` within the samples of each prompt, averaged over prompts (paper).
+    """Return the `dissimilarity` within each prompt's samples, averaged over prompts (paper).
 
     Raises:
         DataError: there are no groups, or one has fewer than two rows.
@@ -75,14 +75,15 @@ def mean_dissimilarity(groups: Sequence[ArrayLike]) -> float:
 
 
 def vendi(vectors: ArrayLike, q: float = 1.0) -> float:
-    """Vendi score of order `q`: exp of the Renyi entropy of the eigenvalues of the cosines over N.
+    """Return the Vendi score of order `q`: the effective number of distinct texts, 1 to N.
 
-    The effective number of distinct texts, 1 to N (Friedman and Dieng 2023; Pasarkar and Dieng
-    2024 for q). The eigenvalues come from the smaller of the two Gram matrices; those below
-    rounding error count as zero, which matters for q < 1. Infinite `q` is 1 / the largest.
+    It is exp of the Renyi entropy of the eigenvalues of the cosine matrix over N (Friedman and
+    Dieng 2023; Pasarkar and Dieng 2024 for q). The eigenvalues come from the smaller of the two
+    Gram matrices. Those below rounding error count as zero, which matters for q < 1. For infinite
+    `q` the score is 1 / the largest eigenvalue.
 
     Raises:
-        DataError: no rows, a row without direction, or a negative `q`.
+        DataError: there are no rows, a row is zero or not finite, or `q` is negative.
     """
     if not q >= 0:
         raise DataError(f"vendi: q is {q}; use a number from 0 to infinity")
@@ -101,16 +102,16 @@ def vendi(vectors: ArrayLike, q: float = 1.0) -> float:
 
 
 def principal_axes(vectors: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Unit vectors on the two axes along which they vary most (PCA): a map of the texts.
+    """Project unit vectors on the two axes along which they vary most (PCA): a map of the texts.
 
     Returns:
-        Coordinates [N, 2], centred, in the units of the vectors (between unit vectors the squared
-        distance is 2 (1 - cos)), and each axis' share of all variance [2]. An axis points to where
-        its farthest text is, so that a map comes out the same everywhere; an axis along which
-        nothing varies is 0.
+        Centred coordinates [N, 2] in the units of the vectors (between unit vectors the squared
+        distance is 2 (1 - cos)), and each axis' share of the total variance [2]. An axis points
+        towards its farthest text, so that a map comes out the same on every machine; an axis along
+        which nothing varies is 0.
 
     Raises:
-        DataError: no rows, or a row without direction.
+        DataError: there are no rows, or a row is zero or not finite.
     """
     rows = unit(vectors)
     if not len(rows):
@@ -128,17 +129,17 @@ def principal_axes(vectors: ArrayLike) -> tuple[FloatArray, FloatArray]:
 
 
 def nearest_distance(vectors: ArrayLike) -> float:
-    """Mean over texts of 1 - cos to the most similar other one; 0 where each has a copy.
+    """Return the mean over texts of 1 - cos to the most similar other text; 0 if each has a copy.
 
-    In O(N^2 D) time but O(N D) memory: similarities are made `BLOCK` rows at a time.
+    Takes O(N^2 D) time but only O(N D) memory: similarities are computed `BLOCK` rows at a time.
 
     Raises:
-        DataError: fewer than two rows, or a row without direction.
+        DataError: there are fewer than two rows, or a row is zero or not finite.
     """
     rows = unit(vectors)
     n = len(rows)
     if n < 2:
-        raise DataError(f"nearest distance: needs two texts or more, found {n}")
+        raise DataError(f"nearest distance: needs at least two texts, found {n}")
     total = 0.0
     for start in range(0, n, BLOCK):
         similar = rows[start : start + BLOCK] @ rows.T

@@ -1,9 +1,9 @@
-"""Entropies of what samples say, in nats: over values read off the texts, or over annotations.
+"""Entropies (nats) of the attributes of samples, read from the texts or from their annotations.
 
-A *reading* is what is known of one sample: `{key: value}`, or an `Annotation`. A missing key counts
-as the value `NONE`, since leaving something out is a choice too. A key that an annotation repeats
-counts by its first value: sets of values would nearly all be distinct, and their entropy would
-measure the sample's size.
+A *reading* holds the attributes of one sample: `{key: value}`, or an `Annotation`. A missing key
+counts as the value `NONE`, since leaving something out is a choice too. If an annotation repeats a
+key, its first value counts: sets of values would nearly all be distinct, and their entropy would
+measure the sample size.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Reading = Mapping[str, str] | Annotation
 
 
 def entropy(values: Iterable[Hashable]) -> float:
-    """Plug-in Shannon entropy (nats) of the empirical distribution of `values`.
+    """Return the plug-in Shannon entropy (nats) of the empirical distribution of `values`.
 
-    Biased low by about (distinct values - 1) / 2N: compare only at equal N.
+    It is biased low by about (distinct values - 1) / 2N: compare only at equal N.
 
     Raises:
         DataError: there are no values.
@@ -36,7 +36,7 @@ def entropy(values: Iterable[Hashable]) -> float:
 
 
 def miller_madow(values: Iterable[Hashable]) -> float:
-    """`entropy` plus its first-order bias, (distinct values - 1) / 2N (Miller 1955), in nats.
+    """Return `entropy` (nats) plus its first-order bias, (distinct - 1) / 2N (Miller 1955).
 
     Raises:
         DataError: there are no values.
@@ -46,7 +46,7 @@ def miller_madow(values: Iterable[Hashable]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class KeyEntropy:
-    """One attribute's spread: entropies in nats, distinct values, and the `TOP` most frequent."""
+    """One attribute's entropies in nats, count of distinct values, and `TOP` frequent values."""
 
     entropy: float
     miller_madow: float
@@ -56,7 +56,7 @@ class KeyEntropy:
 
 @dataclass(frozen=True, slots=True)
 class SemanticEntropy:
-    """Means over the keys of the plug-in and the Miller-Madow entropy (nats) of `n` readings."""
+    """Plug-in and Miller-Madow entropy (nats) of `n` readings, averaged over the keys."""
 
     mean: float
     mean_miller_madow: float
@@ -65,7 +65,7 @@ class SemanticEntropy:
 
 
 def semantic_entropy(readings: Sequence[Reading], keys: Collection[str]) -> SemanticEntropy:
-    """Entropy of each attribute over all readings, and the mean over attributes (paper, Stories).
+    """Return each attribute's entropy over all readings, and their mean (paper, Stories).
 
     Raises:
         DataError: there are no readings or no keys.
@@ -82,7 +82,7 @@ def semantic_entropy(readings: Sequence[Reading], keys: Collection[str]) -> Sema
 
 
 def annotation_entropy(annotations: Sequence[Annotation], keys: Collection[str]) -> SemanticEntropy:
-    """`semantic_entropy` of the sampled annotations themselves: the breadth of R(z|x)."""
+    """Return the `semantic_entropy` of the sampled annotations: the breadth of R(z|x)."""
     return semantic_entropy(annotations, keys)
 
 
@@ -92,11 +92,11 @@ def annotation_drift(
     keys: Iterable[str],
     smoothing: float = 0.5,
 ) -> dict[str, float]:
-    """KL(R_before || R_after) per key, in nats.
+    """Return KL(R_before || R_after) per key, in nats.
 
-    Both distributions are smoothed by adding `smoothing` to the count of every value seen on either
-    side. Two samples of one distribution show a positive drift too, about
-    (distinct values - 1) (1/N_before + 1/N_after) / 2: read it against `drift_floor`.
+    Both distributions are smoothed by adding `smoothing` to the count of every value seen in either
+    sample. Two samples of one distribution also show a positive drift, of about
+    (distinct values - 1) (1/N_before + 1/N_after) / 2: compare it with `drift_floor`.
 
     Raises:
         DataError: one of the samples is empty.
@@ -112,7 +112,7 @@ def drift_floor(
     splits: int = 50,
     seed: int = 0,
 ) -> dict[str, float]:
-    """The drift that samples of these sizes show where there is none.
+    """Return the drift that samples of these sizes show if the distribution has not changed.
 
     It is the mean of `annotation_drift` over random splits of the pooled sample.
     """
@@ -130,7 +130,7 @@ def drift_floor(
 
 @dataclass(frozen=True, slots=True)
 class Adherence:
-    """Share of `tags` that the text keeps, pooled and by key; None where there was no tag."""
+    """The share of tags that the texts keep, pooled and by key; `mean` is None without tags."""
 
     mean: float | None
     by_key: dict[str, float]
@@ -142,12 +142,12 @@ def adherence(
     readings: Sequence[Reading],
     keys: Collection[str] | None = None,
 ) -> Adherence:
-    """Share of tags whose value is among those read off the text that followed.
+    """Return the share of tags whose value is among those read from the text that followed.
 
-    Values are compared exactly. `keys` limits the count to what the reader can tell.
+    Values are compared exactly. `keys` limits the count to the keys that the reader can read.
 
     Raises:
-        DataError: not as many readings as annotations.
+        DataError: the numbers of readings and annotations differ.
     """
     if len(annotations) != len(readings):
         raise DataError(f"adherence: {len(annotations)} annotations but {len(readings)} readings")
@@ -165,14 +165,14 @@ def adherence(
 
 
 def values_of(reading: Reading, key: str) -> tuple[str, ...]:
-    """All values of `key` in a reading of either kind."""
+    """Return all values of `key` in a reading of either kind."""
     if isinstance(reading, Annotation):
         return reading.values(key)
     return (reading[key],) if key in reading else ()
 
 
 def first_value(reading: Reading, key: str) -> str:
-    """The value of `key` that entropies count, `NONE` where there is none."""
+    """Return the value of `key` that entropies count, or `NONE` if it has none."""
     return next(iter(values_of(reading, key)), NONE)
 
 

@@ -1,8 +1,8 @@
-"""Which of a prompt's texts say the same: backends that partition them into classes.
+"""Partition a prompt's texts into classes of equivalent texts.
 
-As in NoveltyBench's v1.0 the partition is greedy: a text joins the first class whose *first* member
-it matches, else it begins a class. Partitions by different backends do not compare: `name` goes
-beside every figure.
+As in NoveltyBench's v1.0, the partition is greedy: a text joins the first class whose *first*
+member it matches, or else starts a new class. Partitions by different backends are not comparable,
+so each backend's `name` is reported beside every figure.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Matches = Callable[[int, Sequence[int]], Iterable[bool]]
 
 
 class Equivalence(Protocol):
-    """A backend; `name` states it with its version and threshold."""
+    """An equivalence backend; `name` states the backend with its version and threshold."""
 
     name: str
 
     def partition(self, texts: Sequence[str]) -> list[int]:
-        """A class number a text, numbered in the order of their first members."""
+        """Return one class number per text; classes are numbered by their first members' order."""
         ...
 
 
 def greedy(n: int, matches: Matches) -> list[int]:
-    """Class numbers of `n` texts.
+    """Return the class numbers of `n` texts.
 
     Args:
         n: number of texts.
-        matches: given a text's place and the places of the classes' first members, whether it
-            matches each; it is read up to the first match.
+        matches: given a text's index and the indices of the classes' first members, yields whether
+            the text matches each; read only up to the first match.
     """
     heads: list[int] = []
     labels = []
@@ -50,7 +50,7 @@ def greedy(n: int, matches: Matches) -> list[int]:
 
 
 class Exact:
-    """Equal but for outer white space."""
+    """Texts match if they are equal apart from leading and trailing white space."""
 
     name = "exact"
 
@@ -61,10 +61,10 @@ class Exact:
 
 
 class WordOverlap:
-    """Common words over the words of the longer text, at least `threshold`.
+    """Texts match if their common words are at least `threshold` of the longer text's words.
 
-    Texts of up to five words go by `short_rule`, as in v1.0. The default agrees best with its
-    classifier on longer ones (docs/results/noveltybench.md).
+    Texts of up to five words are compared by `short_rule`, as in v1.0. On longer texts the default
+    agrees best with v1.0's classifier (docs/results/noveltybench.md).
     """
 
     def __init__(self, threshold: float = OVERLAP) -> None:
@@ -74,7 +74,7 @@ class WordOverlap:
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
         split = [text.lower().split() for text in texts]
-        known = [(frozenset(words), len(words)) for words in split]  # made once: N^2 comparisons
+        known = [(frozenset(words), len(words)) for words in split]  # once, for N^2 comparisons
 
         def same(head: int, i: int) -> bool:
             (first, n), (second, m) = known[head], known[i]
@@ -85,7 +85,7 @@ class WordOverlap:
 
 
 def overlap(first: Sequence[str], second: Sequence[str]) -> float:
-    """Distinct common words over the number of words of the longer text; 1 where both are empty."""
+    """Return distinct common words over the longer text's word count; 1 if both are empty."""
     return _share(frozenset(first), frozenset(second), max(len(first), len(second)))
 
 
@@ -94,7 +94,7 @@ def _share(first: frozenset[str], second: frozenset[str], longer: int) -> float:
 
 
 class EmbeddingThreshold:
-    """Cosine of the embeddings, at least `threshold`."""
+    """Texts match if the cosine of their embeddings is at least `threshold`."""
 
     def __init__(self, embedder: Embedder, threshold: float) -> None:
         self.embedder = embedder
@@ -106,7 +106,7 @@ class EmbeddingThreshold:
         return self.partition_vectors(self.embedder.embed(texts))
 
     def partition_vectors(self, vectors: ArrayLike) -> list[int]:
-        """The same from the embedder's vectors [N, D] of the texts."""
+        """Partition texts by their vectors [N, D] from the embedder."""
         rows = unit(vectors)
         return greedy(
             len(rows), lambda i, heads: rows[list(heads)] @ rows[i] >= self.threshold if i else ()
@@ -114,7 +114,10 @@ class EmbeddingThreshold:
 
 
 def short_rule(first: Sequence[str], second: Sequence[str]) -> bool | None:
-    """v1.0's rule: where both have at most five words, do half of them agree? Else None."""
+    """Return whether two texts of at most five words share half of them; None for longer texts.
+
+    This is v1.0's rule for short texts.
+    """
     if max(len(first), len(second)) > SHORT:
         return None
     return overlap(first, second) >= SHORT_OVERLAP

@@ -1,16 +1,16 @@
 """The area under a model's diversity-quality frontier over a temperature sweep.
 
-A model sampled at temperature t has quality q_t and diversity d_t, the means of a value a prompt.
-Its frontier is the upper right envelope of these points, a staircase: f(q) = max {d_t : q_t >= q},
-the most diversity that is to be had at quality q or better. Nothing is interpolated: only what was
-sampled counts. With a box [q0, q1] x [d0, d1] that every model of a comparison shares,
+A model sampled at temperature t has quality q_t and diversity d_t, each a mean over prompts. Its
+frontier is the upper right envelope of these points, a staircase: f(q) = max {d_t : q_t >= q}, the
+greatest diversity available at quality q or better. Nothing is interpolated: only sampled points
+count. With a box [q0, q1] x [d0, d1] that all models of a comparison share,
 
     frontier_area = integral from q0 to q1 of max(f(q) - d0, 0) dq / ((q1 - q0) (d1 - d0)),
 
-f being d0 beyond the best quality. It is the hypervolume of Zitzler and Thiele (1999) in two
-dimensions over the box's area: 0 where every point is the worst of all in quality or diversity, 1
-for one that has the best of both. The box spans the points of all models, so areas compare within
-one comparison only, and at equal numbers of samples only.
+where f is d0 beyond the best quality. This is the hypervolume of Zitzler and Thiele (1999) in two
+dimensions over the box's area: 0 if every point is the worst of all in quality or diversity, 1 if
+one point is the best of all in both. The box spans the points of all models, so areas are
+comparable only within one comparison, and only at equal sample counts.
 
 Shapes: P prompts, T temperatures, R replicates.
 """
@@ -31,7 +31,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One model's values by temperature and prompt [T, P]; more is better in both."""
+    """One model's values by temperature and prompt [T, P]; higher is better in both."""
 
     quality: FloatArray
     diversity: FloatArray
@@ -39,19 +39,19 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """The ranges that areas are taken over."""
+    """The ranges of quality and diversity that areas are computed over."""
 
     quality: tuple[float, float]
     diversity: tuple[float, float]
 
     @property
     def area(self) -> float:
-        """The product of the two lengths."""
+        """The box's area."""
         return (self.quality[1] - self.quality[0]) * (self.diversity[1] - self.diversity[0])
 
 
 def common_box(sweeps: Sequence[Sweep]) -> Box | None:
-    """The ranges of all models' points; None where they do not differ in both."""
+    """Return the ranges of all models' points, or None if either range is empty."""
     quality, diversity = (
         [values.mean(axis=1) for values in side]
         for side in zip(*((sweep.quality, sweep.diversity) for sweep in sweeps), strict=True)
@@ -66,10 +66,9 @@ def _range(values: Sequence[FloatArray]) -> tuple[float, float]:
 
 
 def dominated(quality: ArrayLike, diversity: ArrayLike, box: Box) -> FloatArray:
-    """`frontier_area` of points given as [..., T] arrays -> [...].
+    """Return the `frontier_area` of points in [..., T] arrays, as [...].
 
-    A point beyond the box's upper ends counts for more than the box holds; one below its lower
-    ends counts for nothing.
+    Area beyond the box's upper ends counts too; a point below a lower end counts as zero.
     """
     q = np.asarray(quality, dtype=np.float64)
     order = np.argsort(-q, axis=-1)
@@ -83,10 +82,10 @@ def dominated(quality: ArrayLike, diversity: ArrayLike, box: Box) -> FloatArray:
 def frontier_area(
     sweep: Sweep, box: Box, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, Estimate | None]:
-    """The area and, with two prompts or more, its 95 % interval.
+    """Return the area and, with at least two prompts, its 95 % interval.
 
-    Prompts are resampled, P - 1 of P (Rao and Wu 1988), the same at all temperatures; the box
-    stays. Quantiles of the replicates are the interval.
+    Prompts are resampled, P - 1 of P (Rao and Wu 1988), the same ones at all temperatures; the box
+    is kept. The interval is the quantiles of the replicates.
 
     Raises:
         DataError: the two arrays differ in shape.

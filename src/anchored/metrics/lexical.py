@@ -1,6 +1,6 @@
-"""Lexical diversity: how varied the words are, whatever they mean; and how long texts are.
+"""Lexical diversity (how varied the words are, regardless of meaning) and text lengths.
 
-Words are runs of letters and digits, lower-cased; a punctuation mark is a word of its own.
+Words are lower-cased runs of letters and digits; each punctuation mark is a word too.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ import numpy as np
 
 from anchored.errors import DataError
 
-EAD_VOCABULARY = 30_522  # the word pieces of BERT, in which EAD was first reported
+EAD_VOCABULARY = 30_522  # BERT's word pieces, with which EAD was first reported
 COMPRESSION_LEVEL = 9
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
-    """The words that the metrics here count."""
+    """Return the words that the metrics of this module count."""
     return _WORD.findall(text.lower())
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of `texts` together (Li et al. 2016), in 0..1.
+    """Return distinct n-grams over all n-grams of `texts` together (Li et al. 2016), in 0..1.
 
-    0 where no text has n words. Falls as texts grow longer: compare at equal lengths, or use `ead`.
+    The result is 0 if no text has n words. It falls as texts grow longer: compare at equal lengths,
+    or use `ead`.
     """
     grams = _grams(texts, n)
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def ead(texts: Sequence[str], n: int = 1, vocabulary: int = EAD_VOCABULARY) -> float:
-    """Expectation-adjusted distinct: distinct n-grams over those expected of as many random draws.
+    """Return expectation-adjusted distinct: distinct n-grams over those expected by chance.
 
-    N / (V (1 - ((V-1)/V)^C)) (Liu et al. 2022), with N distinct among C n-grams and V the
-    vocabulary's size; figures with different V do not compare. 0 where no text has n words.
+    N / (V (1 - ((V-1)/V)^C)) (Liu et al. 2022), with N distinct among C n-grams and vocabulary size
+    V. Figures with different V are not comparable. The result is 0 if no text has n words.
     """
     grams = _grams(texts, n)
     if not grams:
@@ -47,7 +48,9 @@ def ead(texts: Sequence[str], n: int = 1, vocabulary: int = EAD_VOCABULARY) -> f
 
 
 def exact_duplicate_rate(texts: Sequence[str]) -> float:
-    """Share of texts that repeat an earlier one, outer white space aside: 0 to 1 - 1/N.
+    """Return the share of texts that repeat an earlier one, ignoring outer white space.
+
+    From 0 to 1 - 1/N.
 
     Raises:
         DataError: there are no texts.
@@ -56,7 +59,7 @@ def exact_duplicate_rate(texts: Sequence[str]) -> float:
 
 
 def empty_rate(texts: Sequence[str]) -> float:
-    """Share of texts that hold nothing but white space.
+    """Return the share of texts that contain nothing but white space.
 
     Raises:
         DataError: there are no texts.
@@ -65,11 +68,12 @@ def empty_rate(texts: Sequence[str]) -> float:
 
 
 def compression_ratio(texts: Sequence[str], size: int | None = None) -> float:
-    """Bytes of the texts, one a line, over their bytes after one pass of zlib (Shaib et al. 2024).
+    """Return the bytes of the texts, one per line, over their bytes in zlib (Shaib et al. 2024).
 
-    More is more repetitive. Larger inputs compress better whatever they say, so figures compare
-    only at equal sizes: `size` cuts the longest texts, all at one length, until the sum of all is
-    at most that many bytes (and fewer by less than one a text). 1 where nothing is left.
+    Higher is more repetitive. Larger inputs compress better whatever they say, so figures are
+    comparable only at equal sizes: `size` cuts the longest texts to a common length so that the
+    total is at most that many bytes (short of it by less than one byte per text). The result is 1
+    if nothing is left.
     """
     raw = [text.encode() for text in texts]
     if size is not None:
@@ -82,7 +86,7 @@ def compression_ratio(texts: Sequence[str], size: int | None = None) -> float:
 
 
 def length_statistics(texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation, least, median and most `words` and `characters` a text.
+    """Return mean, standard deviation, min, median and max of words and characters per text.
 
     Raises:
         DataError: there are no texts.
@@ -105,7 +109,7 @@ def _summary(lengths: Sequence[int]) -> dict[str, float]:
 
 
 def _water_level(lengths: Sequence[int], size: int) -> int:
-    """The length at which to cut so that the sum is at most `size`."""
+    """Return the length at which to cut so that the sum is at most `size`."""
     rest = size
     for done, length in enumerate(sorted(lengths)):
         share = rest // (len(lengths) - done)

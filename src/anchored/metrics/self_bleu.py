@@ -1,9 +1,9 @@
-"""Self-BLEU by sacrebleu's tokeniser and formula: how much each text repeats the others.
+"""Self-BLEU with sacrebleu's tokeniser and formula: how much each text repeats the others.
 
-Published figures differ because tokenisers, smoothing and the number of references do: the
-`signature` states all three. Asking sacrebleu for every text against all others takes time with the
-square of their number; here each n-gram's two highest counts are kept, which gives the same in one
-pass.
+Published figures differ because tokenisers, smoothing and the number of references differ; the
+`signature` states all three. Asking sacrebleu to score every text against all others takes time
+quadratic in their number. This module keeps the two highest counts of each n-gram instead, which
+gives the same result in one pass.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ TOKENIZERS = ("13a", "intl", "char", "zh", "none")
 ORDER = 4
 
 Grams = Counter[tuple[str, ...]]
-# Highest count of an n-gram in any text, which text has it, and the highest among the others.
+# Highest count of an n-gram in any text, the text that has it, and the highest among the others.
 Ranked = dict[tuple[str, ...], tuple[int, int, int]]
 
 
 def self_bleu(texts: Sequence[str], tokenize: str = "13a") -> float:
-    """Mean over texts of its sentence BLEU against all others (Zhu et al. 2018), in 0..1.
+    """Return the mean sentence BLEU of each text against all others (Zhu et al. 2018), in 0..1.
 
-    High is repetitive. Texts without a word have no BLEU: one counts 1 if another is like it, as
-    copies do, else 0.
+    High is repetitive. A text without words has no BLEU: it counts 1 if another text has no words
+    either, as copies do, else 0.
 
     Raises:
-        DataError: fewer than two texts.
-        ConfigError: no such tokeniser.
+        DataError: there are fewer than two texts.
+        ConfigError: the tokeniser is unknown.
     """
     if len(texts) < 2:
-        raise DataError(f"self-BLEU: needs two texts or more, found {len(texts)}")
+        raise DataError(f"self-BLEU: needs at least two texts, found {len(texts)}")
     metric = _metric(tokenize)
     extracted = [
         extract_all_word_ngrams(metric.tokenizer(text.rstrip()), 1, ORDER) for text in texts
@@ -50,13 +50,14 @@ def self_bleu(texts: Sequence[str], tokenize: str = "13a") -> float:
 
 
 def signature(references: int, tokenize: str = "13a") -> str:
-    """What sacrebleu itself calls the figure, with its version.
+    """Return sacrebleu's own signature of the figure, with its version.
 
     Raises:
-        ConfigError: no such tokeniser.
+        ConfigError: the tokeniser is unknown.
     """
     metric = _metric(tokenize)
-    metric.sentence_score("a", ["a"] * references)  # it knows the number from its last use
+    # sacrebleu takes the number of references from the last call
+    metric.sentence_score("a", ["a"] * references)
     return str(metric.get_signature())
 
 
@@ -64,7 +65,7 @@ def signature(references: int, tokenize: str = "13a") -> str:
 def _metric(tokenize: str) -> BLEU:
     if tokenize not in TOKENIZERS:
         known = ", ".join(TOKENIZERS)
-        raise ConfigError(f"self-BLEU: no tokeniser {tokenize!r}; use one of {known}")
+        raise ConfigError(f"self-BLEU: tokeniser {tokenize!r} is unknown; use one of {known}")
     return BLEU(tokenize=tokenize, effective_order=True)
 
 

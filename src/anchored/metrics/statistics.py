@@ -1,10 +1,10 @@
-"""Figures over prompts: intervals, paired differences between two models, and what N could show.
+"""Statistics over prompts: intervals, paired differences, and detectable differences.
 
-A metric gives each prompt one value, and prompts are what is resampled: an interval covers what
-the metric would be on prompts of the same kind, and so also the chance in the samples behind each
-value. P values, resampled P - 1 of P (Rao and Wu 1988), give the mean its unbiased variance;
-deviations are widened by Student's t over the normal quantile, or few prompts would give intervals
-too narrow. With one prompt there is nothing to resample here: `collapse` resamples samples.
+A metric gives each prompt one value, and prompts are what is resampled: an interval covers the
+metric's value on other prompts of the same kind, and with it the sampling noise behind each value.
+Resampling P - 1 of the P values (Rao and Wu 1988) gives the mean its unbiased variance. Deviations
+are widened by the ratio of the Student's t and normal quantiles, or a few prompts would give too
+narrow an interval. One prompt cannot be resampled here: `collapse` resamples its texts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """First model minus second on the same prompts.
+    """The first model minus the second, on the same prompts.
 
     `p` is two-sided, from random exchanges of the two models' values prompt by prompt.
     `detectable` is the smallest true difference that these prompts would have shown 80 % of the
-    time: about smaller ones an absence of significance says nothing. It is not corrected for
+    time; a lack of significance says nothing about smaller ones. It is not corrected for testing
     several metrics.
     """
 
@@ -42,15 +42,15 @@ class Difference:
     detectable: float
 
     def as_json(self) -> dict[str, float]:
-        """The form in `results.json`."""
+        """Return the form in `results.json`."""
         return {**self.estimate.as_json(), "p": self.p, "detectable": self.detectable}
 
 
 def mean_interval(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean over prompts of a value each [P], with its 95 % interval.
+    """Return the mean of one value per prompt [P], with its 95 % interval.
 
     Raises:
-        DataError: fewer than two prompts.
+        DataError: there are fewer than two prompts.
     """
     x = _vector(values)
     rng = np.random.default_rng(seed)
@@ -70,14 +70,16 @@ def mean_interval(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Es
 def paired_difference(
     first: ArrayLike, second: ArrayLike, resamples: int = 2000, exchanges: int = 9999, seed: int = 0
 ) -> Difference:
-    """Two models' values on the same prompts [P], in the same order.
+    """Compare two models' values on the same prompts [P], in the same order.
 
     Raises:
-        DataError: fewer than two prompts, or not the same number.
+        DataError: there are fewer than two prompts, or their numbers differ.
     """
     a, b = _vector(first), _vector(second)
     if len(a) != len(b):
-        raise DataError(f"paired difference: {len(a)} prompts against {len(b)}; pair the same ones")
+        raise DataError(
+            f"paired difference: {len(a)} prompts and {len(b)} prompts; give both models the same"
+        )
     return Difference(
         estimate=mean_interval(a - b, resamples, seed),
         p=exchange_p(a - b, exchanges, seed),
@@ -86,13 +88,13 @@ def paired_difference(
 
 
 def exchange_p(differences: ArrayLike, exchanges: int = 9999, seed: int = 0) -> float:
-    """Two-sided p of a mean difference of zero, each prompt's sign being as likely either way.
+    """Return the two-sided p of a zero mean difference, if each prompt's sign is a coin toss.
 
-    (1 + as extreme exchanges) / (1 + exchanges) (Fisher 1935; Phipson and Smyth 2010): it is never
-    below 1 / (1 + exchanges), nor, with P prompts, much below 2^(1-P).
+    (1 + exchanges at least as extreme) / (1 + exchanges) (Fisher 1935; Phipson and Smyth 2010). It
+    is never below 1 / (1 + exchanges) nor, with P prompts, much below 2^(1-P).
 
     Raises:
-        DataError: fewer than two prompts.
+        DataError: there are fewer than two prompts.
     """
     d = _vector(differences)
     rng = np.random.default_rng(seed)
@@ -106,12 +108,12 @@ def exchange_p(differences: ArrayLike, exchanges: int = 9999, seed: int = 0) -> 
 
 
 def detectable(differences: ArrayLike, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The true mean difference that a two-sided test on P such prompts sees with this power.
+    """Return the true mean difference that a two-sided test on P prompts detects with this power.
 
-    (t_{1 - alpha/2} + t_{power}) s / sqrt(P), Student's t with P - 1 degrees of freedom.
+    (t_{1 - alpha/2} + t_{power}) s / sqrt(P), with Student's t at P - 1 degrees of freedom.
 
     Raises:
-        DataError: fewer than two prompts.
+        DataError: there are fewer than two prompts.
     """
     d = _vector(differences)
     quantiles = stats.t.ppf([1 - alpha / 2, power], len(d) - 1)
@@ -119,9 +121,9 @@ def detectable(differences: ArrayLike, power: float = POWER, alpha: float = ALPH
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false one among them stays at its level.
+    """Adjust p-values so that the chance of any false positive among them stays at its level.
 
-    Holm (1979): the i-th smallest of m times m - i + 1, none below a smaller one's, at most 1.
+    Holm (1979): the i-th smallest of m is multiplied by m - i + 1, kept monotone, and capped at 1.
     """
     adjusted = [0.0] * len(p)
     highest = 0.0
@@ -135,6 +137,7 @@ def _vector(values: ArrayLike) -> FloatArray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < 2:
         raise DataError(
-            f"statistics over prompts: found shape {x.shape}; give one value each of two or more"
+            f"statistics over prompts: found shape {x.shape}; give one value per prompt, for at "
+            "least two prompts"
         )
     return x

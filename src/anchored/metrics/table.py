@@ -1,7 +1,7 @@
-"""The table of metrics: every figure is declared here once, and read from here everywhere else.
+"""The table of metrics: every metric is declared here once, and read from here everywhere else.
 
-Measuring, intervals, adjusted p-values, tables, reports and documentation follow it: a new metric
-is one entry in `METRICS`.
+Measurement, intervals, adjusted p-values, tables, reports and documentation follow this table, so
+a new metric is one entry in `METRICS`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from anchored.metrics.collapse import (
 from anchored.metrics.embedding import dissimilarity, nearest_distance, vendi
 from anchored.metrics.entropy import Reading, semantic_entropy
 
-ENTROPY_SAMPLES = 8  # readings per prompt below which entropies say little more than their number
+ENTROPY_SAMPLES = 8  # with fewer readings per prompt, an entropy mostly reflects their number
 
-Sampled = tuple[Statistic[Any], Runs[Any]]  # a statistic, and what to resample for it
+Sampled = tuple[Statistic[Any], Runs[Any]]  # a statistic and the items to resample for it
 Source = Literal["texts", "vectors", "partition", "quality", "readings"]
 SOURCES: tuple[Source, ...] = ("texts", "vectors", "partition", "quality", "readings")
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was read off the texts of one prompt.
+    """Everything that was read from the texts of one prompt.
 
     Attributes:
-        texts: k texts.
+        texts: the k texts.
         vectors: their embeddings [k, D].
-        partition: the class of each among equivalent texts; None where nobody tells them apart.
-        scores: quality from 1 to 10 of each text; only those that begin a class need one. None
-            where one of these is missing.
-        perplexity: of the texts under a reference model; None without one.
+        partition: the equivalence class of each text; None without an equivalence backend.
+        scores: the quality of each text, from 1 to 10; only the first text of each class needs one.
+            None if one of these is missing.
+        perplexity: perplexity of the texts under a reference model; None without one.
         readings: the attributes of each text that counts for entropies.
-        keys: the attributes that entropies are over; none where nobody reads attributes.
-        size: bytes at which the texts are cut to be compressed; None compresses them whole.
-        tokenize: sacrebleu's tokenizer.
+        keys: the attributes that entropies are taken over; empty without an attribute reader.
+        size: bytes to cut the texts to before they are compressed; None compresses them whole.
+        tokenize: name of sacrebleu's tokenizer.
     """
 
     texts: Sequence[str] = ()
@@ -63,7 +63,7 @@ class Observed:
 
 
 def joined(observed: Sequence[Observed]) -> Observed:
-    """Several prompts' or seeds' texts as those of one prompt: texts, vectors and readings."""
+    """Join the texts, vectors and readings of several prompts or seeds as if of one prompt."""
     return Observed(
         texts=[text for one in observed for text in one.texts],
         vectors=np.concatenate([one.vectors for one in observed]),
@@ -75,13 +75,13 @@ def joined(observed: Sequence[Observed]) -> Observed:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a figure is resampled text by text, which one prompt alone needs.
+    """How to resample a metric text by text, which a single prompt requires.
 
     Attributes:
-        items: what is drawn, one item per text.
-        within: statistic of the mean over prompts of each prompt's figure.
-        pooled: statistic of the figure of all prompts' texts together; None where texts of
-            different prompts do not mix, and it is `within` too.
+        items: returns the items to draw, one per text.
+        within: statistic of the metric within each prompt, averaged over prompts.
+        pooled: statistic of the metric over the texts of all prompts together; None if texts of
+            different prompts must not be mixed, and `within` is used instead.
     """
 
     items: Callable[[Observed], Sequence[Any]]
@@ -91,18 +91,20 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a prompt's texts.
+    """A metric of one prompt's texts.
 
     Attributes:
-        name: in code, JSON, tables and documentation.
-        says: what it is, in one sentence or phrase.
-        more_diverse: the sign of a change towards more diversity; 0 for what is no diversity.
-        source: what it is read off; figures stand in `results.json` in the order of `SOURCES`.
-        function: of what was read off a prompt's texts; None where the figure cannot be had.
-        resampling: text by text; None where only prompts can be resampled.
-        better: the sign of a change towards better texts; 0 for what is no quality.
-        is_ratio: True if values compare by their ratio, not by their difference.
-        least_readings: below so many the figure is left out.
+        name: its name in code, JSON, tables and documentation.
+        says: what it measures, in one sentence or phrase.
+        more_diverse: the sign of a change towards more diversity; 0 if it does not measure
+            diversity.
+        source: what it is computed from; `results.json` lists metrics in the order of `SOURCES`.
+        function: computes the value from what was read from a prompt's texts; returns None if the
+            value is not available.
+        resampling: how to resample it text by text; None if only prompts can be resampled.
+        better: the sign of a change towards better texts; 0 if it does not measure quality.
+        is_ratio: True if values are compared by their ratio, not by their difference.
+        least_readings: with fewer readings than this, the metric is left out.
     """
 
     name: str
@@ -116,20 +118,20 @@ class Metric:
     least_readings: int = 0
 
     def value(self, observed: Observed) -> float | None:
-        """The figure of one prompt, or None where it cannot be had."""
+        """Return the value for one prompt, or None if it is not available."""
         return self.function(observed) if self.has_readings(observed) else None
 
     def has_readings(self, observed: Observed) -> bool:
-        """True if as many attributes were read as the figure takes."""
+        """Return True if there are enough readings for this metric."""
         return len(observed.readings) >= self.least_readings
 
     def sampled(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """What to resample text by text: of seeds x prompts, for the mean over prompts."""
+        """Return what to resample text by text, for the mean over prompts; `runs` is [S][P]."""
         assert self.resampling is not None, f"{self.name}: has no statistic of texts"
         return self._sampled(self.resampling.within, runs)
 
     def sampled_together(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """The same for the figure of all texts of a seed together."""
+        """Return what to resample text by text, for all texts of a seed together."""
         assert self.resampling is not None, f"{self.name}: has no statistic of texts"
         return self._sampled(self.resampling.pooled or self.resampling.within, runs)
 
@@ -161,9 +163,9 @@ def _scored(
 
 
 def _mattr(texts: Sequence[str], window: int) -> float:
-    """Moving-average type-token ratio (Covington and McFall 2010) of the texts joined in order.
+    """Return the moving-average type-token ratio of the joined texts (Covington and McFall 2010).
 
-    With fewer words than the window holds it is the type-token ratio of them all; 0 without words.
+    With fewer words than the window holds, it is the type-token ratio of all words; 0 without any.
     """
     words = [word for text in texts for word in lexical.words(text)]
     inside = Counter(words[:window])
@@ -184,7 +186,7 @@ def _self_bleu(observed: Observed) -> float:
 
 
 def _vendi(q: float) -> Metric:
-    """Vendi of the order `q`: `vendi` for 1, else `vendi_2`, `vendi_0.5`, `vendi_inf`."""
+    """Return Vendi of order `q`, named `vendi` for 1, else `vendi_2`, `vendi_0.5`, `vendi_inf`."""
     return Metric(
         "vendi" if q == 1 else f"vendi_{q:g}",
         "Effective number of distinct texts among a prompt's k, by their embeddings.",
@@ -195,7 +197,7 @@ def _vendi(q: float) -> Metric:
 
 
 def _means(item: Callable[[str], float]) -> Resampling:
-    """Of a mean over texts of one number per text."""
+    """Return the resampling of a mean over texts of one number per text."""
     return Resampling(lambda o: [item(text) for text in o.texts], lambda o: mean_of)
 
 
@@ -205,15 +207,15 @@ METRICS = {
     for metric in (
         Metric(
             "distinct_k",
-            "Classes of equivalent texts among a prompt's k.",
+            "Number of classes of equivalent texts among a prompt's k texts.",
             +1,
             "partition",
             _classes,
         ),
         Metric(
             "utility_k",
-            "Mean worth from 1 to 10 of the next answer to one who asks k times and gains nothing "
-            "from repeats.",
+            "Mean value from 1 to 10 of the next answer to a reader who asks k times and gains "
+            "nothing from repeats.",
             +1,
             "quality",
             _scored(noveltybench.utility_k),
@@ -228,8 +230,8 @@ METRICS = {
         ),
         Metric(
             "perplexity",
-            "Of the texts under a reference model, all tokens together: lower is more fluent, or "
-            "duller.",
+            "Perplexity of the texts under a reference model, over all tokens together: lower is "
+            "more fluent, or duller.",
             0,
             "quality",
             lambda o: o.perplexity,
@@ -238,8 +240,8 @@ METRICS = {
         ),
         Metric(
             "semantic_entropy",
-            "Shannon entropy of each attribute over the texts, averaged over attributes, in nats; "
-            "plug-in: compares at equal numbers of texts only.",
+            "Shannon entropy of each attribute over the texts, averaged over attributes, in nats. "
+            "Plug-in: comparable only at equal numbers of texts.",
             +1,
             "readings",
             lambda o: semantic_entropy(o.readings, o.keys).mean,
@@ -252,7 +254,7 @@ METRICS = {
         ),
         Metric(
             "semantic_entropy_miller_madow",
-            "The same with its bias corrected to first order.",
+            "Semantic entropy with its bias corrected to first order.",
             +1,
             "readings",
             lambda o: semantic_entropy(o.readings, o.keys).mean_miller_madow,
@@ -265,7 +267,7 @@ METRICS = {
         ),
         Metric(
             "dissimilarity",
-            "1 - cosine of the embeddings, mean over all pairs of a prompt's texts.",
+            "1 - cosine of the embeddings, averaged over all pairs of a prompt's texts.",
             +1,
             "vectors",
             lambda o: dissimilarity(o.vectors),
@@ -273,7 +275,7 @@ METRICS = {
         ),
         Metric(
             "nearest_distance",
-            "1 - cosine to the most similar other text of the prompt.",
+            "1 - cosine to the most similar other text of the prompt, averaged over texts.",
             +1,
             "vectors",
             lambda o: nearest_distance(o.vectors),
@@ -288,28 +290,28 @@ METRICS = {
         ),
         Metric(
             "distinct_2",
-            "The same of word pairs.",
+            "Distinct word pairs over all word pairs.",
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 2),
         ),
         Metric(
             "distinct_3",
-            "The same of word triples.",
+            "Distinct word triples over all word triples.",
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 3),
         ),
         Metric(
             "ead",
-            "Distinct words over those expected of as many random draws.",
+            "Distinct words over the number expected from as many random draws.",
             +1,
             "texts",
             lambda o: lexical.ead(o.texts),
         ),
         Metric(
             "mattr_500",
-            "Distinct words over words in a window of 500, mean over all windows of a prompt's "
+            "Distinct words over words in a window of 500, averaged over all windows of a prompt's "
             "joined texts.",
             +1,
             "texts",
@@ -324,8 +326,8 @@ METRICS = {
         ),
         Metric(
             "compression_ratio",
-            "Bytes over compressed bytes of a prompt's texts, all sets cut to the same bytes: high "
-            "is repetitive.",
+            "Bytes over compressed bytes of a prompt's texts, all sets cut to the same number of "
+            "bytes: high is repetitive.",
             -1,
             "texts",
             lambda o: lexical.compression_ratio(o.texts, o.size),
@@ -339,7 +341,7 @@ METRICS = {
         ),
         Metric(
             "empty_rate",
-            "Share of texts that hold nothing but white space.",
+            "Share of texts that contain nothing but white space.",
             0,
             "texts",
             lambda o: lexical.empty_rate(o.texts),
@@ -356,29 +358,29 @@ METRICS = {
     )
 }
 
-# Figures of all of a model's samples, or of models held against each other.
+# Figures over all of a model's samples, or of a comparison of models.
 OF_MODELS = {
-    "gap_closed": "(D - D_sft) / (D_base - D_sft) with D the semantic entropy, if nothing "
-    "else is said: 0 is standard SFT, 1 is the base. Not learning at all also gives 1: read it "
+    "gap_closed": "(D - D_sft) / (D_base - D_sft), where D is the semantic entropy unless stated "
+    "otherwise: 0 is standard SFT, 1 is the base. Not learning at all also gives 1: read it "
     "beside adoption.",
     "collapse_reduction": "(D_base - D_sft) / (D_base - D): how many times smaller the loss of "
-    "diversity is. ≥ marks a lower bound, where the interval reaches the base.",
+    "diversity is. ≥ marks a lower bound: the interval reaches the base.",
     "adoption": "Share of answers that show what SFT taught.",
-    "adoption_far": "Adoption among the answers whose semantics lie far from SFT's.",
+    "adoption_far": "Adoption among the answers whose semantics are far from SFT's.",
     "annotation_entropy": "Semantic entropy of the sampled annotations.",
     "adherence": "Share of the annotation's tags that the text keeps.",
-    "adherence_by_chance": "The same for the annotation of another sample: what common values "
+    "adherence_by_chance": "Adherence to the annotation of another sample: what common values "
     "alone give.",
     "well_formed": "Share of texts that are well formed.",
     "consistent": "Share of texts that do not contradict themselves.",
-    "answer_accuracy": "Share of questions with one right answer that are answered rightly.",
+    "answer_accuracy": "Share of questions with one right answer that are answered correctly.",
 }
 
 
 def measured(vendi_orders: Iterable[float] = (1.0,)) -> list[Metric]:
-    """The metrics in the order of `results.json`, Vendi in these orders.
+    """Return the metrics in the order of `results.json`, with Vendi at these orders.
 
-    That is by what they are read off, and as in `METRICS` within that.
+    They are sorted by source, and by their order in `METRICS` within each source.
     """
     orders = [_vendi(q) for q in vendi_orders]
     every = chain.from_iterable(orders if m.name == "vendi" else [m] for m in METRICS.values())
@@ -386,14 +388,14 @@ def measured(vendi_orders: Iterable[float] = (1.0,)) -> list[Metric]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Those of `names` that are metrics, as tables show them; Vendi's other orders follow it."""
+    """Return those of `names` that are metrics, in table order; other Vendi orders follow it."""
     places = {name: place for place, name in enumerate(METRICS)}
     known = [name for name in names if _family(name) in places]
     return sorted(known, key=lambda name: (places[_family(name)], name != _family(name)))
 
 
 def says(name: str) -> str | None:
-    """What a figure is, in a sentence; None for a name that is in neither table."""
+    """Return what a figure measures, in one sentence; None for a name in neither table."""
     metric = METRICS.get(_family(name))
     return metric.says if metric else OF_MODELS.get(name)
 

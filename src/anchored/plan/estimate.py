@@ -21,6 +21,7 @@ from anchored.plan.footprint import Step, adapted, footprint
 from anchored.plan.hardware import GIB, REACHED, Hardware
 from anchored.plan.workload import Data, Layout, data_of
 from anchored.segments import OBJECTIVES
+from anchored.step.losses import CROSS_ENTROPY
 from anchored.step.muon import hidden_matrices, orthogonalising_flops
 from anchored.tokenizer import loading
 from anchored.train.config import (
@@ -244,7 +245,8 @@ def _step(config: TrainConfig, data: Data, layout: Layout, hardware: Hardware) -
         supervised=data.supervised,
         autocast=layout.autocast and not layout.sharded,
         checkpointing=layout.checkpointing,
-        deferred=layout.deferred and not _replayed(config),
+        deferred=layout.deferred and config.loss == CROSS_ENTROPY and not _replayed(config),
+        loss=config.loss,
         optimizer=layout.optimizer,
         device="cpu" if hardware.device == "cpu" else "cuda",
         attention=layout.attention,

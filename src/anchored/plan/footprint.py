@@ -28,7 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from anchored.models.lora import LoraSettings, attach, without_adapter
 from anchored.step.attention import attention_by_lengths
-from anchored.step.losses import LossByKind
+from anchored.step.losses import CROSS_ENTROPY, LossByKind
 from anchored.step.muon import muon_for
 from anchored.step.projection import projected_loss
 from anchored.tokenizer import CONTROL_TOKENS
@@ -52,6 +52,7 @@ class Step:
         checkpointing: are activations inside a layer computed again in the backward pass.
         deferred: are logits made and dropped a few rows at a time, see `projection`; else they lie
             there whole, with their copies.
+        loss: its name in `LOSSES`; only cross-entropy can be deferred.
         optimizer: what its states are.
         device: its type; an accelerator takes more rows of logits at a time.
         attention: how it is computed, by `transformers`' name. Under `sdpa` each layer keeps a
@@ -66,6 +67,7 @@ class Step:
     autocast: bool = False
     checkpointing: bool = False
     deferred: bool = False
+    loss: str = CROSS_ENTROPY
     optimizer: Optimizer = "adamw"
     device: str = "cpu"
     attention: str = "sdpa"
@@ -193,14 +195,16 @@ def _forward_and_backward(model: Any, step: Step) -> None:
             value = projected_loss(learnt, head.weight, kept, device=step.device)[0]
             outputs = learnt.float()
         else:
-            value, outputs = _whole_loss(head(learnt), kept)
+            value, outputs = _whole_loss(head(learnt), kept, step.loss)
     del learnt, outputs
     value.backward()
 
 
-def _whole_loss(logits: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _whole_loss(
+    logits: torch.Tensor, kept: torch.Tensor, loss: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, and what accelerate gives out of a model that runs under autocast."""
-    value = LossByKind()(logits, kept, logits.shape[-1], kept, num_items_in_batch=1)
+    value = LossByKind(name=loss)(logits, kept, logits.shape[-1], kept, num_items_in_batch=1)
     return value, logits.float()
 
 

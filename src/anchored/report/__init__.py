@@ -1,4 +1,4 @@
-"""Results as people read them: tables, plots, one self-contained HTML page."""
+"""Present results to people: tables, plots, and self-contained HTML pages."""
 
 from anchored.report.demo_page import write_report
 from anchored.report.tables import finding, markdown_table, rich_table

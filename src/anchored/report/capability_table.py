@@ -1,4 +1,4 @@
-"""The results of `anchored capability` as tables: one row per task, and differences of models."""
+"""Tables of `anchored capability`: figures with one row per task, and differences of models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report_capability(results: Results, out: Path, console: Console) -> None:
 
 
 def markdown(results: Results) -> str:
-    """The figures with their standard errors, the differences, and what they rest on."""
+    """Return the figures with standard errors, the differences, and how they were made."""
     names = list(results["models"])
     parts = [_lines(["task", "metric", *map(_label, names)], _figures(results))]
     for name, other, found in _pairs(results):
@@ -39,7 +39,7 @@ def markdown(results: Results) -> str:
 
 
 def rich_table(results: Results) -> Table:
-    """The figures for a terminal."""
+    """Return the figures as a table for a terminal."""
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("task", no_wrap=True)
     table.add_column("metric")
@@ -67,7 +67,7 @@ def _with_error(metrics: Mapping[str, Any], metric: str) -> str:
 
 
 def stderr_of(metric: str) -> str:
-    """The name of a metric's standard error: `acc_stderr`, `exact_match_stderr,strict-match`."""
+    """Return the name of a metric's standard error, such as `exact_match_stderr,strict-match`."""
     name, separator, kind = metric.partition(",")
     return f"{name}_stderr{separator}{kind}"
 
@@ -107,6 +107,6 @@ def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _label(name: str) -> str:
-    """A model's name, safe in a Markdown table."""
+    """Return a model's name, safe in a Markdown table."""
     text = shorten(name, NAME_CHARS)
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,7 +1,7 @@
-"""The results of `anchored evaluate` as tables: the collapse first, then every figure and pair.
+"""Tables of `anchored evaluate`: the collapse first, then every figure and every comparison.
 
-A treatment that falls behind SFT in adoption or quality is marked and stands below those that are
-ranked by `gap_closed`: its diversity was not earned.
+A treatment that falls behind SFT in adoption or quality is marked and listed below those ranked by
+`gap_closed`: it is diverse only because it learnt less.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ JUDGED = ("adoption", "adoption_far", "quality", "utility_k", "perplexity", "fro
 
 
 def _name(name: str) -> str:
-    """A model's name, safe in a Markdown table."""
+    """Return a model's name, safe in a Markdown table."""
     return shorten(name, score_table.NAME_CHARS).replace("|", "\\|").replace("<", "&lt;")
 
 
 def label(results: Results, name: str, call: Callable[[str], str] = _name) -> str:
-    """A model's name with the mark of one that is not ranked."""
+    """Return a model's name, with a mark if the model is not ranked."""
     marked = results["comparisons"].get(name, {}).get("short_of")
     return call(name) + (f" {MARK}" if marked else "")
 
 
 def markdown(results: Results) -> str:
-    """All tables of one benchmark."""
+    """Return all tables of one benchmark in Markdown."""
     parts = [score_table.markdown(results)]
     if ranked := order(results):
         head = ["", *columns(results)]
@@ -47,7 +47,7 @@ def markdown(results: Results) -> str:
 
 
 def rich_tables(results: Results) -> Iterator[Table | Text]:
-    """The collapse for a terminal, a column a model; without roles, the tables of a score."""
+    """Yield the collapse for a terminal, one column per model; without roles, a score's tables."""
     ranked = order(results)
     if not ranked:
         yield from score_table.rich_tables(results)
@@ -67,7 +67,7 @@ def rich_tables(results: Results) -> Iterator[Table | Text]:
 
 
 def order(results: Results) -> list[str]:
-    """Base and SFT, then the ranked treatments, then the marked ones; empty without a treatment."""
+    """Return base and SFT, ranked treatments, then marked ones; empty without a treatment."""
     found = results["comparisons"]
     treatments = [name for name in found if "short_of" in found[name]]
     if not treatments:
@@ -84,7 +84,7 @@ def _gap(results: Results, name: str) -> float:
 
 
 def columns(results: Results) -> list[str]:
-    """The benchmark's figures of diversity, the comparison, and what qualifies it."""
+    """Return the benchmark's diversity metrics, the comparison, and what qualifies it."""
     models = results["models"].values()
 
     def known(names: Any) -> list[str]:
@@ -99,9 +99,9 @@ def columns(results: Results) -> list[str]:
 
 
 def explanations(results: Results, call: Callable[[str], str] = _name) -> Iterator[str]:
-    """What the comparison is by, what each mark stands for, and why a gap is missing.
+    """Yield the metric of the comparison, the reason of each mark, and why a gap is missing.
 
-    `call` makes a model's name fit to show.
+    `call` prepares a model's name for display.
     """
     found = results["comparisons"]
     named = {one["metric"] for one in found.values() if "metric" in one}
@@ -118,7 +118,7 @@ def explanations(results: Results, call: Callable[[str], str] = _name) -> Iterat
 
 
 def _margin(short: Mapping[str, Any]) -> str:
-    """In the metric's own unit, but as a share of SFT's where values compare by their ratio."""
+    """Format a margin in the metric's own unit, or as a share of SFT's value for a ratio."""
     metric = METRICS.get(short["metric"])
     if metric and metric.is_ratio:
         return f"{100 * short['margin']:g} % of SFT's"

@@ -1,4 +1,4 @@
-"""What a model collapsed into, and how much of it each method undoes."""
+"""Show what a model collapsed into, and how much of the collapse each method undoes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FAVOURITES = 4
 
 
 def undone(results: Results) -> dict[str, Any] | None:
-    """The methods that are held against SFT, the best `gap_closed` first, below base and SFT.
+    """Return base, SFT, and the methods compared with SFT, sorted by `gap_closed`.
 
-    One with `short_of` is marked and stands last, without a rank: it kept its range by not
-    learning. None where nothing is held against SFT.
+    A method with `short_of` is marked and comes last, without a rank: it kept its range by not
+    learning. The result is None if no method is compared with SFT.
     """
     ranked = order(results)
     if not ranked:
@@ -42,9 +42,9 @@ def undone(results: Results) -> dict[str, Any] | None:
 
 
 def collapsed_into(results: Results, before: str, after: str) -> dict[str, Any] | None:
-    """By attribute the most frequent values of `after`: value, share, how often `before` has it.
+    """Return the most frequent values of `after` by attribute, with their share in both models.
 
-    None where one of the two is missing or has no `by_key`.
+    The result is None if one of the two is missing or has no `by_key`.
     """
     models = results["models"]
     keys = models.get(after, {}).get("by_key") or {}
@@ -65,7 +65,7 @@ def collapsed_into(results: Results, before: str, after: str) -> dict[str, Any] 
 
 
 def base_share(base: Mapping[str, Any], key: str, value: str) -> str:
-    """How often the base writes `value`: its share, or a bound where `top` does not list it."""
+    """Return how often the base writes `value`: its share, or a bound if `top` does not list it."""
     shares = top_shares(base, key)
     known = dict(shares)
     if value in known:

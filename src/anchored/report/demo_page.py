@@ -1,4 +1,4 @@
-"""`report.html` of the demo and of other studies of its shape."""
+"""The page `report.html` of the demo, and of other studies with results of the same form."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SAMPLES_SHOWN = 12
 def write_report(results: Results, path: Path) -> None:
     """Write the self-contained report of a `results.json` dict to `path`.
 
-    At most `SAMPLES_SHOWN` samples a model are shown, fewer where the page would be too large.
+    At most `SAMPLES_SHOWN` samples per model are shown, fewer if the page would be too large.
 
     Raises:
         OSError: `path` cannot be written.
@@ -53,7 +53,7 @@ def write_report(results: Results, path: Path) -> None:
 
 
 def render_report(results: Results, samples_shown: int = SAMPLES_SHOWN) -> str:
-    """The page as text, with so many samples a model."""
+    """Return the page, with at most `samples_shown` samples per model."""
     lists = {name: model.get("samples") or [] for name, model in results["models"].items()}
     lists = {name: samples for name, samples in lists.items() if samples}
     shortest = min(map(len, lists.values()), default=0)
@@ -127,7 +127,7 @@ def _sample(results: Results, samples: Mapping[str, Mapping[str, Any]]) -> dict[
 def _card(
     results: Results, model: str, sample: Mapping[str, Any], prompt: str | None
 ) -> dict[str, Any]:
-    """`prompt` is None where the sample's title says it."""
+    """Return the template's data for one sample; `prompt` is None if the title shows it."""
     tags, read = _tags(sample)
     return {
         "colour": style_of(model, results["models"]).colour,
@@ -141,7 +141,7 @@ def _card(
 
 
 def _flags(sample: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What is said of a sample, and whether that is a fault."""
+    """Return the remarks on a sample, each with whether it is a fault."""
     said = []
     for name, good, bad in (
         ("adopted", "taught form", "not the taught form"),
@@ -158,7 +158,7 @@ def _flags(sample: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _tags(sample: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """The annotation's lines; for a model that wrote none, what was read off its text (True)."""
+    """Return the annotation's lines and False, or the attributes read from the text and True."""
     written = sample.get("annotation")
     if written is not None:
         return written.split("\n") if written else [], False

@@ -1,7 +1,8 @@
-"""What plots are drawn with: a model's style, scales, and the elements of inline SVG.
+"""Drawing tools for plots: styles of models, scales, and the elements of inline SVG.
 
-Text stays text, colours are variables of the page with a fallback, nothing is loaded. Colours are
-close to Okabe and Ito's, which colour-blind readers can tell apart; a model also has its marker.
+Text stays text, colours are CSS variables of the page with a fallback, and nothing is loaded.
+Colours are close to Okabe and Ito's, which colour-blind readers can tell apart; each model also has
+its own marker.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ _FALLBACKS = (
     "#3a8fc0",
 )
 _MARKERS = ("ring", "diamond_ring", "square", "circle", "triangle", "diamond", "cross", "down")
-_OTHERS = (0, 2, 3, 4, 5, 6, 7, 1)  # for names of the user's: the first is what others are held to
+_OTHERS = (0, 2, 3, 4, 5, 6, 7, 1)  # for the user's names; the first one is the reference
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a model is drawn: a CSS colour (a variable of the page with a fallback) and a marker."""
+    """A model's CSS colour (a variable of the page with a fallback) and its marker."""
 
     colour: str
     marker: str
 
 
 def style_of(model: str, models: Iterable[str]) -> Style:
-    """The style of `model` among all `models` of a report: no two of up to 64 are alike.
+    """Return the style of `model` among all `models` of a report; up to 64 models differ.
 
-    The demo's names keep theirs in every report; others take, in order, what these leave.
+    The demo's names have the same style in every report. Other names take the remaining styles, in
+    order.
     """
     names = list(models)
     if model in _ORDER:
@@ -58,7 +60,7 @@ def _style(place: int, again: int) -> Style:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps `low` to `start` and `high` to `end`; values outside go to the nearer end."""
+    """A linear scale from `low`..`high` to `start`..`end`; values outside are clipped."""
 
     low: float
     high: float
@@ -66,37 +68,37 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The coordinate of `value`."""
+        """Return the coordinate of `value`."""
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
 
 def ceiling(peak: float) -> float:
-    """The end of an axis: a little above `peak`, at a tick."""
+    """Return the end of an axis: the first tick a little above `peak`."""
     step = tick_step(peak)
     return step * math.ceil(peak * 1.02 / step) if peak > 0 else 1.0
 
 
 def rounded(values: Sequence[float]) -> tuple[float, float]:
-    """Ticks that hold all of `values` between them, the last above the largest."""
+    """Return two ticks that enclose all of `values`; the second is above the largest."""
     step = tick_step(max(values) - min(values))
     return math.floor(min(values) / step) * step, (math.floor(max(values) / step) + 1) * step
 
 
 def tick_step(span: float) -> float:
-    """The smallest round step of which at most six cover `span`."""
+    """Return the smallest round step such that at most six steps cover `span`."""
     steps = (size * base for size in (0.01, 0.1, 1, 10, 100) for base in (1, 2, 2.5, 5))
     return next((step for step in steps if span / step <= 6), 1000.0)
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low`, itself one, to `high`, at most seven."""
+    """Return at most seven round numbers from `low`, which must be one, to `high`."""
     step = tick_step(high - low)
     return [round(low + step * i, 10) for i in range(round((high - low) / step) + 1)]
 
 
 def legend_of(shown: Sequence[str], models: Iterable[str], width: int) -> tuple[str, float]:
-    """Marker and name of each model shown, wrapped to `width`; with the height it takes."""
+    """Draw a legend of the models shown, wrapped to `width`; return it with its height."""
     x, y = 7.0, 12.0
     parts = []
     for name in shown:
@@ -111,7 +113,7 @@ def legend_of(shown: Sequence[str], models: Iterable[str], width: int) -> tuple[
 
 
 def mark(style: Style, x: float, y: float, r: float, opacity: float = 1.0) -> str:
-    """The marker of a model around (x, y), about `r` in radius."""
+    """Draw a model's marker at (x, y), with a radius of about `r`."""
     hollow = style.marker.endswith("ring")
     paint = f"stroke:{style.colour};stroke-width:1.8;opacity:{opacity:g};fill:"
     paint += "var(--paper, #fff)" if hollow else style.colour
@@ -129,7 +131,7 @@ def mark(style: Style, x: float, y: float, r: float, opacity: float = 1.0) -> st
 
 
 def marker(style: Style, size: float, radius: float) -> str:
-    """A model's marker as a picture of its own, `size` CSS pixels wide and high."""
+    """Draw a model's marker as a separate picture, `size` CSS pixels wide and high."""
     half = size / 2
     return element(
         "svg",
@@ -144,7 +146,7 @@ def marker(style: Style, size: float, radius: float) -> str:
 def line(
     x1: float, y1: float, x2: float, y2: float, colour: str, width: float, opacity: float = 1.0
 ) -> str:
-    """A straight line."""
+    """Draw a straight line."""
     style = f"stroke:{colour};stroke-width:{width:g};stroke-opacity:{opacity:g}"
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, style=style)
 
@@ -157,14 +159,14 @@ def text_at(
     muted: bool = False,
     weight: int = 400,
 ) -> str:
-    """Plain text at (x, y), escaped; `anchor` is start, middle or end."""
+    """Draw plain text at (x, y), escaped; `anchor` is start, middle or end."""
     colour = "var(--muted, #666)" if muted else "var(--ink, #222)"
     style = f"fill:{colour}" + (f";font-weight:{weight}" if weight != 400 else "")
     return element("text", escape(text), x=x, y=y, text_anchor=anchor, style=style)
 
 
 def svg(width: float, height: float, title: str, description: str, parts: Iterable[str]) -> str:
-    """A whole picture around `parts`, with what is read aloud in its place."""
+    """Return a whole picture of `parts`, with the text that screen readers read instead."""
     name = f"{title.lower().replace(' ', '-').replace(',', '')}-{width:g}"
     head = element("title", escape(title), id=name)
     head += element("desc", escape(description), id=f"{name}-desc")
@@ -182,7 +184,7 @@ def svg(width: float, height: float, title: str, description: str, parts: Iterab
 
 
 def element(name: str, *children: str, **attributes: str | float) -> str:
-    """One SVG element around markup; underscores in attribute names become hyphens."""
+    """Return an SVG element around markup; underscores in attribute names become hyphens."""
     written = "".join(
         f' {key.replace("_", "-")}="{value if isinstance(value, str) else f"{value:.6g}"}"'
         for key, value in attributes.items()

@@ -1,8 +1,8 @@
-"""The pages that reports are: each one file that reads everywhere, with no script, loading nothing.
+"""Render report pages: each is one file that opens anywhere, without scripts, and loads nothing.
 
-The markup is in `templates/`. Jinja escapes what is put into it, and the finished page has its
-hidden characters written out, so that no template can forget either. Only SVG of `drawing` goes in
-as markup.
+The markup is in `templates/`. Jinja escapes everything inserted into it, and hidden characters are
+made visible in the finished page, so that no template can forget either. Only SVG from `drawing`
+is inserted as markup.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WIDE, _NARROW = 1024, 344
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: its heading and cells as plain text, and the colour of what it is about."""
+    """A table row: its heading and cells as plain text, and the colour of its subject."""
 
     heading: str
     cells: Sequence[Cell]
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table; `label` says what it is, aloud, and `kind` is its class in the style sheet."""
+    """A table; `label` is its accessible name, and `kind` its class in the style sheet."""
 
     label: str
     head: Sequence[str]
@@ -69,18 +69,18 @@ def _templates() -> Environment:
 
 
 def render(template: str, **data: Any) -> str:
-    """The page of this name in `templates/`, its hidden characters made visible."""
+    """Render the page `template` of `templates/`, and make its hidden characters visible."""
     return visible(_templates().get_template(f"{template}.html.j2").render(data))
 
 
 def report(template: str, sections: Mapping[str, Any], **data: Any) -> str:
-    """A whole report: the template's block of this name for each section that has something."""
+    """Render a whole report: for each section with content, the template's block of that name."""
     shown = {name: found for name, found in sections.items() if found}
     return render(template, sections=list(shown), **shown, **data)
 
 
 def write_largest(pages: Iterable[str], path: Path) -> None:
-    """Write the first of `pages` that is below `MAX_BYTES`, or else the last.
+    """Write the first of `pages` that is smaller than `MAX_BYTES`, or else the last.
 
     Raises:
         OSError: `path` cannot be written.
@@ -93,33 +93,33 @@ def write_largest(pages: Iterable[str], path: Path) -> None:
 
 
 def drawn(plots: Mapping[str, Callable[[int], str]]) -> dict[str, tuple[Markup, Markup]]:
-    """By name the plots that have something to draw, each for a wide and for a narrow page."""
+    """Draw each plot for a wide and for a narrow page; leave out plots that are empty."""
     found = {name: (Markup(plot(_WIDE)), Markup(plot(_NARROW))) for name, plot in plots.items()}
     return {name: pair for name, pair in found.items() if pair[0]}
 
 
 def configuration(results: Results) -> str:
-    """The configuration of these results, as YAML."""
+    """Return the configuration of these results as YAML."""
     return yaml.safe_dump(results.get("config") or {}, sort_keys=False, allow_unicode=True)
 
 
 def _anchor(title: str) -> str:
-    """What links within the page call the section with this title."""
+    """Return the id of the section with this title, for links within the page."""
     return "".join(c if c.isalnum() else "-" for c in title.lower())
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may break after its underscores and slashes, so that columns can be narrow."""
+    """Let a name break after its underscores and slashes, so that columns can be narrow."""
     return Markup(re.sub("([_/])", r"\1<wbr>", str(as_markup(name))))
 
 
 def _prose(text: Any, chars: int = 4_000) -> str:
-    """Text of a model or user, cut; nothing for what is missing."""
+    """Return the text of a model or user, cut to `chars`; empty if it is missing."""
     return cut(str(text or ""), chars=chars)
 
 
 def duration(seconds: float) -> str:
-    """`412.3` as `6 min 52 s`."""
+    """Format seconds: `412.3` as `6 min 52 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,7 +1,7 @@
 """Plots of `results.json` as inline SVG.
 
 Every plot takes a width in CSS pixels and is meant to be shown at that size, so that its text is as
-large on a phone as on a desk: the page carries a wide and a narrow version.
+large on a phone as on a desktop: the page has a wide and a narrow version.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from anchored.report.drawing import (
 from anchored.report.tables import Results, model_label
 
 _CHART_WIDTH = 760
-_FILL = 0.38  # more would hide the text on a block in the dark
-_STRIPS = 5  # models that are still told apart, one below the other
+_FILL = 0.38  # a higher opacity would hide the text of a block in dark mode
+_STRIPS = 5  # most models that stay distinguishable below each other
 
 
 def entropy_plot(results: Results, width: int) -> str:
-    """Entropy of each attribute, a line a model, with intervals where `by_key` has them.
+    """Plot the entropy of each attribute, one line per model, with the intervals in `by_key`.
 
-    Within prompts where that is known, else over all of a model's texts. Returns the empty string
-    where no model has `by_key`.
+    The entropy is within prompts if that is known, else over all of a model's texts. Returns the
+    empty string if no model has `by_key`.
     """
     models = [name for name, metrics in results["models"].items() if metrics.get("by_key")]
     keys = list(dict.fromkeys(key for name in models for key in results["models"][name]["by_key"]))
@@ -69,7 +69,7 @@ def entropy_plot(results: Results, width: int) -> str:
 
 
 def _entropy(results: Results, model: str, key: str) -> Mapping[str, Any]:
-    """`mean` and, where known, `low` and `high`."""
+    """Return `mean` and, if known, `low` and `high`."""
     entry = results["models"][model]["by_key"].get(key) or {}
     return entry.get("within_prompts") or {**entry, "mean": entry.get("entropy")}
 
@@ -95,10 +95,10 @@ def _whisker(bounds: Mapping[str, Any] | None, scale: Scale, y: float, colour: s
 
 
 def top_values_plot(results: Results, width: int) -> str:
-    """The most frequent values of each attribute: a bar a model, a block a value, its share wide.
+    """Plot the most frequent values of each attribute: one bar per model, one block per value.
 
-    Shows base, standard and anchored, or the first models where base or standard is missing;
-    returns the empty string where they carry no `by_key`.
+    A block is as wide as its value's share. Shows base, standard and anchored, or the first models
+    if base or standard is missing; returns the empty string if they have no `by_key`.
     """
     shown = _before_and_after(results)
     keys = list(dict.fromkeys(key for name in shown for key in results["models"][name]["by_key"]))
@@ -131,7 +131,7 @@ def _before_and_after(results: Results) -> list[str]:
 
 
 def top_shares(metrics: Mapping[str, Any], key: str) -> list[tuple[str, float]]:
-    """The most frequent values of `key` with their share of the samples, the largest first."""
+    """Return the most frequent values of `key` with their share of the samples, largest first."""
     top = (metrics["by_key"].get(key) or {}).get("top") or []
     total = max(metrics.get("n") or 0, sum(count for _, count in top))
     return [(str(value), count / total) for value, count in top]
@@ -182,9 +182,9 @@ def _block(
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """A model in the plane: its place, the ends of its intervals, fainter places of its seeds.
+    """A model in the plane: its place, the ends of its intervals, and the places of its seeds.
 
-    `path` are its places by rising temperature.
+    `path` holds its places in the order of rising temperature.
     """
 
     x: float
@@ -196,10 +196,10 @@ class _Point:
 
 
 def scatter_plot(results: Results, width: int) -> str:
-    """Semantic entropy against adoption: the upper right corner has learnt and kept its range.
+    """Plot semantic entropy against adoption: models in the upper right learnt and stayed diverse.
 
-    Intervals on both axes and a faint mark a seed where the results have them. Returns the empty
-    string where no model has both numbers.
+    Shows intervals on both axes and one faint mark per seed, if the results have them. Returns the
+    empty string if no model has both numbers.
     """
     axes = _Axes("adoption: share of answers in the taught form", "semantic entropy (nats)")
     points = _points(results, "adoption", "semantic_entropy")
@@ -207,9 +207,9 @@ def scatter_plot(results: Results, width: int) -> str:
 
 
 def frontier_plot(results: Results, width: int) -> str:
-    """`gap_closed` against `adoption_far`: is the taught form carried to what SFT never held.
+    """Plot `gap_closed` against `adoption_far`, which shows if the form transfers to new content.
 
-    Returns the empty string where no treatment has both numbers.
+    Returns the empty string if no treatment has both numbers.
     """
     points = {}
     for name, compared in (results.get("comparisons") or {}).items():
@@ -222,10 +222,10 @@ def frontier_plot(results: Results, width: int) -> str:
 
 
 def trade_off_plot(results: Results, width: int, across: str, up: str) -> str:
-    """The metric `up` against `across`, with the intervals of both.
+    """Plot the metric `up` against `across`, with the intervals of both.
 
-    The places of a model's temperatures, `by_temperature`, are joined: its frontier. Returns the
-    empty string where no model has both metrics.
+    A line joins the places of a model's temperatures, `by_temperature`: its frontier. Returns the
+    empty string if no model has both metrics.
     """
     axes = _Axes(across, up, across_is_share=across.startswith("adoption"))
     points = _points(results, across, up)
@@ -263,7 +263,7 @@ def _place(metrics: Mapping[str, Any], across: str, up: str) -> tuple[float, flo
 
 @dataclass(frozen=True, slots=True)
 class _Axes:
-    """Titles of the axis across and the one up; a share runs from 0 to 1 and reads as per cent."""
+    """Titles of the horizontal and the vertical axis; a share runs from 0 to 1, in per cent."""
 
     across: str
     up: str

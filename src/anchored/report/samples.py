@@ -1,4 +1,4 @@
-"""Prompt by prompt, what `templates/prompt.html.j2` shows: a map of the texts, and the texts."""
+"""Prepare what `templates/prompt.html.j2` shows of each prompt: its texts and a map of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from anchored.report.tables import model_label
 from anchored.scoring.shown import Shown, ShownPrompt, ShownText
 
 _ASPECT = 1.6  # width over height of a map, as in page.css
-_MARGIN = 1.14  # of the map around its outermost points
-_SAME_PLACE = 3  # decimals to which two places must agree to be one
+_MARGIN = 1.14  # size of the map relative to the extent of its points
+_SAME_PLACE = 3  # decimals to which coordinates must agree to count as one place
 _BESIDE = 13  # pixels between markers of several models in one place
 _TIP_CHARS = 260
 
 
 def samples(shown: Shown, models: Iterable[str]) -> list[dict[str, Any]]:
-    """What the template shows of each prompt."""
+    """Return the template's data for each prompt."""
     names = list(models)
     return [_prompt(one, place, names) for place, one in enumerate(shown.prompts, 1)]
 
@@ -41,9 +41,9 @@ def _prompt(one: ShownPrompt, place: int, models: Sequence[str]) -> dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """Texts of one model at one place of the map.
+    """The texts of one model at one place of the map.
 
-    `shift` is how far beside it the marker stands, in CSS pixels, where other models have it too.
+    `shift` moves the marker aside, in CSS pixels, if other models are at the same place.
     """
 
     model: str
@@ -78,7 +78,7 @@ def _points(one: ShownPrompt) -> list[_Point]:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """The middle of a map, and half of its width; a length across is as long as the same one up."""
+    """The centre and half the width of a map; both axes have the same scale."""
 
     x: float
     y: float
@@ -92,7 +92,7 @@ class _Frame:
         return cls(x, y, half or 1.0)
 
     def place(self, at: tuple[float, float]) -> tuple[float, float]:
-        """Per cent from the left and from the top."""
+        """Return the position in per cent from the left and from the top."""
         across = (at[0] - self.x) / self.half
         up = (at[1] - self.y) / self.half * _ASPECT
         return 50 + 50 * across, 50 - 50 * up
@@ -110,7 +110,7 @@ def _link(point: _Point, place: int, frame: _Frame, models: Sequence[str]) -> di
         "left": left,
         "top": top,
         "shift": point.shift,
-        "layer": max(1, 99 - count),  # small markers stay within reach
+        "layer": max(1, 99 - count),  # small markers stay clickable, on top of large ones
         "marker": Markup(marker(style_of(point.model, models), 2 * radius + 8, radius)),
     }
 

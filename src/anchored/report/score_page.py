@@ -1,4 +1,4 @@
-"""The report of `anchored score` and `anchored evaluate`: tables, plots, the texts themselves."""
+"""The reports of `anchored score` and `anchored evaluate`: tables, plots, and the texts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from anchored.report.score_table import (
 from anchored.report.tables import Results, model_label
 from anchored.scoring.shown import Shown
 
-_UNFOLDED = 3  # comparisons, or pairs of sets, that are shown at once
-_TRADE_OFFS = (  # what is given up across, what is won up
+_UNFOLDED = 3  # number of comparisons or pairs of sets that are not folded away
+_TRADE_OFFS = (  # metrics on the horizontal and the vertical axis
     ("quality", "distinct_k"),
     ("quality", "semantic_entropy"),
     ("adoption", "semantic_entropy"),
@@ -47,7 +47,7 @@ _TRADE_OFFS = (  # what is given up across, what is won up
 
 
 def report_score(results: Results, shown: Shown, out: Path | None, console: Console) -> None:
-    """Write table.md and report.html into `out`, if there is one, and print the tables.
+    """Write table.md and report.html into `out`, if given, and print the tables.
 
     Raises:
         OSError: `out` cannot be written.
@@ -65,10 +65,11 @@ def report_evaluation(
     """Write table.md and one page per benchmark into `out`, and print the tables.
 
     Args:
-        results: of all benchmarks.
-        shown: by benchmark, the texts on its page.
-        out: folder; `report.html` is of the first benchmark, `report-<name>.html` of each other.
-        console: where the tables go.
+        results: the results of all benchmarks.
+        shown: the texts on each benchmark's page.
+        out: output folder; `report.html` is the first benchmark's page, and `report-<name>.html`
+            the page of each other benchmark.
+        console: console to print the tables on.
 
     Raises:
         OSError: `out` cannot be written.
@@ -91,7 +92,7 @@ def report_evaluation(
 def write_score_report(results: Results, shown: Shown, path: Path) -> None:
     """Write the self-contained report of these results to `path`.
 
-    Texts are cut shorter where the page would be too large.
+    Texts are cut shorter if the page would be too large.
 
     Raises:
         OSError: `path` cannot be written.
@@ -100,7 +101,7 @@ def write_score_report(results: Results, shown: Shown, path: Path) -> None:
 
 
 def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
-    """The page as text, with so many characters of each text; without texts where that is 0."""
+    """Return the page, with at most `chars` characters of each text; without texts if 0."""
     first, *others = results["models"]
     sections = {
         "figures": _figures(results),

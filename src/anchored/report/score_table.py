@@ -1,4 +1,4 @@
-"""The results of `anchored score` as tables: figures by set, and differences between sets."""
+"""Tables of `anchored score`: figures by set, and differences between sets."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DIFFERENCE_COLUMNS = ("difference", "p", "p (Holm)", "detectable")
 
 
 def metrics(results: Results) -> list[str]:
-    """The metrics of these results, in the order of the table of metrics."""
+    """Return the metrics of these results, in the order of the table of metrics."""
     return in_order(next(iter(results["models"].values())))
 
 
 def markdown(results: Results) -> str:
-    """Both tables, a row a metric, with what they rest on."""
+    """Return both tables in Markdown, one row per metric, with the backends and notes."""
     names = list(results["models"])
     parts = [_lines(["", *map(_label, names)], figures(results)), caption(results)]
     for name, other, found in pairs(results):
@@ -40,7 +40,7 @@ def markdown(results: Results) -> str:
 
 
 def rich_tables(results: Results) -> Iterator[Table | Text]:
-    """The same for a terminal."""
+    """Yield the tables and notes for a terminal."""
     table = _table(map(short_name, results["models"]))
     for metric, cells in figures(results):
         table.add_row(metric, *map(_stacked, cells))
@@ -58,7 +58,7 @@ def rich_tables(results: Results) -> Iterator[Table | Text]:
 
 
 def caption(results: Results) -> str:
-    """How many prompts and texts, and what the brackets are."""
+    """Return the numbers of prompts and texts, and what the brackets are."""
     p, k, seeds = results["prompts"], results["k"], _seeds(results)
     text = f"{p} prompt{'s' if p > 1 else ''}, k = {k} texts each"
     over = "prompts" if p > 1 else "texts"
@@ -72,12 +72,12 @@ def _seeds(results: Results) -> int:
 
 
 def finding(results: Results) -> str:
-    """The first `SAID` sentences of `verdicts`."""
+    """Return the first `SAID` sentences of `verdicts`."""
     return " ".join(itertools.islice(verdicts(results), SAID))
 
 
 def verdicts(results: Results) -> Iterator[str]:
-    """What `distinct_k` says of each comparison or, without any, of each set, in one sentence."""
+    """Yield one sentence on `distinct_k` for each comparison or, without any, for each set."""
     models, k = results["models"], results["k"]
     if "distinct_k" not in metrics(results):
         return
@@ -89,7 +89,7 @@ def verdicts(results: Results) -> Iterator[str]:
         yield from (f"{one}." for one in said.values())
     for name, other, found in pairs(results):
         beside = f"{short_name(other)} {number(models[other]['distinct_k'])}"
-        # One prompt alone has no interval of this figure.
+        # A single prompt gives no interval of this metric.
         how = f": {_verdict(found['distinct_k'])}" if "distinct_k" in found else ", to this prompt"
         yield f"{said[name]}, {beside}{how}."
 
@@ -105,7 +105,7 @@ def _verdict(difference: Mapping[str, Any]) -> str:
 
 
 def power_note(results: Results) -> str:
-    """What an absence of significance does not say."""
+    """Return a sentence on what a lack of significance does not mean."""
     if results["prompts"] == 1:
         return "One prompt says nothing about others: its differences have no p-value."
     if _seeds(results) > 1:
@@ -118,7 +118,7 @@ def power_note(results: Results) -> str:
 
 
 def figures(results: Results) -> Iterator[tuple[str, list[Cell]]]:
-    """Each metric with its figure for each set, in the order of `models`."""
+    """Yield each metric with its figure for each set, in the order of `models`."""
     for metric in metrics(results):
         found = list(results["models"].values())
         digits = _digits(model[metric] for model in found)
@@ -129,7 +129,7 @@ def figures(results: Results) -> Iterator[tuple[str, list[Cell]]]:
 
 
 def pairs(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Each set with another it is compared with, and its differences from that by metric."""
+    """Yield each set, the set it is compared with, and its differences by metric."""
     for name, found in results["comparisons"].items():
         for other, differences in found.get("against", {}).items():
             yield name, other, differences
@@ -138,7 +138,7 @@ def pairs(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 def differences(
     found: Mapping[str, Any], order: Sequence[str]
 ) -> Iterator[tuple[str, tuple[Cell, Cell, Cell, Cell]]]:
-    """Each metric in this order, with a cell for each of `DIFFERENCE_COLUMNS`."""
+    """Yield each metric in this order, with a cell for each of `DIFFERENCE_COLUMNS`."""
     for metric in order:
         if metric not in found:
             continue
@@ -158,7 +158,7 @@ def differences(
 
 
 def is_significant(difference: Mapping[str, Any]) -> bool:
-    """Is Holm's p of this difference below `SIGNIFICANT`."""
+    """Return True if Holm's p of this difference is below `SIGNIFICANT`."""
     p = difference["p_holm"]
     return p is not None and p < SIGNIFICANT
 
@@ -170,7 +170,7 @@ def _p(p: float | None) -> Cell:
 
 
 def _digits(values: Iterable[Any]) -> int:
-    """Three figures of the largest value, and never more than three decimals."""
+    """Return the decimals that give the largest value three digits, at most three decimals."""
     largest = max((abs(value) for value in values if is_number(value)), default=0.0)
     return 3 if largest < 1 else max(0, 2 - math.floor(math.log10(largest)))
 
@@ -200,7 +200,7 @@ def _backends(results: Results) -> str:
 
 
 def described(backend: Any) -> str:
-    """A backend of `results.json` in one line."""
+    """Describe a backend of `results.json` in one line."""
     if isinstance(backend, str):
         return backend
     parts = (
@@ -211,10 +211,10 @@ def described(backend: Any) -> str:
 
 
 def short_name(name: str) -> str:
-    """A set's name in one line that fits a heading."""
+    """Shorten a set's name to one line that fits a heading."""
     return shorten(name, NAME_CHARS)
 
 
 def _label(name: str) -> str:
-    """A name from a file, safe in a Markdown table."""
+    """Return a name from a file, safe in a Markdown table."""
     return short_name(name).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,6 +1,7 @@
 """The comparison table of `results.json`, for documents, terminals and the HTML page.
 
-`gap_closed` alone can be won by not learning (the base has 1): it is shown only with `adoption`.
+A model can reach a high `gap_closed` by not learning (the base has 1), so it is shown only together
+with `adoption`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MODEL_LABELS = {
     "tagged": "Tagged SFT",
 }
 
-# What the comparison shows of a model, from left to right.
+# The columns of the comparison, from left to right.
 COLUMNS = (
     "semantic_entropy",
     "gap_closed",
@@ -46,7 +47,7 @@ _COMPARED = frozenset({"gap_closed", "collapse_reduction"})
 
 
 def columns(results: Results) -> list[str]:
-    """Those of `COLUMNS` that are known for any model."""
+    """Return those of `COLUMNS` that are known for any model."""
     return [
         column
         for column in COLUMNS
@@ -57,9 +58,9 @@ def columns(results: Results) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number of a table as text, and its 95% interval as text (empty where there is none).
+    """One number of a table and its 95% interval, as text (empty without an interval).
 
-    `exact` is the number as `results.json` has it, None where there is none.
+    `exact` is the number in `results.json`; None if there is none.
     """
 
     value: str = MISSING
@@ -71,20 +72,20 @@ class Cell:
 
 
 def model_label(name: str) -> str:
-    """What readers see for a model's name in `results.json`: the demo's in words, others as is."""
+    """Return what readers see for a model's name: words for the demo's names, others unchanged."""
     return MODEL_LABELS.get(name, shorten(name, NAME_CHARS))
 
 
 def figure(value: Any, bounds: Mapping[str, Any] | None = None, digits: int = 2) -> Cell:
-    """A number with its interval, if it has one, both to so many digits."""
+    """Return the cell of a number and its interval, if any, with `digits` decimals."""
     exact = value if is_number(value) else None
     return Cell(number(value, digits), interval(bounds, digits), exact)
 
 
 def cell(results: Results, model: str, column: str) -> Cell:
-    """The number under `column` for `model`.
+    """Return the cell of `model` under `column`.
 
-    A compared number (`gap_closed`, `collapse_reduction`) is withheld where adoption is not known.
+    A compared number (`gap_closed`, `collapse_reduction`) is withheld if adoption is not known.
     """
     metrics = results["models"][model]
     if column not in _COMPARED:
@@ -106,7 +107,10 @@ def _reduction(found: Mapping[str, Any]) -> Cell:
 
 
 def markdown_table(results: Results) -> str:
-    """The comparison in Markdown, a row a model; intervals at the entropy and compared numbers."""
+    """Return the comparison in Markdown, one row per model.
+
+    Intervals are shown for the entropy and the compared numbers.
+    """
     shown = columns(results)
     head = ["model", *shown]
     rows = [
@@ -124,7 +128,7 @@ def _markdown_cell(results: Results, model: str, column: str) -> str:
 
 
 def rich_table(results: Results) -> Table:
-    """The comparison for a terminal, a column a model: so many numbers a row do not fit into 80."""
+    """Return the comparison for a terminal, one column per model, to fit into 80 characters."""
     table = Table(
         caption=caption(results),
         caption_style="dim",
@@ -149,12 +153,12 @@ def _rich_cell(found: Cell) -> Text:
 
 
 def sample_sizes(results: Results) -> list[int]:
-    """The distinct N of the models, ascending."""
+    """Return the distinct N of the models, ascending."""
     return sorted({metrics["n"] for metrics in results["models"].values() if metrics.get("n")})
 
 
 def caption(results: Results) -> str:
-    """N, seeds, and what the brackets are; a warning where N differs between models."""
+    """Return N, seeds, and what the brackets are; with a warning if N differs between models."""
     sizes = sample_sizes(results)
     parts = [f"N = {' / '.join(map(str, sizes))} samples a model"] if sizes else []
     if seeds := results.get("seeds"):
@@ -167,7 +171,7 @@ def caption(results: Results) -> str:
 
 
 def finding(results: Results) -> str:
-    """One sentence: what standard SFT did to diversity, what anchoring kept, what it learnt."""
+    """Summarise in one sentence what SFT did to diversity, what anchoring kept, what it learnt."""
     models = results["models"]
     before, after = (_entropy(models, name) for name in ("base", "standard"))
     if before is None or after is None:

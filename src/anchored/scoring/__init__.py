@@ -1,1 +1,1 @@
-"""Generations measured: the backends that read texts, and the comparison of several sets."""
+"""Score generations: the backends that read texts, and the comparison of sets of texts."""

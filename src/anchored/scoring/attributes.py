@@ -1,4 +1,4 @@
-"""Who reads attributes off texts for semantic entropy: the offline annotator, or a judge."""
+"""Read attributes from texts for semantic entropy, with the offline annotator or a judge."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ CALIBRATED_ON = 4000
 
 
 class AttributeReader(Protocol):
-    """Who reads attributes off texts, and which."""
+    """A backend that reads attributes from texts."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The attributes that are measured: those that fine-tuning should leave alone."""
+        """The attributes that are measured: those that fine-tuning should not change."""
         ...
 
     def as_json(self) -> dict[str, Any]:
-        """Names and versions, which must all agree for figures to compare."""
+        """Return names and versions; figures are comparable only if these are equal."""
         ...
 
     def read(self, found: Generations, p: int) -> list[Annotation | None]:
-        """The attributes of each text of prompt `p`; None where they could not be read."""
+        """Return the attributes of each text of prompt `p`; None if they could not be read."""
         ...
 
     def counted(self, p: int) -> int | None:
-        """How many readings of prompt `p` every set has, if some lack one."""
+        """Return how many readings of prompt `p` every set has; None if none can be missing."""
         ...
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """The offline annotator and what it was calibrated on."""
+    """The offline annotator, and a description of the texts it was calibrated on."""
 
     annotator: OfflineAnnotator
     calibrated: str
@@ -55,7 +55,7 @@ class Attributes:
         return tuple(key for key in self.annotator.schema.anchored_names if key not in unread)
 
     def read(self, found: Generations, p: int) -> list[Annotation | None]:
-        """See `AttributeReader`; the rules read any text."""
+        """See `AttributeReader`; the annotator's rules can read any text."""
         return list(self.annotator.annotate_batch(found.texts[p]))
 
     def counted(self, p: int) -> None:
@@ -63,7 +63,7 @@ class Attributes:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        """Name, versions, schema and calibration."""
+        """Return name, versions, schema and calibration."""
         calibration = self.annotator.calibration.model_dump_json().encode()
         return {
             "name": self.annotator.name,
@@ -75,10 +75,10 @@ class Attributes:
 
 
 class JudgedAttributes:
-    """What a judge read off the texts of all sets.
+    """The attributes that a judge read from the texts of all sets.
 
-    Entropies compare at equal numbers only, so of each prompt as many readings count as the set
-    with most failures has there: the first ones.
+    Entropies are comparable only at equal counts. So for each prompt, every set counts only its
+    first n readings, where n is the number that the set with the most failures has.
     """
 
     def __init__(self, answers: Answers, sets: Sequence[Generations]) -> None:
@@ -102,7 +102,7 @@ class JudgedAttributes:
         return self._counted[p]
 
     def as_json(self) -> dict[str, Any]:
-        """Judge, prompt, schema and the rules that make values one."""
+        """Return judge, prompt, schema and the rules that merge equal values."""
         return {
             "name": f"judge {self._answers.inquiry.config.model}",
             "prompt": load_prompt("attributes").id,
@@ -119,6 +119,6 @@ class JudgedAttributes:
 
 
 def calibration_sample(sets: Sequence[Generations], seed: int) -> list[str]:
-    """Texts of all sets together to calibrate the annotator on: one reader for all of them."""
+    """Return texts of all sets to calibrate the annotator on, so that one reads all sets."""
     texts = [text for found in sets for answers in found.texts for text in answers]
     return random.Random(seed).sample(texts, min(CALIBRATED_ON, len(texts)))

@@ -1,4 +1,4 @@
-"""The backends of `anchored score` by name: who reads, compares and judges texts."""
+"""Load the backends of `anchored score` by name: those that read, compare and judge texts."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from anchored.scoring.quality import MadeScores, Quality, load_quality
 if TYPE_CHECKING:
     from anchored.annotators.offline import OfflineAnnotator
 
-# Cosines of the static embedder at which its classes agree best with v1.0's: docs/results.
+# The cosine at which each embedder's classes agree best with v1.0's; measured in docs/results.
 EMBEDDING_THRESHOLDS = {"static": 0.9}
 EQUIVALENCES = "exact, overlap, embedding, classifier[:<folder or hub id>], judge or given"
 JUDGE = "judge"
-# `name` or `namespace/name`; whatever else names a model is a path
+# `name` or `namespace/name`; anything else is a path
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 JOURNAL, EMBEDDINGS = "journal.jsonl", "embeddings.jsonl"
 
@@ -54,10 +54,10 @@ Order = Annotated[float, PlainSerializer(lambda q: "inf" if math.isinf(q) else q
 
 
 class ReadersConfig(Config):
-    """By which backends texts are read, and how intervals are made.
+    """The backends that read texts, and how intervals are computed.
 
     `threshold` is the embedding's cosine, the word overlap's share or the classifier's probability.
-    `judge` is asked for what is called "judge" in `equivalence`, `quality` or `attributes`, and its
+    `judge` serves those of `equivalence`, `quality` and `attributes` that are set to "judge"; its
     answers are kept in `journal`.
     """
 
@@ -68,7 +68,8 @@ class ReadersConfig(Config):
     attributes: Literal["offline", "judge", "none"] = "offline"
     schema_name: str = "general"
     calibration: str | None = Field(
-        default=None, description="of the annotator; by default it learns from the texts scored"
+        default=None,
+        description="the annotator's calibration; by default it learns from the scored texts",
     )
     vendi_orders: tuple[Annotated[Order, Field(ge=0)], ...] = (1.0,)
     tokenize: str = Field(default="13a", description="sacrebleu's tokeniser for self-BLEU")
@@ -77,31 +78,33 @@ class ReadersConfig(Config):
     embedder_key_env: str = "OPENAI_API_KEY"
     judge: JudgeConfig | None = None
     journal: str | None = Field(
-        default=None, description="file of the judge's answers; by default in the output folder"
+        default=None, description="file for the judge's answers; by default in the output folder"
     )
 
     @property
     def judged(self) -> list[str]:
-        """The fields that a judge is wanted for."""
+        """The fields that are set to "judge"."""
         fields = ("equivalence", "quality", "attributes")
         return [name for name in fields if getattr(self, name) == JUDGE]
 
 
 def inquiry(config: ReadersConfig) -> Inquiry | None:
-    """What the judge is to be asked; None where it is not wanted.
+    """Return what to ask the judge, or None if no field needs one.
 
     Raises:
-        ConfigError: it is wanted and not named, or named and not wanted.
+        ConfigError: a judge is needed but not named, or named but not needed.
     """
     if not config.judged:
         if config.judge:
             raise ConfigError(
-                f"judge {config.judge.model!r}: has nothing to judge; add --equivalence judge, "
+                f"judge {config.judge.model!r}: it has nothing to judge; add --equivalence judge, "
                 "--quality judge or --attributes judge"
             )
         return None
     if config.judge is None:
-        raise ConfigError(f"{config.judged[0]} judge: name it with --judge-url and --judge-model")
+        raise ConfigError(
+            f"{config.judged[0]} judge: no judge is named; give --judge-url and --judge-model"
+        )
     return Inquiry(
         config.judge,
         Schema.load(config.schema_name) if config.attributes == JUDGE else None,
@@ -111,26 +114,27 @@ def inquiry(config: ReadersConfig) -> Inquiry | None:
 
 
 def check_folder(what: str, source: str) -> None:
-    """Refuses a path that leads to no folder, so that nobody waits for a slip of the pen.
+    """Reject a path without a folder, so that a typo fails before any long work.
 
-    `name/name` may be on the hub and passes, unless there is a folder here of the first name.
+    `name/name` may be a hub id and passes, unless the current folder has a folder of the first
+    name.
 
     Args:
-        what: named in the error.
+        what: what the error names.
         source: a folder or hub id.
 
     Raises:
-        ConfigError: it is a path, and no folder is there.
+        ConfigError: `source` is a path, and no folder exists there.
     """
     hub = HUB_ID.fullmatch(source)
     outer, inner, _ = source.partition("/")
     path = not hub or (inner and Path(outer).is_dir())
     if path and not Path(source).is_dir():
-        raise ConfigError(f"{what}: there is no such folder; give a model's folder or hub id")
+        raise ConfigError(f"{what}: this folder does not exist; give a model's folder or hub id")
 
 
 def check_readers(config: ReadersConfig) -> None:
-    """Finds what is wrong with the backends without the texts, and without loading large models.
+    """Check the backends before the texts are read, without loading large models.
 
     Raises:
         ConfigError: see `load_readers`.
@@ -174,19 +178,19 @@ def load_readers(
     journal: Path | None = None,
     console: Console | None = None,
 ) -> Readers:
-    """The backends that the configuration names.
+    """Load the backends that the configuration names.
 
-    What can be wrong with the others is found before a judge is paid.
+    All other backends are loaded before the judge is asked, so that their faults cost nothing.
 
     Args:
         config: the backends' names.
-        sets: the texts that a judge or a served embedder is asked about, here and now.
-        journal: the judge's answers; a served embedder's vectors go into a file beside it. None
-            keeps both in memory.
-        console: where a judge's projected cost and progress are shown.
+        sets: the texts; a judge or a served embedder is asked about them during this call.
+        journal: file of the judge's answers; a served embedder's vectors go into a file beside it.
+            None keeps both in memory.
+        console: where to show a judge's projected cost and progress.
 
     Raises:
-        ConfigError: one is unknown or cannot be loaded, or a threshold is missing or has no use.
+        ConfigError: a backend is unknown or cannot be loaded, or a threshold is missing or unused.
         EndpointError: a server does not answer at all.
     """
     asked = inquiry(config)
@@ -217,9 +221,9 @@ def _judged_quality(answers: Answers) -> Quality:
 
 
 def load_equivalence(config: ReadersConfig, embedder: Embedder | None) -> Equivalence | None:
-    """The backend called `config.equivalence`; None for a judge or the file's own partition.
+    """Return the backend `config.equivalence`; None for a judge or the file's own partition.
 
-    `embedder` is that of `embedding`, which alone needs one.
+    Only the backend `embedding` needs `embedder`.
 
     Raises:
         ConfigError: see `load_readers`.
@@ -229,7 +233,7 @@ def load_equivalence(config: ReadersConfig, embedder: Embedder | None) -> Equiva
     if config.equivalence in ("exact", "given", JUDGE):
         if threshold is not None:
             raise ConfigError(
-                f"--threshold {threshold:g}: equivalence {kind} has none; leave it out"
+                f"--threshold {threshold:g}: equivalence {kind} has no threshold; remove the option"
             )
         return Exact() if kind == "exact" else None
     if config.equivalence == "overlap":
@@ -247,8 +251,8 @@ def _cosine(config: ReadersConfig) -> float:
         return config.threshold
     if config.embedder not in EMBEDDING_THRESHOLDS:
         raise ConfigError(
-            f"equivalence embedding: no cosine is known at which texts are the same to "
-            f"{config.embedder}; give --threshold, or use --equivalence overlap"
+            f"equivalence embedding: no default threshold is known for {config.embedder}; "
+            "give --threshold, or use --equivalence overlap"
         )
     return EMBEDDING_THRESHOLDS[config.embedder]
 

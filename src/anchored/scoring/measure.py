@@ -1,4 +1,4 @@
-"""What reads all sets of generations alike, and the figures of one prompt's texts."""
+"""Read every set of generations with the same backends, and compute each prompt's figures."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FloatArray = NDArray[np.float64]
 class Readers:
     """The backends of one run, the same for every set.
 
-    `equivalence` is None where the file's own partition is taken, `attributes` where entropies are
-    left out, `quality` where there is none; `answers` are the judge's, where one was asked.
+    `equivalence` is None if the file's own partition is used, `attributes` if entropies are left
+    out, and `quality` if it is not measured. `answers` are the judge's, if one was asked.
     """
 
     embedder: Embedder
@@ -43,7 +43,7 @@ class Readers:
     answers: Answers | None = None
 
     def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
-        """Name and version of everything that a figure rests on.
+        """Return the name and version of everything that the figures depend on.
 
         Raises:
             DataError: the sets' own partitions or scores are of different versions.
@@ -73,11 +73,11 @@ class Readers:
 
         Args:
             found: the set.
-            sizes: bytes per prompt at which to compress.
+            sizes: bytes to cut each prompt's texts to before compression.
             step: called after each prompt.
 
         Raises:
-            DataError: the file's own partition or scores are wanted and missing.
+            DataError: the file's own partition or scores are needed and missing.
         """
         metrics = table.measured(self.vendi_orders)
         rows, readings, observed = [], [], []
@@ -97,15 +97,15 @@ class Readers:
 
         Args:
             found: the set.
-            p: place of the prompt.
-            size: bytes at which to compress.
+            p: index of the prompt.
+            size: bytes to cut the texts to before compression.
 
         Returns:
-            What metrics are functions of, and the attributes of each text, None where they could
-            not be read.
+            The input of the metrics, and the attributes of each text, None if they could not be
+            read.
 
         Raises:
-            DataError: the file's own partition or scores are wanted and missing.
+            DataError: the file's own partition or scores are needed and missing.
         """
         texts = found.texts[p]
         read = self.attributes.read(found, p) if self.attributes else []
@@ -130,18 +130,18 @@ class Readers:
             return own(found, p, found.partitions[p], "partition")
         if isinstance(self.equivalence, JudgedPartition):
             return self.equivalence.partition(found, p)
-        if isinstance(self.equivalence, EmbeddingThreshold):  # embedded already
+        if isinstance(self.equivalence, EmbeddingThreshold):  # the texts are already embedded
             return self.equivalence.partition_vectors(vectors)
         return self.equivalence.partition(found.texts[p])
 
     def _counted(self, read: Sequence[Annotation | None], p: int) -> list[Annotation]:
-        """The readings that entropies are of: as many in every set."""
+        """Return the readings that entropies are computed from: equally many in every set."""
         there = [reading for reading in read if reading is not None]
         return there[: self.attributes.counted(p)] if self.attributes else there
 
 
 def _samples(metrics: Sequence[Metric], observed: Sequence[Observed]) -> dict[str, Sampled]:
-    """With one prompt, what its own texts can be resampled for."""
+    """Return each metric's statistic and texts to resample if there is only one prompt."""
     if len(observed) > 1:
         return {}
     return {
@@ -153,14 +153,14 @@ def _samples(metrics: Sequence[Metric], observed: Sequence[Observed]) -> dict[st
 
 @dataclass(frozen=True)
 class Measured:
-    """A set's figures.
+    """The figures of one set.
 
     Attributes:
-        values: of each metric one value per prompt [P], NaN where a judge failed.
-        readings: the attributes read off each text of each prompt, empty where they could not be
+        values: one value per prompt [P] for each metric, NaN where a judge failed.
+        readings: the attributes read from each text of each prompt, empty where they could not be
             read.
-        samples: of each metric what to resample instead of prompts; empty for several prompts.
-        observed: what the figures of each prompt were made from.
+        samples: what to resample instead of prompts, for each metric; empty with several prompts.
+        observed: what the figures of each prompt were computed from.
     """
 
     values: dict[str, FloatArray]
@@ -170,19 +170,19 @@ class Measured:
 
     @cached_property
     def vectors(self) -> list[FloatArray]:
-        """The texts' embeddings [k, D] of each prompt."""
+        """The embeddings [k, D] of each prompt's texts."""
         return [one.vectors for one in self.observed]
 
     @cached_property
     def partitions(self) -> list[Sequence[int] | None]:
-        """The class of each text among equivalent ones, of each prompt."""
+        """The equivalence class of each text, for each prompt."""
         return [one.partition for one in self.observed]
 
 
 def on_common_prompts(measured: Mapping[str, Measured]) -> tuple[dict[str, Measured], list[str]]:
-    """The figures over the prompts that have them in every set, and a note on each cut short.
+    """Restrict each figure to the prompts that have it in every set, with a note on each cut one.
 
-    A figure that is left with fewer than two prompts of several, or with none, is dropped.
+    A figure left without prompts is dropped, as is one left with a single prompt of several.
     """
     names = dict.fromkeys(name for one in measured.values() for name in one.values)
     kept: dict[str, dict[str, FloatArray]] = {model: {} for model in measured}
@@ -207,7 +207,7 @@ def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, FloatArray]:
 
 
 def common_sizes(sets: Sequence[Generations]) -> list[int]:
-    """For each prompt the bytes of the set that has the fewest there."""
+    """Return, for each prompt, the bytes of the set that has the fewest."""
     by_set = [
         [sum(len(text.encode()) for text in answers) for answers in found.texts] for found in sets
     ]

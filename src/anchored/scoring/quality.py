@@ -1,7 +1,8 @@
-"""How good texts are, beside how diverse: scores from 1 to 10, or a perplexity.
+"""Measure how good texts are, beside how diverse: scores from 1 to 10, or a perplexity.
 
-Scores make NoveltyBench's `utility_k` and the mean `quality`; where they come from is another scale
-each time, and so a `Stamp` goes with them. A perplexity is no score and stands by itself.
+NoveltyBench's `utility_k` and the mean `quality` are computed from scores. Scores of different
+sources are on different scales, so each has a `Stamp`. A perplexity is not a score and is reported
+by itself.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from anchored.errors import ConfigError, DataError
 from anchored.metrics import noveltybench
 from anchored.metrics.noveltybench import Stamp
 
-REWARD_MODEL = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"  # whose rewards the thresholds are for
+REWARD_MODEL = "Skywork/Skywork-Reward-Gemma-2-27B-v0.2"  # the thresholds are for its rewards
 
 
 @dataclass(frozen=True, slots=True)
 class Grades:
-    """What is known of the quality of one prompt's texts.
+    """The quality of one prompt's texts, as far as it is known.
 
     Attributes:
-        scores: from 1 to 10; None where a text that begins a class has none.
-        perplexity: of all texts together; None without a reference model, or without words.
+        scores: from 1 to 10; None if the first text of a class has no score.
+        perplexity: perplexity of all texts together; None without a reference model or words.
     """
 
     scores: Sequence[float | None] | None = None
@@ -35,10 +36,10 @@ class Grades:
 
 
 class Quality(Protocol):
-    """A backend; what it is called and its version stand in `results.json`."""
+    """A backend that grades texts; `results.json` names it with its version."""
 
     def as_json(self, sets: Sequence[Generations]) -> dict[str, Any]:
-        """Name and version.
+        """Return name and version.
 
         Raises:
             DataError: the sets' own scores are of different versions.
@@ -46,7 +47,7 @@ class Quality(Protocol):
         ...
 
     def read(self, found: Generations, p: int, partition: Sequence[int] | None) -> Grades:
-        """Read the quality of prompt `p`; nothing is known where a text in need has no score."""
+        """Read the quality of prompt `p`; scores are None if a text that needs one lacks it."""
         ...
 
 
@@ -61,7 +62,7 @@ class GivenScores:
         """See `Quality`.
 
         Raises:
-            DataError: a text that begins a class has no score in the file.
+            DataError: the first text of a class has no score in the file.
         """
         scores = own(found, p, found.scores[p], "generation_scores")
         try:
@@ -74,7 +75,7 @@ class GivenScores:
 
 @dataclass(frozen=True)
 class MadeScores:
-    """Scores made here: `score(prompt, texts)` gives one a text, None where it failed."""
+    """Scores computed now: `score(prompt, texts)` returns one per text, None where it failed."""
 
     stamp: Stamp
     score: Callable[[str, Sequence[str]], Sequence[int | None]]
@@ -91,9 +92,9 @@ class MadeScores:
 
 
 class PerplexityUnder:
-    """Perplexity of a prompt's texts, all their tokens together, under a reference model.
+    """Perplexity of a prompt's texts under a reference model, over all their tokens together.
 
-    Texts that hold nothing but white space are left out: `empty_rate` counts them.
+    Texts that contain nothing but white space are left out; `empty_rate` counts them.
 
     Raises:
         ConfigError: the model or its tokenizer cannot be loaded.
@@ -123,10 +124,10 @@ class PerplexityUnder:
 class RewardModel:
     """A sequence classifier with one label that scores answers in its chat format.
 
-    `score` puts rewards on v1.0's scale from 1 to 10 by thresholds made for `REWARD_MODEL`.
+    `score` maps rewards to v1.0's scale from 1 to 10 with the thresholds for `REWARD_MODEL`.
 
     Raises:
-        ConfigError: the model cannot be loaded, has more than one label, or no chat format.
+        ConfigError: the model cannot be loaded, has more than one label, or has no chat template.
     """
 
     def __init__(self, source: str, batch_size: int = 8) -> None:
@@ -158,11 +159,11 @@ class RewardModel:
         self.stamp = Stamp("1.0", f"reward of {_label(source, model)}{scale}")
 
     def score(self, prompt: str, texts: Sequence[str]) -> list[int]:
-        """Each answer's score, 1 to 10."""
+        """Return each answer's score, 1 to 10."""
         return [noveltybench.reward_to_score(reward) for reward in self.rewards(prompt, texts)]
 
     def rewards(self, prompt: str, texts: Sequence[str]) -> list[float]:
-        """Raw rewards; batches hold answers of one length, so none is padded."""
+        """Return raw rewards; all answers of a batch have one length, so none is padded."""
         ids = [self._ids(prompt, text) for text in texts]
         by_length: dict[int, list[int]] = {}
         for i, row in enumerate(ids):
@@ -190,10 +191,10 @@ class RewardModel:
 
 
 def load_quality(name: str) -> Quality | None:
-    """`none`, `given`, `perplexity:<folder or hub id>` or `reward:<folder or hub id>`.
+    """Load `none`, `given`, `perplexity:<folder or hub id>` or `reward:<folder or hub id>`.
 
     Raises:
-        ConfigError: no such backend, or its model cannot be loaded.
+        ConfigError: the backend is unknown, or its model cannot be loaded.
     """
     kind, _, source = name.partition(":")
     if name == "none":

@@ -1,4 +1,4 @@
-"""`anchored score`: files of generations in, a comparison of how diverse they are out."""
+"""`anchored score`: compare how diverse the texts in files of generations are."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from anchored.scoring.shown import Shown, choose
 
 
 class ComparisonConfig(ReadersConfig):
-    """How sets of texts are compared, and by which backends."""
+    """How sets of texts are compared, and with which backends."""
 
     n: int | None = Field(default=None, ge=2, description="texts per prompt: the first n of each")
     compare: Literal["first", "pairwise"] = "first"
 
 
 class ScoreConfig(ComparisonConfig):
-    """What to score and by which backends; saved with the result."""
+    """The files to score and the backends; saved with the result."""
 
     files: tuple[str, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """`results.json`, the texts that a report shows beside it, and the judge's failures."""
+    """The content of `results.json`, the texts for the report, and the judge's failures."""
 
     results: dict[str, Any]
     shown: Shown
@@ -52,15 +52,15 @@ class Scored:
 
 
 def run(config: ScoreConfig, out: Path | None) -> Scored:
-    """Score the sets; write results.json and, where a judge failed, failures.jsonl into `out`.
+    """Score the sets; write results.json and, if a judge failed, failures.jsonl into `out`.
 
-    The same run again asks the judge only for what failed.
+    If the same run is repeated, the judge is asked only for what failed.
 
     Raises:
-        ConfigError: a backend is unknown or cannot be loaded, `out` holds another run, or a judge
-            has no file to keep its answers in.
-        DataError: a file cannot be read, or the sets do not compare.
-        EndpointError: a server does not answer at all; what it answered before is kept.
+        ConfigError: a backend is unknown or cannot be loaded, `out` contains another run, or a
+            judge has no file to keep its answers in.
+        DataError: a file cannot be read, or the sets are not comparable.
+        EndpointError: a server does not answer at all; its earlier answers are kept.
     """
     journal = _journal(config, out)
     if out is None:
@@ -74,15 +74,18 @@ def run(config: ScoreConfig, out: Path | None) -> Scored:
 
 
 def project(config: ScoreConfig, out: Path | None) -> Plan:
-    """What the judge would be asked and cost, without asking it or writing anything.
+    """Project the judge's questions and cost, without asking it or writing anything.
 
     Raises:
-        ConfigError: no judge is wanted.
-        DataError: a file cannot be read, or the sets do not compare.
+        ConfigError: no field needs a judge.
+        DataError: a file cannot be read, or the sets are not comparable.
     """
     asked = inquiry(config)
     if asked is None:
-        raise ConfigError("--dry-run: no judge is asked for; there is nothing to project")
+        raise ConfigError(
+            "--dry-run: there is nothing to project without a judge; add --equivalence judge, "
+            "--quality judge or --attributes judge"
+        )
     return projected(asked, _read(config), _journal(config, out))
 
 
@@ -91,14 +94,14 @@ def _journal(config: ScoreConfig, out: Path | None) -> Path | None:
         return Path(config.journal)
     if out is None and config.judged:
         raise ConfigError(
-            f"{config.judged[0]} judge: its answers are paid for and must be kept; give --out or "
+            f"{config.judged[0]} judge: its paid answers need a file to be kept in; give --out or "
             "--journal"
         )
     return out and out / JOURNAL
 
 
 def write_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
-    """Write the judgements that failed, one record per failure; without any there is no file."""
+    """Write one record per failed judgement; without failures, remove the file."""
     if failures:
         write_jsonl(path, failures)
     else:
@@ -125,21 +128,21 @@ def score(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Path | None = None,
 ) -> dict[str, Any]:
-    """The figures of every set, with intervals, and the differences between sets.
+    """Return the figures of every set, with intervals, and the differences between sets.
 
     Args:
         config: files and backends.
-        progress: called with the prompts done and the prompts of all sets.
-        journal: where a judge's answers are kept; None forgets them.
+        progress: called with the number of prompts done and the total over all sets.
+        journal: file to keep a judge's answers in; None discards them.
 
     Returns:
         `models.<name>.<metric>` with `intervals`, `comparisons.<name>.against.<other>.<metric>`,
-        `backends`, `judge`, `config`, `versions`, `seeds`, `notes`, `prompts` P and texts a prompt
-        `k`.
+        `backends`, `judge`, `config`, `versions`, `seeds`, `notes`, the number of `prompts` and the
+        number of texts per prompt, `k`.
 
     Raises:
         ConfigError: a backend is unknown or cannot be loaded.
-        DataError: a file cannot be read, or the sets do not compare.
+        DataError: a file cannot be read, or the sets are not comparable.
         EndpointError: a server does not answer at all.
     """
     return scored(config, progress, journal).results
@@ -150,7 +153,7 @@ def scored(
     progress: Callable[[int, int], None] = lambda done, total: None,
     journal: Path | None = None,
 ) -> Scored:
-    """`score`, which see for arguments and errors, with what stands beside the results."""
+    """Run `score`, but return everything of `Scored`; arguments and errors are the same."""
     sets = _read(config)
     return compared(config, sets, load_readers(config, sets, journal), progress, config.files)
 
@@ -162,14 +165,14 @@ def compared(
     progress: Callable[[int, int], None],
     files: Sequence[str] = (),
 ) -> Scored:
-    """`score` of sets that are in memory already.
+    """Score sets that are already in memory.
 
     Args:
-        config: how they are compared.
-        sets: from `side_by_side`.
+        config: how to compare them.
+        sets: the result of `side_by_side`.
         readers: the backends.
-        progress: called with the prompts done and the prompts of all sets.
-        files: where the sets were read from, if they were.
+        progress: called with the number of prompts done and the total over all sets.
+        files: the files that the sets were read from, if any.
 
     Raises:
         DataError: a set lacks what a backend reads.
@@ -219,7 +222,7 @@ def _read(config: ScoreConfig) -> list[Generations]:
 def _check_two_texts(sets: Sequence[Generations], name: str = "texts") -> None:
     if len(sets[0].texts[0]) < 2:
         raise DataError(
-            f"{name}: holds one text per prompt, and diversity needs two or more; sample each "
+            f"{name}: there is one text per prompt, and diversity needs at least two; sample each "
             "prompt several times, and write one record per prompt with its generations"
         )
 
@@ -229,7 +232,7 @@ def _origin(path: str) -> dict[str, str]:
 
 
 def _by_prompt(prompts: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
-    """Each prompt with its figures; None where a judge failed."""
+    """Return each prompt with its figures; None where a judge failed."""
     columns = {name: values.tolist() for name, values in measured.values.items()}
     return [
         {
@@ -254,7 +257,7 @@ def _model(
 
 
 def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, float]]:
-    """`{low, high}` of each figure that has an interval, over prompts or, with one, its texts."""
+    """Return `{low, high}` of each figure with an interval, over prompts or one prompt's texts."""
     if measured.samples:
         return sampled_intervals(measured.samples, config)
     found = {
@@ -267,7 +270,7 @@ def intervals(measured: Measured, config: ReadersConfig) -> dict[str, dict[str, 
 def sampled_intervals(
     samples: Mapping[str, Sampled], config: ReadersConfig
 ) -> dict[str, dict[str, float]]:
-    """`{low, high}` of each figure by resampling its texts."""
+    """Return `{low, high}` of each figure by resampling its texts."""
     found = {
         name: collapse.interval(runs, statistic, config.resamples, config.seed)
         for name, (statistic, runs) in samples.items()
@@ -276,7 +279,7 @@ def sampled_intervals(
 
 
 def of_share(ends: Mapping[str, float]) -> dict[str, float]:
-    """The ends of a share's interval, which are shares too."""
+    """Clip the ends of a share's interval to 0..1."""
     return {"low": max(ends["low"], 0.0), "high": min(ends["high"], 1.0)}
 
 
@@ -286,11 +289,11 @@ def by_key(
     config: ReadersConfig,
     runs: Sequence[Measured] = (),
 ) -> dict[str, Any]:
-    """Entropy and most frequent values of each attribute over all texts of the set.
+    """Return entropy and most frequent values of each attribute over all texts of the set.
 
-    What the prompts differ by is in these entropies; `within_prompts`, the mean over prompts, is
-    without it, and is what `semantic_entropy` is the mean of. Of several seeds, which are `runs`,
-    `measured` holds all texts; `within_prompts` is the mean over seeds.
+    These entropies include the differences between prompts. `within_prompts`, the mean over
+    prompts, does not; `semantic_entropy` is its mean over attributes. With several seeds, given as
+    `runs`, `measured` holds the texts of all seeds and `within_prompts` is the mean over seeds.
     """
     readings = [reading for one in measured.observed for reading in one.readings]
     if attributes is None or not readings:
@@ -310,7 +313,7 @@ def by_key(
 def _within_prompts(
     runs: Sequence[Measured], key: str, config: ReadersConfig
 ) -> dict[str, float] | None:
-    """None for one prompt, and where prompts have too few texts for an entropy."""
+    """Return the mean over prompts; None for one prompt, or with too few texts for an entropy."""
     counted = [[one.readings for one in run.observed if one.readings] for run in runs]
     if len(counted[0]) < 2 or min(len(a) for run in counted for a in run) < ENTROPY_SAMPLES:
         return None
@@ -322,7 +325,7 @@ def _within_prompts(
 
 
 def _comparisons(measured: Mapping[str, Measured], config: ComparisonConfig) -> dict[str, Any]:
-    """Each set minus the first or, pairwise, minus every set before it."""
+    """Compare each set with the first or, if pairwise, with every set before it."""
     names = list(measured)
     found: dict[str, Any] = {}
     for i, name in enumerate(names[1:], 1):
@@ -336,7 +339,7 @@ def _comparisons(measured: Mapping[str, Measured], config: ComparisonConfig) -> 
 
 
 def differences(first: Measured, second: Measured, config: ReadersConfig) -> dict[str, Any]:
-    """First minus second, metric by metric: `{mean, low, high, p, p_holm, detectable}`."""
+    """Return first minus second per metric: `{mean, low, high, p, p_holm, detectable}`."""
     if first.samples:
         return {
             name: _of_samples(runs, second.samples[name][1], statistic, config)
@@ -355,13 +358,13 @@ def differences(first: Measured, second: Measured, config: ReadersConfig) -> dic
 
 
 def _of_samples(runs: Any, others: Any, statistic: Any, config: ReadersConfig) -> dict[str, Any]:
-    """One prompt: an interval of the difference from its samples, and no p-value."""
+    """Return one prompt's difference with an interval from its samples, and no p-value."""
     found = collapse.difference(runs, others, statistic, config.resamples, config.seed)
     return {**found.as_json(), "p": None, "p_holm": None, "detectable": None}
 
 
 def shortcomings(prompts: int, k: int, readers: Readers) -> list[str]:
-    """Notes on figures that are left out, or that say less than they seem to."""
+    """Return notes on figures that are left out, or that say less than they seem to."""
     notes = []
     if prompts == 1:
         notes.append(

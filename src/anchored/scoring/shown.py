@@ -1,7 +1,8 @@
-"""What a report shows of the texts: some prompts, some texts of each, and where they lie.
+"""Choose the prompts and texts that a report shows, and place them on a map.
 
-Neither is picked: both are evenly spaced over what was scored, so that a page stays readable with a
-thousand prompts. The map of a prompt is drawn from all of its texts, shown or not.
+Nothing is hand-picked: prompts and texts are evenly spaced over what was scored, so that a page
+stays readable with a thousand prompts. A prompt's map is computed from all of its texts, shown or
+not.
 """
 
 from __future__ import annotations
@@ -18,22 +19,21 @@ from anchored.metrics.embedding import principal_axes
 from anchored.scoring.measure import Measured
 
 MAX_TEXTS = 600
-PROMPTS_WANTED = 6  # before more texts of each are
+PROMPTS_WANTED = 6  # show this many prompts before showing more texts of each
 
 
 @dataclass(frozen=True, slots=True)
 class ShownText:
-    """One text: its place among its prompt's texts, and what was found in it.
+    """One text, its number among its prompt's texts, and what was read from it.
 
     Attributes:
         number: from 1, in the order of the file.
-        text: whole.
-        written: the annotation that the model wrote before it, None where it wrote none.
-        read: the attributes read off it; empty where none were.
-        same_as: the number of the first text of its prompt that says the same; its own if it is.
-        score: the file's own quality of it, None where it has none; what is scored is the first
-            text of those that say the same.
-        at: its place on the map, on the two axes of `ShownPrompt.variance`.
+        text: the whole text.
+        written: the annotation that the model wrote before it; None if it wrote none.
+        read: the attributes read from it; empty if none were read.
+        same_as: number of the first equivalent text of its prompt; its own number if it is first.
+        score: the quality score in the file, if any; only the first of equivalent texts has one.
+        at: its coordinates on the map, on the two axes of `ShownPrompt.variance`.
     """
 
     number: int
@@ -47,7 +47,7 @@ class ShownText:
 
 @dataclass(frozen=True, slots=True)
 class ShownPrompt:
-    """A prompt, its texts by model, and the share of variance that each axis of its map holds."""
+    """A prompt, its texts by model, and the share of variance on each axis of its map."""
 
     prompt: str
     texts: Mapping[str, tuple[ShownText, ...]]
@@ -56,7 +56,7 @@ class ShownPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The prompts shown, and how many there are; texts of each a model, and how many there are."""
+    """The prompts shown of `of_prompts`, with `texts` of `of_texts` texts per prompt and model."""
 
     prompts: tuple[ShownPrompt, ...]
     of_prompts: int
@@ -65,11 +65,11 @@ class Shown:
 
 
 def choose(sets: Sequence[Generations], measured: Mapping[str, Measured]) -> Shown:
-    """At most `MAX_TEXTS` texts of these sets, evenly spaced over prompts and over each's texts.
+    """Choose at most `MAX_TEXTS` texts, evenly spaced over prompts and over each prompt's texts.
 
     Args:
-        sets: with the same prompts in the same order, and equally many texts of each.
-        measured: by the sets' names.
+        sets: sets with the same prompts in the same order, and equally many texts per prompt.
+        measured: figures by the sets' names.
     """
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
     wanted = min(prompts, PROMPTS_WANTED)

@@ -191,7 +191,8 @@ def divide_by_weights(trainer: Any) -> None:
         batches, count = stock(*arguments)
         if count is None or not batches or "loss_weights" not in batches[0]:
             return batches, count
-        weights = torch.cat([batch["loss_weights"] for batch in batches]).double()
+        weights = torch.cat([batch["loss_weights"] for batch in batches])
+        weights = weights.to(torch.float32 if weights.device.type == "mps" else torch.float64)
         sums = torch.stack([weights.sum(), torch.ones_like(weights).sum()])
         if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
             sums = trainer.accelerator.gather(sums.to(trainer.args.device)[None]).sum(dim=0)
