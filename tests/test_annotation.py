@@ -246,7 +246,7 @@ def test_conform_keeps_what_check_accepts_and_folds_to_the_stored_form():
         ([("mood", "sad")], "tag 'mood': schema 's' has no value 'sad'"),
         (
             [("mood", "dark"), ("mood", "dark")],
-            "tag 'mood': schema 's' takes at most 1, found ('dark', 'dark')",
+            "tag 'mood': schema 's' takes at most 1; found ('dark', 'dark')",
         ),
     ],
 )
@@ -263,7 +263,7 @@ def test_check_names_the_key_the_value_and_the_schema(pairs, message):
         ("name: s", "keys: missing; add `keys: ...`"),
         (
             "name: s\nkeys: []",
-            "keys: []: a schema needs at least one key and no key twice",
+            "keys: []: a schema needs at least one key, and no key twice",
         ),
         (
             "name: s\nkeys: [{name: Bad, description: d}]",
@@ -298,7 +298,7 @@ def test_an_unknown_schema_lists_those_that_are_built_in():
     with pytest.raises(ConfigError) as caught:
         Schema.load("storys")
     known = "code, general, math, stories"
-    assert str(caught.value) == f"schema 'storys': not a file, not built in ({known})"
+    assert str(caught.value) == f"schema 'storys': neither a file nor built in ({known})"
 
 
 def test_a_number_bounds_how_often_a_key_may_stand():
@@ -306,12 +306,12 @@ def test_a_number_bounds_how_often_a_key_may_stand():
     three = Annotation.of({"entity": ["Mara", "Tom", "Ida"]})
     assert schema.conform(three) == Annotation.of({"entity": ["Mara", "Tom"]})
     schema.check(schema.conform(three))
-    with pytest.raises(DataError, match="takes at most 2, found"):
+    with pytest.raises(DataError, match="takes at most 2; found"):
         schema.check(three)
 
 
 def test_many_true_is_no_bound_and_false_is_one():
     limits = [Key(name="k", description="-", many=many).limit for many in (False, True, 1, 3)]
     assert limits == [1, None, 1, 3]
-    with pytest.raises(ValidationError, match="false stands for one"):
+    with pytest.raises(ValidationError, match="false means one"):
         Key(name="k", description="-", many=0)

@@ -376,7 +376,7 @@ def test_a_conversation_that_the_template_refuses_is_an_error_that_says_why():
     twice = [Message("user", "a"), Message("user", "b"), Message("assistant", "c")]
     with pytest.raises(DataError, match="refuses a conversation of user, user: user and assistant"):
         conversation_pieces(twice, OBJECTIVES["standard"], tokenizer.chat)
-    with pytest.raises(DataError, match="nothing stands before the answer"):
+    with pytest.raises(DataError, match="there is nothing before the answer"):
         conversation_pieces(twice[2:], OBJECTIVES["standard"], tokenizer.chat)
 
 
@@ -384,7 +384,7 @@ def test_a_conversation_that_the_template_refuses_is_an_error_that_says_why():
     ("template", "reason"),
     [
         ("{{ raise_exception('only tools') }}", "only tools; change its turns; this package"),
-        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves an answer out"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "drops the answer"),
         ("{% for m in messages %", "refuses a conversation"),
         ("{{ 1 // 0 }}", "refuses a conversation of user, assistant: integer division"),
     ],

@@ -145,24 +145,24 @@ def too_many_rows(folder: Path) -> None:
 
 
 HOSTILE = [
-    (pickled, "holds only pickled weights (pytorch_model.bin), which can run code; convert them"),
-    (no_weights, "needs weights as safetensors and holds none"),
-    (remote_code, "config.json names code of its own (auto_map), which is never run; use a model"),
+    (pickled, "has only pickled weights (pytorch_model.bin), which can run code; if you"),
+    (no_weights, "needs weights as safetensors but has none"),
+    (remote_code, "config.json asks for custom code (auto_map), which is never run; use a"),
     (unknown_type, "has model_type 'llama_9', which transformers does not know"),
     (no_architecture, "has model_type None, which transformers does not know"),
     (not_causal, "is a T5ForConditionalGeneration, not a causal language model"),
     (classifier, "is a LlamaForSequenceClassification, not a causal language model; use one (Ll"),
-    (images_too, "gemma3 reads more than text; save its language model alone"),
+    (images_too, "gemma3 reads more than text; save only its language model"),
     (adapter_alone, "holds an adapter (adapter_config.json), not a whole model; merge it"),
     (not_json, "config.json: not readable as JSON"),
     (cut_short, "model.safetensors is damaged or cut short"),
     (nothing_but_zeros, "model.safetensors is damaged or cut short"),
     (
         with_index({"a": "model-1.safetensors", "b": "model-2.safetensors"}),
-        "model-1.safetensors is missing; fetch the checkpoint again",
+        "model-1.safetensors is missing; download the checkpoint again",
     ),
-    (with_index([]), f"{INDEX}: weight_map names no files by weight; fetch it again"),
-    (with_index({"a": 3}), f"{INDEX}: weight_map names no files by weight; fetch it again"),
+    (with_index([]), f"{INDEX}: weight_map names no file for a weight; download it"),
+    (with_index({"a": 3}), f"{INDEX}: weight_map names no file for a weight; download it"),
     (bad_file_beside_a_good_index, "model.norm.weight in model.safetensors holds NaN"),
     (with_config(quantization_config={"quant_method": "fp8"}), "its weights are quantized"),
     (with_config(model_type=["llama"]), "has model_type ['llama'], which transformers does not"),
@@ -181,8 +181,8 @@ HOSTILE = [
         "no weights for model.layers.2.input_layernorm.weight and 8",
     ),
     (with_config(num_hidden_layers=1), "leaves out model.layers.1.input_layernorm.weight and 8 mo"),
-    (with_bias, "its config.json leaves out model.layers.0.self_attn.q_proj.bias; it is another"),
-    (opened_thought, "opens a thought (<think>) before the answer and leaves it open; where the"),
+    (with_bias, "its config.json leaves out model.layers.0.self_attn.q_proj.bias; use a"),
+    (opened_thought, "opens a thought (<think>) before the answer and leaves it open; if the"),
     (with_value(float("nan")), "model.norm.weight in model.safetensors holds NaN or infinite"),
     (with_value(float("-inf")), "model.norm.weight in model.safetensors holds NaN or infinite"),
     (foreign_tokenizer, "its tokenizer has 389 entries and its embedding 100 rows"),
@@ -235,14 +235,14 @@ def test_weights_that_would_be_made_up_on_loading_are_missed(folder):
     weights = load_file(folder / WEIGHTS)
     del weights["lm_head.weight"]
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"holds no weights for lm_head\.weight; it is another"):
+    with pytest.raises(ConfigError, match=r"has no weights for lm_head\.weight; use a complete"):
         load_model(folder, AnchoredTokenizer.load(folder))
 
 
 def test_pickled_weights_are_not_loaded_by_any_command(folder):
     tokenizer = AnchoredTokenizer.load(folder)
     pickled(folder)
-    with pytest.raises(ConfigError, match="holds only pickled weights"):
+    with pytest.raises(ConfigError, match="has only pickled weights"):
         load_model(folder, tokenizer)
 
 
@@ -266,7 +266,7 @@ def test_code_of_a_checkpoints_own_is_not_run_even_for_one_who_says_yes(
     monkeypatch.setattr("builtins.input", lambda question: "y")
     if part == "tokenizer" and use is plan_it:
         return plan_it(str(folder))
-    with pytest.raises(ConfigError, match=r"code of its own \(auto_map\), which is never run"):
+    with pytest.raises(ConfigError, match=r"custom code \(auto_map\), which is never run"):
         use(str(folder))
 
 

@@ -223,7 +223,7 @@ def test_an_answer_ends_where_the_models_own_settings_end_it(tokenizer: Anchored
 def test_an_annotation_asked_of_a_tokenizer_without_its_tokens_is_refused():
     from conftest import foreign
 
-    with pytest.raises(ConfigError, match="annotated: the tokenizer has no tokens to open"):
+    with pytest.raises(ConfigError, match="annotated: the tokenizer has no tokens that open"):
         Probe(["Hi"], foreign(), 2, 4, annotated=True)
 
 
@@ -303,7 +303,7 @@ def test_training_stops_where_the_whole_interval_is_below_the_threshold(
     assert one.state.global_step == 4
     assert seen(one, "kept") == {2: 1.0, 4: 0.0}
     said = " ".join(capsys.readouterr().err.split())
-    assert "step 4: training is stopped, for the answers keep 0% [0%, 0%]" in said
+    assert "step 4: training stops: the answers keep 0% [0%, 0%]" in said
 
 
 def test_a_share_below_the_threshold_with_an_interval_around_it_stops_nothing(
@@ -321,9 +321,7 @@ def test_a_baseline_without_any_diversity_is_said_and_no_threshold_acts(
 ):
     monkeypatch.setattr(f"{__name__}.DIFFERENT", SAME)
     one = watched(tokenizer, tmp_path, {"stop_below": 0.9})
-    with pytest.warns(
-        UserWarning, match="all say the same at the start, so there is nothing to keep"
-    ):
+    with pytest.warns(UserWarning, match="all answers to each prompt say the same, so there is no"):
         one.train()
     assert one.state.global_step == 6
     assert seen(one, "semantic_entropy") == {2: 0.0, 4: 0.0, 6: 0.0}
@@ -398,7 +396,7 @@ def test_a_baseline_of_other_settings_is_refused_on_a_resumed_run(
     watched(tokenizer, tmp_path, {}, **saving, max_steps=4).train()
     again = watched(tokenizer, tmp_path, {"max_new_tokens": 7}, **saving)
     with pytest.raises(
-        ConfigError, match=f"{BASELINE}: the baseline was taken with max_new_tokens"
+        ConfigError, match=f"{BASELINE}: the baseline was measured with max_new_tokens"
     ):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 

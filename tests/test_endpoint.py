@@ -15,7 +15,7 @@ from anchored import endpoint as module
 from anchored.config import validated
 from anchored.endpoint import Endpoint, EndpointConfig, Reply, blocking, retry_after, run_all
 from anchored.errors import ConfigError, EndpointError, RequestFailed
-from anchored.throttle import Limiter, Pace
+from anchored.throttle import Limiter, RateLimit
 
 pytest.importorskip("aiohttp")
 
@@ -100,7 +100,7 @@ def test_what_may_pass_is_tried_again_up_to_so_many_attempts(bad: Answer) -> Non
         assert chat(server, attempts=3, timeout=0.3).text == "at last"
         assert len(server.seen) == 3
     with serving(in_turn(bad)) as server:
-        with pytest.raises(RequestFailed, match=r"chat/completions: .*; 2 attempts; see that"):
+        with pytest.raises(RequestFailed, match=r"chat/completions: .*; 2 attempts; check that"):
             chat(server, attempts=2, timeout=0.3)
         assert len(server.seen) == 2
 
@@ -117,7 +117,7 @@ def test_a_refused_request_is_not_tried_again_and_fails_alone(status: int) -> No
 @pytest.mark.parametrize(
     ("answer", "way"),
     [
-        (Answer(status=401), "put another key into the environment variable JUDGE_KEY"),
+        (Answer(status=401), "put another key in the environment variable JUDGE_KEY"),
         (Answer(status=404), "check the address and that the server has the model 'judge'"),
         (
             Answer(status=429, error={"message": "no money", "code": "insufficient_quota"}),
@@ -177,7 +177,7 @@ def test_a_server_that_is_down_ends_the_run_after_ten_failures_in_a_row() -> Non
     with serving(in_turn(Answer(status=500))) as server:
         *failed, last = ask(server, work, attempts=1)
     assert len(failed) == 9
-    assert last.endswith("10 requests in a row failed: see to the server, then run again")
+    assert last.endswith("10 requests in a row failed: check the server, then run again")
     with serving(in_turn(Answer(), *[Answer(status=400)] * 20)) as server:
         assert len(ask(server, work)) == 19  # after an answer, refusals do not count as down
 
@@ -210,7 +210,7 @@ def test_the_key_is_in_no_message_traceback_or_dump() -> None:
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://me:pw@x/v1", "http://"])
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"url: .*(no address|holds a secret)"):
+    with pytest.raises(ConfigError, match=r"url: .*(not an address|contains a secret)"):
         validated(EndpointConfig, {"url": url, "model": "m"}, "command line")
 
 
@@ -339,10 +339,10 @@ def test_a_slot_survives_the_cancellation_of_who_waits_for_it() -> None:
 
 
 def test_starts_are_spread_over_the_minute() -> None:
-    pace = Pace(600)
-    waits = [pace.reserve() for _ in range(4)]
+    limit = RateLimit(600)
+    waits = [limit.reserve() for _ in range(4)]
     assert waits == pytest.approx([0, 0.1, 0.2, 0.3], abs=0.01)
-    assert [Pace(None).reserve(10**9) for _ in range(2)] == [0, 0]
+    assert [RateLimit(None).reserve(10**9) for _ in range(2)] == [0, 0]
 
 
 def test_the_rates_of_requests_and_tokens_are_kept() -> None:

@@ -187,7 +187,7 @@ def test_a_classifier_of_pickled_weights_is_refused(folder: Path, tmp_path: Path
     Classifier(str(tmp_path))
     weights.unlink()
     with pytest.raises(
-        ConfigError, match=r"holds only pickled weights \(pytorch_model\.bin\), which"
+        ConfigError, match=r"has only pickled weights \(pytorch_model\.bin\), which"
     ):
         Classifier(str(tmp_path))
 

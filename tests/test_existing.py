@@ -415,16 +415,16 @@ def test_settings_that_do_not_go_together_are_refused(model, reason):
 @pytest.mark.parametrize(
     ("name", "targets", "reason"),
     [
-        ("llama3", "c_attn", "'c_attn': no layer has this name; see the model's own"),
-        ("llama3", ["q_proj", "proj"], "'proj': no layer has this name; see the model's own"),
+        ("llama3", "c_attn", "'c_attn': no layer has this name; use a"),
+        ("llama3", ["q_proj", "proj"], "'proj': no layer has this name; use a"),
         ("llama3", [], "names no layer; name some, or write all-linear"),
         (
             "llama3",
             ["q_proj", "lm_head"],
-            "'lm_head': lm_head takes no adapter, because rows of it",
+            "'lm_head': lm_head cannot take an adapter, because",
         ),
-        ("qwen3", ["q_proj", "lm_head"], "'lm_head': lm_head takes no adapter, because rows of it"),
-        ("gpt_neox", ["embed_in"], "'embed_in': gpt_neox.embed_in takes no adapter, because rows"),
+        ("qwen3", ["q_proj", "lm_head"], "'lm_head': lm_head cannot take an adapter, because"),
+        ("gpt_neox", ["embed_in"], "'embed_in': gpt_neox.embed_in cannot take an adapter, because"),
     ],
 )
 def test_layers_that_can_have_no_adapter_are_refused_before_any_data_is_read(

@@ -39,7 +39,10 @@ def test_a_torn_last_line_is_cut_and_the_next_row_stands_by_itself(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{broken", r"line 2: not JSON: .*remove the line"), ('{"id": 3}', "line 2: is no row of a")],
+    [
+        ("{broken", r"line 2: not JSON: .*remove the line"),
+        ('{"id": 3}', "line 2: not a journal row"),
+    ],
 )
 def test_another_file_is_refused_and_left_as_it_is(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "journal.jsonl"

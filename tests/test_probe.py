@@ -154,7 +154,7 @@ def test_answers_are_sampled_so_many_at_once_and_do_not_depend_on_it(foreign: Pa
 def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused(tmp_path: Path):
     model, hf = parts(FAMILIES["gpt_neox"].save(tmp_path))
     probe = Probe(["Hi"], AnchoredTokenizer.adopt(hf), 2, 3)
-    with pytest.raises(ConfigError, match="395 entries, and the model's embedding 390 rows; give"):
+    with pytest.raises(ConfigError, match="395 entries, but the model's embedding has 390 rows"):
         probe.ask(model, 0)
 
 

@@ -134,8 +134,8 @@ def test_pickled_weights_are_refused(
     with pytest.raises(ConfigError) as refused:
         load_quality(f"{kind}:{folder}")
     assert str(refused.value).endswith(
-        f"{folder}{QUOTE[kind]}: needs weights as safetensors and holds only pickled weights "
-        "(pytorch_model.bin), which can run code; convert them where you trust their source, with "
+        f"{folder}{QUOTE[kind]}: needs weights as safetensors but has only pickled weights "
+        "(pytorch_model.bin), which can run code; if you trust their source, convert them with "
         "save_pretrained"
     )
 

@@ -235,7 +235,7 @@ def test_another_tokenizer_beside_the_model_is_refused(tmp_path):
 
 def test_foreign_model_takes_no_prompt_but_a_beginning(foreign):
     assert load(foreign).chat == "none"
-    with pytest.raises(ConfigError, match="has no chat format; give it a beginning with --prefill"):
+    with pytest.raises(ConfigError, match="has no chat format; give it a text to continue"):
         run(foreign, prompts=["Tell me"])
     greedy = SHORT.model_copy(update={"response": Sampling(temperature=0)})
     assert run(foreign, prefill="Tell", config=greedy)[0]["response"].startswith("Tell")

@@ -253,7 +253,10 @@ def test_scores_of_another_partition_are_refused(tmp_path: Path) -> None:
         ({"equivalence": "judge"}, "equivalence judge: no judge is named; give --judge-url"),
         ({"judge": {"url": "http://x", "model": "m"}}, "judge 'm': it has nothing to judge; add"),
         ({"quality": "stars"}, "quality 'stars': unknown; use given, judge, perplexity:<folder"),
-        ({"embedder": "endpoint:x#m"}, "embedder 'endpoint:x#m': url: 'x': no address; write http"),
+        (
+            {"embedder": "endpoint:x#m"},
+            "embedder 'endpoint:x#m': url: 'x': not an address; write ht",
+        ),
         ({"equivalence": "classifier:"}, "equivalence 'classifier:': unknown"),
         ({"equivalence": "exact", "threshold": 0.5}, "--threshold 0.5: equivalence exact has no"),
         ({"embedder": "word2vec"}, "embedder 'word2vec': unknown"),

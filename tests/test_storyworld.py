@@ -514,7 +514,7 @@ def test_tag_noise_redraws_its_share_of_values_from_r_and_leaves_texts_alone(
 
 
 def test_a_tag_noise_that_is_no_share_is_refused(world: Storyworld) -> None:
-    with pytest.raises(DataError, match=r"tag_noise 1.5 is no share; use 0 to 1"):
+    with pytest.raises(DataError, match=r"tag_noise 1.5 is not a share; use 0 to 1"):
         world.documents(0, tag_noise=1.5)
 
 
@@ -558,7 +558,7 @@ def test_rows_are_the_same_in_another_process(world: Storyworld) -> None:
 def test_rendering_attributes_that_are_unknown_or_missing_is_refused() -> None:
     world = WORLDS["small"]
     attributes = world.draw(random.Random(0))
-    with pytest.raises(DataError, match="attribute 'hero' is 'Bob', use one of Mara, Tom"):
+    with pytest.raises(DataError, match="attribute 'hero' is 'Bob'; use one of Mara, Tom"):
         world.render(attributes | {"hero": "Bob"}, random.Random(0), taught=False)
     del attributes["mood"]
     with pytest.raises(DataError, match="attribute 'mood' is None"):

@@ -164,7 +164,7 @@ def test_a_folder_with_nothing_to_load_is_one_clear_line(tmp_path: Path, monkeyp
 def test_what_a_repository_on_the_hub_holds_is_not_taken_for_its_absence():
     for error, said in (
         (KeyError("z"), "transformers cannot load it (KeyError: 'z'); use another"),
-        (ValueError("pass trust_remote_code=True"), "needs code of its own (auto"),
+        (ValueError("pass trust_remote_code=True"), "needs custom code (auto"),
     ):
         assert str(load_error("model", "owner/name", error)).startswith(
             f"model 'owner/name': {said}"

@@ -1,12 +1,12 @@
-r"""Annotations: ordered `key: value` tags that write a semantic plan as text (paper, section 3).
+r"""Annotations: ordered `key: value` tags that state what a text says (paper, section 3).
 
-The one grammar, written and parsed here and nowhere else:
+This is the only module that writes and parses their grammar:
 
     annotation := tag ("\n" tag)*        tag := key ":" " " value
 
-A value holds no line break, so nothing is ever escaped and the round trip is exact. The space
-before the value makes it tokenise as the same word does inside running text, which is what lets a
-model copy it into the text.
+A value contains no line break, so nothing needs escaping and the round trip is exact. The space
+before a value makes it tokenise like the same word in running text, so that a model can copy it
+into the text.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _KEY_RULE = "use 1-32 of a-z, 0-9 and _, starting with a letter"
 
 
 def normalise_value(value: str) -> str:
-    """The stored form of a tag value: one line, at most `MAX_VALUE_CHARS` characters.
+    """Return the stored form of a tag value: one line of at most `MAX_VALUE_CHARS` characters.
 
-    NFC; control characters and lone surrogates are dropped, white space collapses. Idempotent; may
-    return the empty string.
+    The form is NFC, without control characters and lone surrogates, with white space collapsed.
+    The function is idempotent and may return the empty string.
     """
-    if not (value.isascii() and value.isprintable()):  # the test is 10 times faster than the work
+    if not (value.isascii() and value.isprintable()):  # 10 times faster than normalising
         legal = (c for c in value if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
         value = unicodedata.normalize("NFC", "".join(legal))
     return " ".join(value.split())[:MAX_VALUE_CHARS].rstrip()
@@ -71,7 +71,7 @@ class Tag:
         return f"{self.key}: {self.value}"
 
     def pieces(self, first: bool) -> tuple[tuple[Literal["key", "value"], str], ...]:
-        """Its part of `Annotation.pieces`, as the first of its annotation or as a later one."""
+        """Return this tag's part of `Annotation.pieces`; `first` for the first tag."""
         lead = "" if first else "\n"
         return ("key", f"{lead}{self.key}:"), ("value", f" {self.value}")
 
@@ -95,7 +95,7 @@ class Annotation:
 
     @classmethod
     def of(cls, pairs: Mapping[str, str | Sequence[str]] | Iterable[tuple[str, str]]) -> Annotation:
-        """From `{key: value}`, `{key: [values]}` or `(key, value)` pairs."""
+        """Build an annotation from `{key: value}`, `{key: [values]}` or `(key, value)` pairs."""
         if not isinstance(pairs, Mapping):
             return cls(tuple(Tag(key, value) for key, value in pairs))
         named = cast(Mapping[str, str | Sequence[str]], pairs)
@@ -109,17 +109,17 @@ class Annotation:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, str]]) -> Annotation:
-        """From the stored form, `[{"key": ..., "value": ...}]`.
+        """Read the stored form, `[{"key": ..., "value": ...}]`.
 
         Raises:
-            DataError: a row is not of that form, or its key or value is not legal.
+            DataError: a row does not have that form, or its key or value is not legal.
         """
         return cls(tuple(_tag(row) for row in rows))
 
     def rows(self) -> list[dict[str, str]]:
-        """The stored form, `[{"key": ..., "value": ...}]`.
+        """Return the stored form, `[{"key": ..., "value": ...}]`.
 
-        Free dicts would become structs in `datasets`, padded with every key of the corpus.
+        Plain dicts would become structs in `datasets`, padded with every key of the corpus.
         """
         return [{"key": tag.key, "value": tag.value} for tag in self.tags]
 
@@ -134,27 +134,27 @@ class Annotation:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Distinct keys in order of first appearance."""
+        """The distinct keys in order of first appearance."""
         return tuple(dict.fromkeys(tag.key for tag in self.tags))
 
     def values(self, key: str) -> tuple[str, ...]:
-        """All values of `key`, in order."""
+        """Return all values of `key`, in order."""
         return tuple(tag.value for tag in self.tags if tag.key == key)
 
     def only(self, keys: Iterable[str]) -> Annotation:
-        """The tags whose key is in `keys`, order kept."""
+        """Keep the tags whose key is in `keys`, in their order."""
         wanted = set(keys)
         return Annotation(tuple(tag for tag in self.tags if tag.key in wanted))
 
     def ordered(self, keys: Iterable[str]) -> Annotation:
-        """Grouped by key in the order of `keys`; keys not named keep their order and come last."""
+        """Group the tags by key in the order of `keys`; other keys follow in their own order."""
         return Annotation(tuple(itertools.chain.from_iterable(self._by_key(keys))))
 
     def shuffled(self, number: int) -> Annotation:
-        """Keys in the order that `number` picks; the tags of one key stay together, in order.
+        """Order the keys by `number`; the tags of one key stay together, in order.
 
-        The number's digits in base n, n - 1, ... 1 say which of the n keys comes first, which of
-        those left next: of any n! numbers in a row, each picks another order.
+        The digits of the number in base n, n - 1, ... 1 select the first of the n keys, then the
+        next of the remaining ones: any n! consecutive numbers yield all n! orders.
         """
         left = self._by_key()
         tags: list[Tag] = []
@@ -164,17 +164,17 @@ class Annotation:
         return Annotation(tuple(tags))
 
     def _by_key(self, first: Iterable[str] = ()) -> list[list[Tag]]:
-        """The tags of each key: those of `first`, then the others as they appear."""
+        """Group the tags by key: the keys in `first`, then the others as they appear."""
         groups: dict[str, list[Tag]] = {key: [] for key in first}
         for tag in self.tags:
             groups.setdefault(tag.key, []).append(tag)
         return list(groups.values())
 
     def pieces(self) -> Iterator[tuple[Literal["key", "value"], str]]:
-        r"""The written form cut where keys and values meet.
+        r"""Yield the written form, split between keys and values.
 
         `("key", "topic:"), ("value", " love"), ("key", "\nplace:"), ...`: the pieces are encoded
-        one by one, so that tokens never straddle a key and its value.
+        one by one, so that no token spans a key and its value.
         """
         for i, tag in enumerate(self.tags):
             yield from tag.pieces(first=i == 0)
@@ -188,10 +188,10 @@ def _tag(row: Any) -> Tag:
 
 
 def parse_annotation(text: str) -> Annotation:
-    """The exact inverse of `str(annotation)`.
+    """Parse the written form; the exact inverse of `str(annotation)`.
 
     Raises:
-        DataError: `text` is not what `str` writes for any annotation; the offending line is named.
+        DataError: `str` writes `text` for no annotation; the message names the wrong line.
     """
     if not text:
         return Annotation()
@@ -199,7 +199,7 @@ def parse_annotation(text: str) -> Annotation:
     for number, line in enumerate(text.split("\n"), 1):
         key, separator, value = line.partition(": ")
         if not separator or not _KEY.fullmatch(key) or not value or normalise_value(value) != value:
-            raise DataError(f"annotation line {number}: {line[:120]!r} is no normal `key: value`")
+            raise DataError(f"annotation line {number}: {line[:120]!r} is not `key: value`")
         tags.append(Tag(key, value))
     return Annotation(tuple(tags))
 
@@ -215,17 +215,17 @@ _EMPTY_VALUES = {"", "none", "n/a", "na", "null", "unknown", "unspecified", "-"}
 
 
 def read_annotation(text: str, schema: Schema | None = None) -> Annotation:
-    """The tolerant reader, for what models write. Never raises on any text.
+    """Read an annotation from a model's output, tolerantly; no text raises an error.
 
-    Reads JSON, or lines with bullets, bold or quoted keys, `=`, fences and prose between. With a
-    schema, unknown keys and values outside a closed vocabulary are left out, lists are split for
-    keys that take many values, and only the first value is kept for those that take one.
+    The text may be JSON, or lines with bullets, bold or quoted keys, `=`, fences and prose in
+    between. With a schema, unknown keys and values outside a closed vocabulary are left out, lists
+    are split for keys that take many values, and other keys keep only their first value.
     """
     return annotation_of(read_pairs(text), schema)
 
 
 def annotation_of(pairs: Iterable[tuple[str, str]], schema: Schema | None = None) -> Annotation:
-    """The part of `read_annotation` that comes after `read_pairs`."""
+    """Build an annotation from the result of `read_pairs`; see `read_annotation`."""
     found: dict[Tag, None] = {}
     for key, raw_value in pairs:
         for value in _split_values(key, raw_value, schema):
@@ -236,7 +236,7 @@ def annotation_of(pairs: Iterable[tuple[str, str]], schema: Schema | None = None
 
 
 def read_pairs(text: str) -> list[tuple[str, str]]:
-    """What the tolerant reader takes for legal keys with their values, before any schema."""
+    """Read pairs of legal keys and raw values from a model's output, before any schema applies."""
     pairs = _json_pairs(text)
     if pairs is None:
         pairs = [pair for line in text.splitlines() for pair in _line_pairs(line)]
@@ -245,7 +245,7 @@ def read_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _json_pairs(text: str) -> list[tuple[str, str]] | None:
-    """From the first JSON object or list of objects in `text`; None if there is none."""
+    """Read the first JSON object or list of objects in `text`; return None if there is none."""
     for match in itertools.islice(_JSON_START.finditer(text), 10):
         try:
             data, _ = json.JSONDecoder().raw_decode(text, match.start())
@@ -256,7 +256,7 @@ def _json_pairs(text: str) -> list[tuple[str, str]] | None:
 
 
 def _walk(data: Any) -> Iterator[tuple[str, str]]:
-    """The pairs of `{key: value}`, `{key: [values]}` or `[{"key": key, "value": value}]`."""
+    """Yield the pairs of `{key: value}`, `{key: [values]}` or `[{"key": key, "value": value}]`."""
     if isinstance(data, list):
         for item in data:
             yield from _walk(item)
@@ -283,7 +283,7 @@ def _split_values(key: str, value: str, schema: Schema | None) -> list[str]:
 
 
 class Key(BaseModel):
-    """One key of a schema: what it says, which values it takes, whether SFT must leave it be."""
+    """One key of a schema: its meaning, its legal values, and whether it is anchored in SFT."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -294,10 +294,10 @@ class Key(BaseModel):
     )
     many: bool | int = Field(
         default=False,
-        description="may the key repeat in one annotation; a number says how often it may stand",
+        description="whether the key may repeat in one annotation; a number is the maximum",
     )
     anchored: bool = Field(
-        default=True, description="False for what SFT is to change: form, register"
+        default=True, description="False for what SFT should change, such as form and register"
     )
 
     @field_validator("name")
@@ -314,7 +314,7 @@ class Key(BaseModel):
             return None
         normal = tuple(dict.fromkeys(map(normalise_value, values)))
         if not normal or "" in normal:
-            raise ValueError("a closed vocabulary needs at least one value and none of them empty")
+            raise ValueError("a closed vocabulary needs at least one value, and no empty ones")
         if len(_vocabulary(normal)) < len(normal):
             raise ValueError("two values differ only in case, spaces, - or _")
         return normal
@@ -323,35 +323,35 @@ class Key(BaseModel):
     @classmethod
     def _positive_number(cls, many: bool | int) -> bool | int:
         if not isinstance(many, bool) and many < 1:
-            raise ValueError("a number of tags has to be 1 or more; false stands for one")
+            raise ValueError("the number of tags must be 1 or more; false means one")
         return many
 
     @property
     def limit(self) -> int | None:
-        """How many tags of one annotation may have this key; None for any number."""
+        """The maximum number of tags with this key in one annotation; None for no maximum."""
         if isinstance(self.many, bool):
             return None if self.many else 1
         return self.many
 
     def full(self, count: int) -> bool:
-        """Would one tag more than `count` be too many?"""
+        """Return True if an annotation with `count` tags of this key can take no more."""
         return self.limit is not None and count >= self.limit
 
     def accept(self, value: str) -> str | None:
-        """The stored form of `value` under this key, or None if it lies outside the vocabulary."""
+        """Return the stored form of `value`, or None if it is outside the vocabulary."""
         if self.values is None:
             return value
         return _vocabulary(self.values).get(fold(value))
 
 
 def fold(value: str) -> str:
-    """A value without what does not tell it from another: case, `-`, `_` and spaces."""
+    """Normalise differences that do not distinguish values: case, `-`, `_` and spaces."""
     return " ".join(normalise_value(value).casefold().replace("_", " ").replace("-", " ").split())
 
 
 @functools.cache
 def _vocabulary(values: tuple[str, ...]) -> dict[str, str]:
-    """Folded form -> stored form; cached, because `prepare` asks for every tag of a corpus."""
+    """Map folded to stored forms; cached, because `prepare` needs it for every tag of a corpus."""
     return {fold(value): value for value in values}
 
 
@@ -383,12 +383,12 @@ class Schema(BaseModel):
     def _distinct(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
         names = [key.name for key in keys]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"a schema needs at least one key and no key twice, found {names}")
+            raise ValueError(f"a schema needs at least one key, and no key twice; found {names}")
         return keys
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """Key names in canonical order."""
+        """The key names in canonical order."""
         return tuple(key.name for key in self.keys)
 
     @functools.cached_property
@@ -397,23 +397,23 @@ class Schema(BaseModel):
 
     @property
     def anchored_names(self) -> tuple[str, ...]:
-        """The keys that SFT must not move, in canonical order."""
+        """The keys whose distribution SFT must not change, in canonical order."""
         return tuple(key.name for key in self.keys if key.anchored)
 
     def key(self, name: str) -> Key | None:
-        """The key called `name`, or None."""
+        """Return the key called `name`, or None."""
         return self._by_name.get(name)
 
     def canonical(self, annotation: Annotation) -> Annotation:
-        """The tags grouped by key in the schema's order."""
+        """Group the tags by key in the schema's order."""
         return annotation.ordered(self.names)
 
     def anchored(self, annotation: Annotation) -> Annotation:
-        """Without the keys that SFT is meant to change."""
+        """Drop the tags whose keys SFT is meant to change."""
         return annotation.only(self.anchored_names)
 
     def conform(self, annotation: Annotation) -> Annotation:
-        """The legal part: unknown keys and values dropped, of each key no more than it may have."""
+        """Keep the legal tags: known keys and values, and no more of a key than it may have."""
         kept: dict[Tag, None] = {}
         for tag in annotation:
             spec = self.key(tag.key)
@@ -423,7 +423,7 @@ class Schema(BaseModel):
         return Annotation(tuple(kept))
 
     def check(self, annotation: Annotation) -> None:
-        """Refuses what `conform` would drop.
+        """Raise an error if `conform` would drop a tag.
 
         Raises:
             DataError: a key is unknown, repeats where it may not, or has a value outside its
@@ -437,7 +437,7 @@ class Schema(BaseModel):
             values = annotation.values(key)
             if spec.full(len(values) - 1):
                 raise DataError(
-                    f"tag {key!r}: schema {self.name!r} takes at most {spec.limit}, found {values}"
+                    f"tag {key!r}: schema {self.name!r} takes at most {spec.limit}; found {values}"
                 )
             for value in values:
                 if spec.accept(value) is None:
@@ -445,7 +445,7 @@ class Schema(BaseModel):
 
     @classmethod
     def load(cls, name: str | Path) -> Schema:
-        """A built-in schema (`general`, `stories`, `code`, `math`) or any other from a YAML file.
+        """Load a built-in schema (`general`, `stories`, `code`, `math`) or one from a YAML file.
 
         Raises:
             ConfigError: neither built in nor a file, or the file does not describe a schema.
@@ -455,6 +455,6 @@ class Schema(BaseModel):
         if not path.is_file():
             known = sorted(p.stem for p in built_in.parent.glob("*.yaml"))
             raise ConfigError(
-                f"schema {str(name)!r}: not a file, not built in ({', '.join(known)})"
+                f"schema {str(name)!r}: neither a file nor built in ({', '.join(known)})"
             )
         return validated(cls, read_yaml(path), source=str(path))

@@ -1,9 +1,10 @@
 """A model's own chat template: conversations as special tokens and the text between them.
 
-A template is rendered with the messages in it, and their text comes out beside its special tokens.
-So every spelling of a special token in a message is broken before and mended after: what a user
-writes stays text, and a conversation that spells none renders exactly as `apply_chat_template` has
-it. Role names that a template writes as plain text (OLMo-2's `<|user|>`) are text here too.
+A template is rendered with the messages in it, so their text ends up next to its special tokens.
+Every spelling of a special token in a message is therefore broken up before rendering and restored
+after it: what a user writes stays text, and a conversation without such spellings renders exactly
+as by `apply_chat_template`. Role names that a template writes as plain text (OLMo-2's `<|user|>`)
+are text here too.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _PROBE: Turns = (
 _RESERVED = re.compile(
     r"[<\[]\|?(reserved|unused|extra|special|dummy|placeholder)[a-z_]*\d+\|?[>\]]", re.IGNORECASE
 )
-_MARKS = range(0xF0000, 0xFFFFE)  # private use: no text has all of them
-# The day that Llama 3's templates write where they are told none. With today's, prepared data and
-# seeded samples would differ from one day to the next. A macro: `apply_chat_template` makes text of
-# a function that it is given, and `strftime` would follow the locale of the process.
+_MARKS = range(0xF0000, 0xFFFFE)  # private use: no text contains all of them
+# The default date in Llama 3's templates. With the current date, prepared data and seeded samples
+# would differ from one day to the next. It is a macro because `apply_chat_template` turns a
+# function in its arguments into text, and because `strftime` depends on the locale of the process.
 _DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
 _DAY |= {"%a": "Fri", "%w": "5", "%u": "5", "%j": "208", "%H": "12", "%I": "12", "%M": "00"}
 _DAY |= {"%S": "00", "%p": "PM", "%F": "2024-07-26", "%T": "12:00:00", "%-d": "26", "%-m": "7"}
@@ -58,13 +59,13 @@ class Stretch(NamedTuple):
 
 
 class ChatTemplate:
-    """The template of `hf`, rendered so that no message can write a special token.
+    """The chat template of `hf`, rendered so that no message can write a special token.
 
     Args:
         hf: a tokenizer with a chat template.
 
     Attributes:
-        end: the special token that ends an answer; eos where the template puts none.
+        end: the special token that ends an answer; eos if the template has none.
 
     Raises:
         ConfigError: the template cannot be rendered.
@@ -83,7 +84,7 @@ class ChatTemplate:
         self.end = self._find_end()
 
     def stretches(self, turns: Turns, answer_next: bool) -> list[Stretch]:
-        """The conversation `turns` ({role, content}), up to where an answer starts if that is next.
+        """Render `turns` ({role, content}); with `answer_next`, up to the start of an answer.
 
         Raises:
             DataError: the template refuses the conversation.
@@ -97,27 +98,27 @@ class ChatTemplate:
         return [Stretch(text.replace(mark, ""), special) for text, special in found]
 
     def probe(self) -> list[Stretch]:
-        """A fixed conversation: templates that render it alike are the same."""
+        """Render a fixed conversation; templates that render it alike count as the same."""
         return self.stretches(_PROBE, True)
 
     def probe_ids(self) -> list[int]:
-        """The same as `apply_chat_template` encodes it."""
+        """Encode the same conversation by `apply_chat_template`."""
         encoded: Any = self._hf.apply_chat_template(
             list(_PROBE), chat_template=undated(self._hf), add_generation_prompt=True
         )
         return encoded["input_ids"]
 
     def opened_thought(self) -> str | None:
-        """The tag (`<think>`) by which a prompt begins a thought and leaves it to the answer."""
+        """Return the tag (`<think>`) by which a prompt opens a thought that the answer must end."""
         behind = self._render(_PROBE, True).rpartition(_PROBE[-1]["content"])[2]
         tags = list(_THOUGHT.finditer(behind))
         return tags[-1][0] if tags and not tags[-1][1] else None
 
     def answer_header(self) -> str:
-        """What a template puts before an answer, and leaves to the model where it asks for one.
+        """Return the header before an answer that a generation prompt leaves to the model.
 
-        That is a channel (`<|channel|>final<|message|>`), known by its special tokens. A thought
-        is left out: an answer without one has none.
+        Such a header is a channel (`<|channel|>final<|message|>`), recognised by its special
+        tokens. A thought is left out, because an answer without one has no thought block.
         """
         turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER})
         prompt, whole = self._render(turns[:1], True), self._render(turns, answer_next=False)
@@ -127,12 +128,12 @@ class ChatTemplate:
         return header if is_one else ""
 
     def _guarded(self, content: str, mark: str) -> str:
-        """`content` with `mark` inside each special token that it spells, or ends with a part of.
+        """Put `mark` inside each special token that `content` spells, or ends with a part of.
 
-        The template would complete the latter. White space at the ends stays there: many templates
-        trim it.
+        The template could complete such a part. White space stays at the ends, because many
+        templates trim it.
         """
-        while self._spelt.search(content):  # one may have stood inside another
+        while self._spelt.search(content):  # one spelling may contain another
             content = self._spelt.sub(lambda at: at[0][0] + mark + at[0][1:], content)
         bare = content.rstrip()
         for n in range(1, min(self._longest, len(bare) + 1)):
@@ -143,7 +144,7 @@ class ChatTemplate:
 
     def _render(self, turns: Turns, answer_next: bool) -> str:
         if not turns:
-            raise DataError(f"{self._name}: nothing stands before the answer; give it a prompt")
+            raise DataError(f"{self._name}: there is nothing before the answer; give it a prompt")
         try:
             text: Any = self._hf.apply_chat_template(
                 [dict(turn) for turn in turns],
@@ -151,7 +152,7 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=answer_next,
             )
-        except Exception as error:  # a template is a program, and may fail in any way
+        except Exception as error:  # a template is a program and may fail in any way
             reason = " ".join(str(error).split())[:200]
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(
@@ -180,13 +181,13 @@ class ChatTemplate:
         except DataError as error:
             raise ConfigError(f"{error}; this package cannot use it") from None
         if not found:
-            raise ConfigError(f"{self._name} leaves an answer out; use a tokenizer with another")
+            raise ConfigError(f"{self._name} drops the answer; use a tokenizer with another one")
         match = self._special.search(behind)
         return match[0].strip() if match else str(self._hf.eos_token)
 
 
 def _pattern(token: AddedToken) -> str:
-    """As `tokenizers` finds it: with the white space at its sides where it takes that along."""
+    """Match a token as `tokenizers` does: with the white space at its sides that it strips."""
     left, right = (r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip))
     return f"{left}{re.escape(token.content)}{right}"
 
@@ -196,15 +197,16 @@ def _unused_mark(text: str) -> str:
 
 
 def undated(hf: PreTrainedTokenizerBase) -> str:
-    """The chat template of `hf`, which writes 26 July 2024 for the date of today."""
+    """Return the chat template of `hf`, changed to write 26 July 2024 as the current date."""
     template = hf.get_chat_template()
     return _ONE_DAY + template if "strftime_now" in template else template
 
 
 def reserved_tokens(hf: PreTrainedTokenizerFast) -> list[str]:
-    """Tokens that a tokenizer holds in reserve (`<|reserved_special_token_5|>`, `<unused5>`).
+    """List a tokenizer's reserved tokens (`<|reserved_special_token_5|>`, `<unused5>`).
 
-    In order of their ids; without those that have a role already or that the chat template uses.
+    They are in the order of their ids. Those that already have a role, or that the chat template
+    uses, are left out.
     """
     taken = {str(token) for token in hf.special_tokens_map.values() if isinstance(token, str)}
     template = str(hf.chat_template or "")
@@ -218,7 +220,7 @@ def reserved_tokens(hf: PreTrainedTokenizerFast) -> list[str]:
 
 
 def own_template(tokens: Mapping[str, str]) -> str:
-    """The template of this package's conversations, by the spellings of its control tokens."""
+    """Return the template of this package's format, given the spellings of its control tokens."""
     names = ", ".join(f"'{role}': {json.dumps(tokens[role])}" for role in ROLES)
     return (
         "{{ bos_token or eos_token }}"
@@ -230,9 +232,9 @@ def own_template(tokens: Mapping[str, str]) -> str:
 
 
 def annotating(template: str, opening: str, closing: str) -> str:
-    """`template` for inference: an annotation is opened where the answer starts.
+    """Return `template` for inference: it opens an annotation where the answer starts.
 
-    Earlier answers lose theirs, which a client may have sent back with them; else it is unchanged.
+    It drops the annotations of earlier answers, which a client may have sent back.
     """
     closing = json.dumps(closing)
     cut = (
@@ -248,7 +250,7 @@ def annotating(template: str, opening: str, closing: str) -> str:
 
 
 def beginning(template: str, text: str) -> str:
-    """`template` with `text` behind a prompt, where the answer starts."""
-    # Jinja drops one line break at the end of a template; behind ours it would be text.
+    """Return `template` with `text` after a prompt, where the answer starts."""
+    # Jinja drops one line break at the end of a template; before our addition it would be text.
     template = template.removesuffix("\n")
     return f"{template}{{{{ {json.dumps(text)} if add_generation_prompt else '' }}}}"

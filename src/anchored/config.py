@@ -1,4 +1,4 @@
-"""Run configurations: one YAML file a run, `a.b=c` overrides, and the versions in use."""
+"""Run configurations: one YAML file per run, `a.b=c` overrides, and the versions in use."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _REPORTED = (
     "safetensors",
     "pydantic",
 )
-_TYPES = frozenset({"str", "int", "float", "bool"})  # as pydantic calls branches of a union
+_TYPES = frozenset({"str", "int", "float", "bool"})  # pydantic's names for branches of a union
 
 
 class Config(BaseModel):
-    """Base of every stage's configuration: immutable, and a field it does not know is an error."""
+    """Base of every stage's configuration: immutable; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the two traps taken out: `1e-4` is a number, and a key given twice is an error."""
+    """YAML without two traps: `1e-4` is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would otherwise read as a number."""
+    """A dumper that quotes text which `_Loader` would otherwise read as a number."""
 
 
 for _class in (_Loader, _Dumper):
@@ -72,7 +72,7 @@ for _class in (_Loader, _Dumper):
 
 
 def read_yaml(path: Path) -> Any:
-    """The parsed contents of a YAML file.
+    """Return the parsed contents of a YAML file.
 
     Raises:
         ConfigError: the file is missing, is not UTF-8, is not YAML, or gives a key twice.
@@ -87,10 +87,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """One value of the command line, read as YAML.
+    """Return one value from the command line, read as YAML.
 
     Raises:
-        ConfigError: it is none; `where` is named.
+        ConfigError: the value is not YAML; the message names `where`.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -99,12 +99,12 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def load_function(name: str, field: str) -> Callable[..., Any]:
-    """The function `module:function` that `field` names.
+    """Import the function that `field` names as `module:function`.
 
-    Modules of the working directory are found too.
+    Modules in the working directory are found too.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such module or function.
     """
     module, _, function = name.partition(":")
     if not module or not function:
@@ -122,7 +122,7 @@ def load_function(name: str, field: str) -> Callable[..., Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, every field in the order it is declared in."""
+    """Return the resolved configuration as YAML, with every field in its order of declaration."""
     return yaml.dump(
         config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
     )
@@ -134,9 +134,9 @@ def load_config(
     overrides: Sequence[str] = (),
     flags: Mapping[str, str] = {},
 ) -> C:
-    """The configuration in a YAML file, with `a.b=c` overrides applied; `c` is read as YAML.
+    """Load the configuration in a YAML file and apply `a.b=c` overrides; `c` is read as YAML.
 
-    Without a file the overrides are all there is. `flags` are those of `validated`.
+    Without a file, the overrides are the whole configuration. `flags` is passed to `validated`.
 
     Raises:
         ConfigError: the file or an override cannot be read, or a field is unknown, missing or out
@@ -152,16 +152,17 @@ def load_config(
 
 
 def validated(cls: type[M], data: Any, source: str, flags: Mapping[str, str] = {}) -> M:
-    """An instance of `cls` from parsed YAML.
+    """Build an instance of `cls` from parsed YAML.
 
     Args:
-        cls: what it is to be.
+        cls: the model to build.
         data: its fields.
-        source: where they come from, for errors.
-        flags: the option of the command line that an error names in place of a field (`a.b`).
+        source: where the fields come from, for errors.
+        flags: for a field (`a.b`), the command-line option that an error names instead.
 
     Raises:
-        ConfigError: names `source`, the first wrong field, its value and what would be right.
+        ConfigError: a field is wrong; the message names `source`, the first wrong field, its value
+            and the way out.
     """
     if not isinstance(data, dict):
         kind = "a list" if isinstance(data, list) else f"the single value {data!r:.120}"
@@ -188,7 +189,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _slot(target: Any, name: str, override: str, new_ok: bool = False) -> Any:
-    """What `name` holds in a mapping, or at that position in a list."""
+    """Return the value of `name` in a mapping, or the item at that position in a list."""
     if isinstance(target, dict):
         return target.get(name) if new_ok else target[name]
     if isinstance(target, list):
@@ -199,7 +200,7 @@ def _slot(target: Any, name: str, override: str, new_ok: bool = False) -> Any:
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, flags: Mapping[str, str]) -> str:
-    """The first problem in one line: field, value, way out; and how many more there are."""
+    """Describe the first problem in one line (field, value, way out) and count the others."""
     problems = _of_meant_branches(cls, error)
     first, location = problems[0], _without_tags(cls, problems[0]["loc"])
     flag = _flag(location, flags)
@@ -212,15 +213,15 @@ def _explain(cls: type[BaseModel], error: ValidationError, flags: Mapping[str, s
         return f"{field}: missing; {way_out}{more}"
     message = first["msg"].removeprefix("Value error, ")
     several = first["type"] == "value_error" and isinstance(first["input"], dict)
-    parts = (field, "" if several else repr(first["input"])[:120])  # of several fields: none
+    parts = (field, "" if several else repr(first["input"])[:120])  # no value for several fields
     shown = "".join(f"{part}: " for part in parts if part)
     return f"{shown}{message[:1].lower()}{message[1:]}{more}"
 
 
 def _of_meant_branches(cls: type[BaseModel], error: ValidationError) -> list[Any]:
-    """The problems, but for branches of a union that the value is not at all of.
+    """Return the problems without those of union branches that the value does not belong to.
 
-    Where something lies wrong within a mapping, that it is no path either is not the fault.
+    When a field inside a mapping is wrong, it does not help to add that the mapping is not a path.
     """
     problems = error.errors()
     places = [_without_tags(cls, problem["loc"]) for problem in problems]
@@ -236,7 +237,7 @@ def _of_meant_branches(cls: type[BaseModel], error: ValidationError) -> list[Any
 
 
 def _without_tags(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Without what names the branches of a union: types, and models of our own."""
+    """Drop the parts that name branches of a union: types, and our own models."""
     kept: list[int | str] = []
     for part in location:
         models = {model.__name__ for model in _models_at(cls, tuple(kept))} if kept else set()
@@ -246,13 +247,13 @@ def _without_tags(cls: type[BaseModel], location: tuple[int | str, ...]) -> tupl
 
 
 def _flag(location: tuple[int | str, ...], flags: Mapping[str, str]) -> str | None:
-    """The option that gave a field, or the list that it is an item of."""
+    """Return the option that set a field, or the list which the field is an item of."""
     names = (".".join(map(str, location[:end])) for end in range(len(location), 0, -1))
     return next((flags[name] for name in names if name in flags), None)
 
 
 def _suggestion(cls: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """`; did you mean x?` from the fields of the model that the unknown name stands in."""
+    """Return `; did you mean x?` from the fields of the model that has the unknown name."""
     known = _fields_at(cls, location[:-1])
     if not known:
         return ""
@@ -272,7 +273,7 @@ def _models_at(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[An
             for model in models
             if part in model.model_fields
             for candidate in _models_in(model.model_fields[part].annotation)
-        ] or models  # a list position or a union's tag names no field: stay
+        ] or models  # a list position or a union's tag is not a field: keep the models
     return models
 
 
@@ -283,9 +284,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package (with its git commit in a checkout), Python and the main libraries.
+    """Return the versions of this package, Python and the main libraries.
 
-    Read from package metadata: nothing heavy is imported.
+    In a checkout, the git commit is part of the version. Versions are read from package metadata,
+    so that nothing heavy is imported.
     """
     found = {"anchored": __version__ + _commit(), "python": platform.python_version()}
     for name in _REPORTED:
@@ -297,7 +299,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """`+g<commit>` when run from a checkout of this package; `.dirty` when its files differ."""
+    """Return `+g<commit>` in a checkout of this package, with `.dirty` if its files differ."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return ""

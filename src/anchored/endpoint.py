@@ -1,9 +1,9 @@
-"""The one client of OpenAI-compatible servers: chat, completions, embeddings, many at a time.
+"""The one client of OpenAI-compatible servers: concurrent chat, completions and embeddings.
 
-vLLM, SGLang, llama.cpp, `transformers serve` and OpenAI itself speak this protocol. Everything is
-retried here and nowhere else. Requests go over aiohttp as they are: through the `openai` package
-one costs five times the processor time (1.4 ms in place of 0.3), which bounds how many chunks of a
-corpus are asked for in a second.
+vLLM, SGLang, llama.cpp, `transformers serve` and OpenAI itself speak this protocol. All retries
+happen here. Requests go directly over aiohttp: a request through the `openai` package costs five
+times the processor time (1.4 ms instead of 0.3 ms), which would limit the number of chunks of a
+corpus that can be annotated per second.
 """
 
 from __future__ import annotations
@@ -27,33 +27,35 @@ from pydantic import Field, field_validator
 
 from anchored.config import Config
 from anchored.errors import ConfigError, EndpointError, RequestFailed
-from anchored.throttle import Limiter, Pace
+from anchored.throttle import Limiter, RateLimit
 
-CHARACTERS_A_TOKEN = 4  # an estimate for English; what was really read is in `Reply`
+CHARACTERS_A_TOKEN = 4  # an estimate for English; `Reply` has the real counts
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
 SHOWN = 300  # characters of a server's message
 FIND_WITHIN = 20.0  # seconds
-LOST_IN_A_ROW = 10  # failures without one success between them, after which a server is down
+LOST_IN_A_ROW = 10  # consecutive failures after which a server counts as down
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class EndpointConfig(Config):
-    """Where a model is served and how hard it may be pressed.
+    """The address of a served model, and limits on the requests to it.
 
-    The key is read from the environment variable `key_env`, and is sent to `url` only; a server
-    that asks for none is sent the word "none".
+    The key is read from the environment variable `key_env` and sent to `url` only. If the variable
+    is unset, the word "none" is sent.
     """
 
-    url: str = Field(description="base address; `/v1` is added where it has no path")
+    url: str = Field(description="base address; `/v1` is added if it has no path")
     model: str = Field(min_length=1)
     key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    concurrency: int = Field(default=64, ge=1, description="most requests in flight")
-    timeout: float = Field(default=300.0, gt=0, description="seconds for one answer")
-    attempts: int = Field(default=5, ge=1, description="of one request; being told to wait is none")
+    concurrency: int = Field(default=64, ge=1, description="maximum number of requests in flight")
+    timeout: float = Field(default=300.0, gt=0, description="seconds to wait for one answer")
+    attempts: int = Field(
+        default=5, ge=1, description="tries per request; a 429 does not count as one"
+    )
     patience: float = Field(
-        default=900.0, ge=0, description="seconds that a server may tell one request to wait"
+        default=900.0, ge=0, description="seconds that one request may wait after 429s, in total"
     )
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
@@ -63,23 +65,23 @@ class EndpointConfig(Config):
     def _plain_address(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("no address; write http://host:port/v1")
+            raise ValueError("not an address; write http://host:port/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("holds a secret or a query; put the key in the environment")
+            raise ValueError("contains a secret or a query; put the key in the environment")
         return url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
 
     @property
     def key(self) -> str | None:
-        """What `key_env` holds now; never a field, so that no dump or message shows it."""
+        """The current value of `key_env`; not a field, so that no dump or message shows it."""
         return os.environ.get(self.key_env) or None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. Token counts are the server's own, None where it gives none.
+    """One answer. Token counts are the server's own, or None if it sends none.
 
-    `text` is all that came as answer, `refusal` and `reasoning` what the server kept apart;
-    `cached_tokens` are those of the prompt that it had read before.
+    `text` is the whole answer; `refusal` and `reasoning` are what the server sent in fields of
+    their own; `cached_tokens` counts the prompt tokens that the server had in its cache.
     """
 
     text: str
@@ -92,22 +94,22 @@ class Reply:
 
     @property
     def truncated(self) -> bool:
-        """The answer ran into the limit of tokens."""
+        """True if the answer was cut off at the token limit."""
         return self.finish_reason == "length"
 
     @property
     def thinking(self) -> str | None:
-        """What the model thought before it answered, kept apart or in a `<think>` block."""
+        """The model's thoughts before its answer, from a separate field or a `<think>` block."""
         return self.reasoning or _split_thinking(self.text)[0]
 
     @property
     def answer(self) -> str:
-        """`text` after its `<think>` block; empty if that never ends."""
+        """The part of `text` after its `<think>` block; empty if the block never ends."""
         return _split_thinking(self.text)[1]
 
 
 def _split_thinking(text: str) -> tuple[str | None, str]:
-    """Thoughts and answer; some chat templates open the block themselves, so only its end shows."""
+    """Split off the thoughts; some chat templates open the block, so that only its end shows."""
     thoughts, closed, answer = text.partition("</think>")
     if not closed and not text.lstrip().startswith("<think>"):
         return None, text
@@ -116,7 +118,7 @@ def _split_thinking(text: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """Why one attempt failed: the HTTP status, if one came, and the seconds it asks to wait."""
+    """The reason why one attempt failed: the HTTP status, if any, and the seconds to wait."""
 
     message: str
     status: int | None = None
@@ -125,12 +127,12 @@ class _Trouble:
 
     @property
     def refused(self) -> bool:
-        """This request will never be answered; others may."""
+        """True if this request will never be answered, although others may be."""
         return self.status in (400, 413, 422)
 
     @property
     def final(self) -> bool:
-        """No request will be answered."""
+        """True if no request will be answered."""
         return (
             self.status is not None
             and 300 <= self.status < 500
@@ -142,21 +144,22 @@ class _Trouble:
 class Endpoint:
     """A served model, open for requests inside `async with`.
 
-    Every method waits its turn and tries again where that may help: after cut connections,
-    time-outs and 5xx up to `attempts` times, and for as long as `patience` lasts after a 429. It
-    waits outside its slot, as long as `Retry-After` says or exponentially longer, with jitter.
+    Every method waits for its turn and retries where that may help: after a lost connection, a
+    time-out or a 5xx up to `attempts` times, and after a 429 until `patience` is used up. While it
+    waits, for the time in `Retry-After` or with exponential backoff and jitter, it holds no slot.
 
-    Raises, in every method:
-        RequestFailed: this request was refused, or every attempt at it failed.
-        EndpointError: no request can succeed: a wrong key or address, no such model, a server down.
+    Every method raises:
+        RequestFailed: this request was refused, or every attempt failed.
+        EndpointError: no request can succeed: the key, address or model name is wrong, or the
+            server is down.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         self.limiter = Limiter(config.concurrency)
-        self._requests = Pace(config.requests_per_minute)
-        self._tokens = Pace(config.tokens_per_minute)
-        self._resume_at = 0.0  # a 429 with Retry-After speaks for all requests
+        self._requests = RateLimit(config.requests_per_minute)
+        self._tokens = RateLimit(config.tokens_per_minute)
+        self._resume_at = 0.0  # a 429 with Retry-After applies to all requests
         self._lost = 0
         self._answered = False
         self._client: Any = None
@@ -169,28 +172,28 @@ class Endpoint:
         await self._client.close()
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> Reply:
-        """The answer to a conversation, by `/chat/completions`.
+        """Ask for the answer to a conversation, through `/chat/completions`.
 
         Args:
-            messages: `{role, content}` each.
-            sampling: any field of the request's body, those that only one server knows included.
+            messages: dicts of `role` and `content`.
+            sampling: any field of the request's body, including server-specific ones.
         """
         body = {"model": self.config.model, "messages": list(messages), **sampling}
         return await self._ask("chat/completions", body, _chat_reply)
 
     async def complete(self, prompt: str | Sequence[int], **sampling: Any) -> Reply:
-        """The continuation of a text, or of token ids, by `/completions`."""
+        """Ask for the continuation of a text or of token ids, through `/completions`."""
         given = prompt if isinstance(prompt, str) else list(prompt)
         body = {"model": self.config.model, "prompt": given, **sampling}
         return await self._ask("completions", body, _completion_reply)
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per text, N x D, by `/embeddings`."""
+        """Ask for one vector per text [N, D], through `/embeddings`."""
         body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         return await self._ask("embeddings", body, lambda data: _vectors(data, len(texts)))
 
     async def models(self) -> list[str]:
-        """The names under which the server serves its models."""
+        """Return the names of the models that the server offers."""
         return await self._ask("models", None, lambda data: [one["id"] for one in data["data"]])
 
     async def _ask(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
@@ -210,7 +213,7 @@ class Endpoint:
             await asyncio.sleep(seconds)
 
     async def _turn(self, body: dict[str, Any] | None) -> None:
-        """Waits until the rates allow this request, and the server wants any."""
+        """Wait until the rate limits and the server's last `Retry-After` allow this request."""
         seconds = self._requests.reserve()
         if self.config.tokens_per_minute:
             seconds = max(seconds, self._tokens.reserve(_estimated_tokens(body or {})))
@@ -240,7 +243,7 @@ class Endpoint:
         try:
             async with (
                 asyncio.timeout(self.config.timeout),
-                # a redirection would carry the key to another address
+                # a redirect would send the key to another address
                 self._client.request(method, url, data=data, allow_redirects=False) as answer,
             ):
                 content = await answer.read()
@@ -248,14 +251,14 @@ class Endpoint:
                 return _status_trouble(answer.status, answer.headers, content)
             return read(json.loads(content))
         except TimeoutError:
-            return _Trouble(f"no answer in {self.config.timeout:g} s", congestion=True)
+            return _Trouble(f"no answer within {self.config.timeout:g} s", congestion=True)
         except aiohttp.ClientError as error:
             return _Trouble(str(error) or type(error).__name__)
         except (ValueError, LookupError, TypeError) as error:
-            return _Trouble(f"the answer is not what the protocol says: {error!r:.120}")
+            return _Trouble(f"the answer does not follow the protocol: {error!r:.120}")
 
     def _failure(self, path: str, trouble: _Trouble, waits: _Waits) -> EndpointError:
-        """The error that says what happened and what to do about it."""
+        """Build the error that says what happened and what to do about it."""
         status = f"HTTP {trouble.status}: " if trouble.status else ""
         message = trouble.message.replace(self.config.key or "\0", "***")  # before it is cut
         printable = "".join(c if c.isprintable() else " " for c in message)
@@ -265,21 +268,21 @@ class Endpoint:
             return EndpointError(f"{what}; {self._way_out(trouble.status)}")
         if self._lost >= LOST_IN_A_ROW:
             return EndpointError(
-                f"{what}; {self._lost} requests in a row failed: see to the server, then run again"
+                f"{what}; {self._lost} requests in a row failed: check the server, then run again"
             )
         return RequestFailed(f"{what}; {waits.tried(trouble)}")
 
     def _way_out(self, status: int | None) -> str:
         if status in (401, 403):
             held = "another key" if self.config.key else "a key"
-            return f"put {held} into the environment variable {self.config.key_env}"
+            return f"put {held} in the environment variable {self.config.key_env}"
         if status == 404:
             return f"check the address and that the server has the model {self.config.model!r}"
         return "check the address and the account"
 
 
 class _Waits:
-    """How long one request waits before it is tried again."""
+    """The waits of one request between its attempts."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
@@ -288,7 +291,7 @@ class _Waits:
         self._waited = 0.0
 
     def after(self, trouble: _Trouble) -> float | None:
-        """Seconds; None when attempts or patience are at an end."""
+        """Return the seconds to wait, or None if attempts or patience are used up."""
         if trouble.status == 429:
             self._busy += 1
             seconds = _wait(self._busy, trouble.retry_after)
@@ -300,18 +303,18 @@ class _Waits:
         return _wait(self._attempts, trouble.retry_after)
 
     def tried(self, trouble: _Trouble) -> str:
-        """What was done, and what the user can do."""
+        """Say what was tried, and what the user can do."""
         if trouble.refused:
             return "shorten the text or check the sampling parameters"
         if trouble.status == 429:
             return f"told to wait longer than {self._config.patience:g} s; run again later"
-        return f"{self._attempts} attempts; see that the server runs, then run again"
+        return f"{self._attempts} attempts; check that the server is running, then run again"
 
 
 def _wait(turn: int, retry_after: float | None) -> float:
-    """Seconds before the next try: at least what the server says, else twice as long each turn.
+    """Return the seconds before the next attempt: the server's wish, or exponential backoff.
 
-    Jitter keeps requests that failed together from coming back together.
+    Jitter spreads requests that failed together.
     """
     if retry_after is not None:
         return retry_after * (1 + 0.1 * random.random())
@@ -319,7 +322,7 @@ def _wait(turn: int, retry_after: float | None) -> float:
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds from a Retry-After header, which holds seconds or an HTTP date; None without one."""
+    """Return the seconds in a Retry-After header (a number or an HTTP date), or None."""
     if not value:
         return None
     try:
@@ -327,7 +330,7 @@ def retry_after(value: str | None, now: datetime) -> float | None:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value) - now).total_seconds()
-        except (ValueError, TypeError):  # no date, or one without a time zone
+        except (ValueError, TypeError):  # not a date, or one without a time zone
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
@@ -347,12 +350,12 @@ def _client(config: EndpointConfig) -> Any:
             "Content-Type": "application/json",
         },
         proxy=_proxy(config.url),
-        cookie_jar=aiohttp.DummyCookieJar(),  # requests have nothing to do with each other
+        cookie_jar=aiohttp.DummyCookieJar(),  # requests are independent of each other
     )
 
 
 def _proxy(url: str) -> str | None:
-    """From the environment, as everywhere; aiohttp would look it up in a thread a request."""
+    """Read the proxy from the environment; aiohttp would start a thread per request for that."""
     parts = urlsplit(url)
     if proxy_bypass(parts.hostname or ""):
         return None
@@ -360,10 +363,10 @@ def _proxy(url: str) -> str | None:
 
 
 async def check_listening(url: str) -> None:
-    """Sees that a server is there, so that a wrong address is told at once and not after retries.
+    """Check that a server accepts connections, so that a wrong address fails before any retry.
 
     Raises:
-        EndpointError: nobody listens at the address.
+        EndpointError: the connection was refused or timed out.
     """
     parts = urlsplit(url)
     if _proxy(url):
@@ -373,15 +376,15 @@ async def check_listening(url: str) -> None:
         async with asyncio.timeout(FIND_WITHIN):
             _, writer = await asyncio.open_connection(parts.hostname, port)
     except (OSError, TimeoutError) as error:
-        why = str(error) or f"no connection in {FIND_WITHIN:g} s"
+        why = str(error) or f"timed out after {FIND_WITHIN:g} s"
         raise EndpointError(
-            f"{url}: nobody listens there: {why}; start the server, or mend the address"
+            f"{url}: cannot connect: {why}; start the server or fix the address"
         ) from None
     writer.close()
 
 
 def _status_trouble(status: int, headers: Mapping[str, str], content: bytes) -> _Trouble:
-    """From `{"error": {message, code}}`, `{"message": ...}` or whatever else a server sends."""
+    """Read `{"error": {message, code}}`, `{"message": ...}` or any other body of an error."""
     try:
         body = json.loads(content)
     except ValueError:
@@ -429,12 +432,12 @@ def _vectors(data: Any, wanted: int) -> list[list[float]]:
 
 
 def estimated_tokens(text: str) -> int:
-    """About how many tokens a text has, at `CHARACTERS_A_TOKEN`."""
+    """Estimate the number of tokens in a text, at `CHARACTERS_A_TOKEN` characters per token."""
     return math.ceil(len(text) / CHARACTERS_A_TOKEN)
 
 
 def _estimated_tokens(body: Mapping[str, Any]) -> int:
-    """Of a request and the longest answer that it allows."""
+    """Estimate the tokens of a request and of the longest answer that it allows."""
     given = body.get("prompt", body.get("input", body.get("messages")))
     is_ids = isinstance(given, list) and bool(given) and isinstance(given[0], int)
     read = len(given or ()) if is_ids else estimated_tokens(json.dumps(given, ensure_ascii=False))
@@ -447,10 +450,10 @@ async def run_all(
     on_result: Callable[[T, R], None],
     at_once: int,
 ) -> None:
-    """Works through `items`, which may be endless, with at most `at_once` of them in memory.
+    """Work through `items`, which may be infinite, with at most `at_once` of them in memory.
 
-    Results are handed over as they come. The first exception, an interruption included, cancels
-    the rest and is raised as it is.
+    `on_result` gets each result as it arrives. The first exception, including an interrupt, cancels
+    the rest and is raised unchanged.
     """
     source = iter(items)
 
@@ -467,7 +470,7 @@ async def run_all(
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, from code that is not asynchronous, in a notebook too."""
+    """Run a coroutine from synchronous code, also in a notebook, and return its result."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,15 +1,15 @@
-"""What can go wrong, by whose doing.
+"""The errors a user can cause and fix.
 
 Every message names the file, the field, the value and the way out.
 """
 
 
 class AnchoredError(Exception):
-    """Base of every error the user can mend; the command line prints one line and exits with 2."""
+    """Base of every error the user can fix; the command line prints one line and exits with 2."""
 
 
 class Incomplete(AnchoredError):
-    """A run came to its end with parts missing; what is there was written. Exit status 1."""
+    """A run finished with parts missing; the rest was written. The exit status is 1."""
 
 
 class ConfigError(AnchoredError):
@@ -17,16 +17,16 @@ class ConfigError(AnchoredError):
 
 
 class DataError(AnchoredError):
-    """Input rows, a prepared dataset or an output folder are not what the command needs."""
+    """Input rows, a prepared dataset or an output folder do not fit the command."""
 
 
 class TokenizerMismatch(AnchoredError):
-    """A tokenizer encodes the probe otherwise than the one a dataset or model was made with."""
+    """A tokenizer encodes the probe differently from the one a dataset or model was made with."""
 
 
 class EndpointError(AnchoredError):
-    """A remote model did not answer as its protocol promises."""
+    """A remote model did not answer as its protocol requires."""
 
 
 class RequestFailed(EndpointError):
-    """One request to a remote model failed; others to it may not."""
+    """One request to a remote model failed; other requests may still succeed."""

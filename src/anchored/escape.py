@@ -1,4 +1,4 @@
-"""Text of models and users made safe to show: nothing invisible, endless or read as markup."""
+"""Make text from models and users safe to show: nothing hidden, endless or read as markup."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _KEPT = frozenset("\n\t")
 
 
 def visible(text: str) -> str:
-    """`text` with control, format, bidirectional and surrogate characters written as `⟨U+202E⟩`.
+    """Write control, format, bidirectional and surrogate characters in `text` as `⟨U+202E⟩`.
 
-    Line feeds and tabs stay. The result can be encoded as UTF-8 and holds no terminal escape.
+    Line feeds and tabs stay. The result is valid UTF-8 and contains no terminal escape.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -23,7 +23,7 @@ def visible(text: str) -> str:
 
 
 def cut(text: str, line_chars: int = MAX_LINE_CHARS, chars: int = MAX_TEXT_CHARS) -> str:
-    """`text` cut to so many characters, and its over-long lines; each cut says how much is gone."""
+    """Cut `text` to `chars` characters and its lines to `line_chars`, with a note at each cut."""
     lines = [_cut_at(line, line_chars) for line in text[:chars].split("\n")]
     return "\n".join(lines) + _note(len(text) - chars)
 
@@ -37,11 +37,11 @@ def _note(hidden: int) -> str:
 
 
 def shorten(text: str, chars: int) -> str:
-    """One line of at most `chars` characters for labels, ending in `…` where something is gone."""
+    """Return `text` as a label: one line of at most `chars` characters, ending in `…` if cut."""
     line = " ".join(visible(text).split())
     return line if len(line) <= chars else f"{line[: chars - 1].rstrip()}…"
 
 
 def escape(text: str) -> str:
-    """`text` for HTML or SVG, in content and in quoted attributes alike."""
+    """Escape `text` for HTML or SVG, both in content and in quoted attributes."""
     return html.escape(visible(text), quote=True)

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, and rows read with their line numbers."""
+"""Files and folders that appear whole or not at all, and rows read with their line numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anchored.errors import AnchoredError, ConfigError, DataError
 
 CONFIG_NAME = "config.yaml"
 _WEIGHTS_AND_SETTINGS = (".safetensors", ".json", ".txt", ".model")
-# Fields that change how fast or at what price a run goes, and not what comes out.
+# Fields that change the speed or the price of a run but not its result.
 _NOT_COMPARED = {
     "out", "cluster", "workers", "device_map", "journal", "url", "key_env", "concurrency",
     "timeout", "attempts", "patience", "requests_per_minute", "tokens_per_minute",
@@ -33,7 +33,7 @@ def _open_zstd(path: Path, mode: str) -> BinaryIO:
     import pyarrow
 
     assert mode == "rb"
-    # By way of pyarrow, which is there: Python itself has zstd from 3.14 on.
+    # Through pyarrow, which is a dependency anyway: Python has zstd only from 3.14 on.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
 
 
@@ -43,7 +43,7 @@ COMPRESSED = tuple(_OPENERS)
 
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Lets an `OSError` of the body name `path`: a full disk names nothing, or only `partial`."""
+    """Make an `OSError` in the body name `path`: a full disk names no file, or only `partial`."""
     try:
         yield
     except OSError as error:
@@ -53,15 +53,15 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
 
 
 def as_os_error(error: Exception, path: Path) -> OSError | None:
-    """The system's error that a library written in Rust reports as one of its own, if it is one."""
+    """Return the system error inside an error of a Rust library, or None if there is none."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else None
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8: `path` holds the old contents or the new, never a part.
+    """Write `text` as UTF-8 so that `path` holds either the old contents or the new ones.
 
-    Parent folders are made.
+    Parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -76,25 +76,25 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes `data` atomically as indented JSON, keys in the order given.
+    """Write `data` atomically as indented JSON, with the keys in the order given.
 
     Raises:
-        ValueError: a number is NaN or infinite, which is no JSON.
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
     atomic_write(path, json.dumps(data, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
 
 @contextmanager
 def building(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write into: it becomes `path` at the end, or vanishes on failure.
+    """Yield a folder beside `path` that becomes `path` at the end, or is removed on failure.
 
-    What a killed run left there is removed first.
+    The leftovers of a killed run are removed first.
 
     Raises:
         DataError: `path` already holds something.
@@ -113,12 +113,12 @@ def building(path: Path) -> Iterator[Path]:
 
 
 def claim(out: Path, config: Config, free: Collection[str] = ()) -> None:
-    """Makes `out` the folder of this very run: writes `config.yaml` first, compares it later.
+    """Reserve `out` for this configuration: write `config.yaml`, or compare with the one there.
 
-    Fields that do not touch the outcome are not compared: a folder may be moved, or named by
-    another path, and a run resumed on a machine with more cores or against a server elsewhere.
-    Nor are the fields called `free` (`a` or `a.b`), with all that lies in them. A field that is
-    newer than the folder has its default there.
+    Fields that do not affect the result are not compared: a folder may be moved or named by
+    another path, and a run may resume on a machine with more cores or against another server.
+    The fields in `free` (`a` or `a.b`), and the fields inside them, are not compared either. A
+    field that the saved configuration lacks counts as having its default there.
 
     Raises:
         ConfigError: `out` belongs to a run with another configuration, or to something else.
@@ -152,7 +152,7 @@ def claim(out: Path, config: Config, free: Collection[str] = ()) -> None:
 
 @contextmanager
 def released_if_unused(out: Path) -> Iterator[None]:
-    """Takes a claim back if the body fails on its input before it leaves anything else in `out`."""
+    """Undo a claim if the body fails on its input before it writes anything else to `out`."""
     try:
         yield
     except AnchoredError:
@@ -167,7 +167,7 @@ def _counts(field: str, free: Collection[str]) -> bool:
 
 
 def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as `{"a.0.b": value}`; an empty one is a value."""
+    """Flatten nested mappings and lists to `{"a.0.b": value}`; an empty one is a value."""
     if not isinstance(data, dict | list) or not data:
         return {prefix or "configuration": data}
     leaves: dict[str, Any] = {}
@@ -177,16 +177,16 @@ def _leaves(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One row a line, whole or not at all; what JSON has no type for (a date) becomes text."""
+    """Write one row per line, atomically; values without a JSON type (dates) become text."""
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     atomic_write(path, "".join(lines))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and row, one JSON object at a time; blank lines are passed over.
+    """Yield the line number (from 1) and the row of each JSON object; blank lines are skipped.
 
-    `.jsonl` is streamed; `.json` holds one list, and the number is the item's place in it. Either
-    may end in one of `COMPRESSED`.
+    A `.jsonl` file is streamed. A `.json` file holds one list, and the number is the position of
+    the item. Either name may also end in one of `COMPRESSED`.
 
     Raises:
         DataError: no such file, another file type, or a line (named by its number) that is not
@@ -205,10 +205,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file as a stream, decompressed where its name ends in one of `COMPRESSED`.
+    """Open a file as a stream of bytes, decompressed if its name ends in one of `COMPRESSED`.
 
     Raises:
-        DataError: in the body, on reading: what is compressed is damaged or cut short.
+        DataError: raised in the body, on reading: the compressed data is damaged or cut short.
     """
     opener = _OPENERS.get(path.suffix)
     try:
@@ -221,7 +221,7 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Bytes, because text mode would also break lines at a lone carriage return inside a row.
+    # Bytes, because text mode would also split a row at a lone carriage return.
     for number, line in enumerate(file, 1):
         if line.strip():
             yield number, _row(_parse(line, f"{path}: line {number}"), f"{path}: line {number}")
@@ -258,7 +258,7 @@ def _row(data: Any, where: str) -> dict[str, Any]:
 
 
 def folder_digest(folder: Path) -> str:
-    """Twelve hex digits of the SHA-256 of a model folder's weights and settings."""
+    """Return twelve hex digits of the SHA-256 of a model folder's weights and settings."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in _WEIGHTS_AND_SETTINGS and path.is_file():
@@ -270,5 +270,5 @@ def folder_digest(folder: Path) -> str:
 
 
 def weights_digest(model: str) -> str:
-    """What identifies a model's weights: a folder's digest, else the name they go by."""
+    """Return an identifier of a model's weights: the digest of a folder, else the model's name."""
     return folder_digest(Path(model)) if Path(model).is_dir() else model

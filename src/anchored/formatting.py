@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them, on a terminal and in documents."""
+"""Numbers and tables formatted for the terminal and for documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Cells = tuple[str, ...]
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A finite number with fixed digits; a dash for None and for what is not finite."""
+    """Format a finite number with fixed digits; anything else becomes a dash."""
     if not is_number(value):
         return MISSING
     text = f"{value:.{digits}f}"
@@ -22,24 +22,24 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Is `value` a finite number (JSON's null, NaN and booleans are not)."""
+    """Return True if `value` is a finite number; null, NaN and booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def interval(bounds: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """`[low, high]`, or nothing where an end is missing."""
+    """Format an interval as `[low, high]`; return "" if an end is missing."""
     if not bounds or not (is_number(bounds.get("low")) and is_number(bounds.get("high"))):
         return ""
     return f"[{number(bounds['low'], digits)}, {number(bounds['high'], digits)}]"
 
 
 def percent(share: Any) -> str:
-    """A share as a whole percentage, `0.934` to `93%`."""
+    """Format a share as a whole percentage: `0.934` becomes `93%`."""
     return f"{100 * share:.0f}%" if is_number(share) else MISSING
 
 
 def table_of(title: str, intro: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A terminal table: the first column names, the last may be long, numbers between."""
+    """Build a terminal table: names in the first column, long text in the last, numbers between."""
     table = Table(title=title, caption=intro, caption_style="dim")
     last = len(head) - 1
     for place, name in enumerate(head):

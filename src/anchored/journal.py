@@ -1,4 +1,4 @@
-"""An append-only file of finished work by key: cache and means of resuming in one."""
+"""An append-only file of finished work by key: a cache that also makes runs resumable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEY = re.compile(rb'\{"key": "([^"\\]*)".*\}\n', re.DOTALL)
 
 
 def content_key(content: Any) -> str:
-    """32 hex digits that stand for JSON data, whatever the order of its keys."""
+    """Return 32 hex digits that identify JSON data, regardless of the order of its keys."""
     text = json.dumps(content, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -29,18 +29,18 @@ def content_key(content: Any) -> str:
 class Journal:
     """Rows by key in a JSON lines file, open for one writer inside `with`.
 
-    A row is handed to the system whole before `put` returns: a killed process loses none. What a
-    kill or a full disk cut off in the middle of a line is removed at the next start. A later row
-    of a key replaces the earlier one. Rows stay on disk, and so does the index of their places, a
-    temporary SQLite table: memory does not grow with the file.
+    `put` hands the whole row to the system before it returns, so that a killed process loses no
+    row. A line that a kill or a full disk left incomplete is removed at the next start. A later row
+    of a key replaces the earlier one. Rows stay on disk, and so does the index of their positions,
+    a temporary SQLite table: memory does not grow with the file.
 
     Args:
-        path: the file, made with its folder where it is missing; None for a temporary one.
-        read_only: beside the one writer: what is in the file at the start, and no `put`.
-        patience: seconds to wait for another writer to end.
+        path: the file, created with its folder if missing; None for a temporary file.
+        read_only: open beside a writer, see the rows present at the start, and never `put`.
+        patience: seconds to wait for another writer to finish.
 
     Raises:
-        DataError: a line is no row of a journal, or another process writes to the file.
+        DataError: a line is not a journal row, or another process writes to the file.
     """
 
     def __init__(self, path: Path | None, read_only: bool = False, patience: float = 0.0) -> None:
@@ -66,18 +66,18 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if self.path is not None and not self._end and not self.read_only:
-            self.path.unlink()  # nothing came of it
+            self.path.unlink()  # leave no empty file behind
         self._close()
 
     def _close(self) -> None:
         self._index.close()
-        self._file.close()  # and with it the lock
+        self._file.close()  # which also releases the lock
 
     def __len__(self) -> int:
         return self._index.execute("SELECT count(*) FROM places").fetchone()[0]
 
     def get(self, key: str) -> Row | None:
-        """The newest row of a key, without the key; None if there is none."""
+        """Return the newest row of a key, without the key, or None if there is none."""
         place = self._place(key)
         return None if place is None else self._row(*place)
 
@@ -88,7 +88,7 @@ class Journal:
         return row
 
     def put(self, key: str, row: Mapping[str, Any]) -> None:
-        """Adds a row; `row` must be JSON."""
+        """Append a row; `row` must be JSON data."""
         line = json.dumps({"key": key, **row}, ensure_ascii=False, allow_nan=False) + "\n"
         data = line.encode("utf-8", "backslashreplace")
         self._write(data)
@@ -96,12 +96,12 @@ class Journal:
         self._end += len(data)
 
     def rows(self) -> Iterator[Row]:
-        """The newest row of every key, without it, in the order in which they were put."""
+        """Yield the newest row of every key, without the key, in the order of their `put`."""
         for _, row in self.items():
             yield row
 
     def items(self) -> Iterator[tuple[str, Row]]:
-        """Every key with its newest row, in the order in which they were put."""
+        """Yield every key with its newest row, in the order of their `put`."""
         for at, size, key in self._lines():
             if self._place(key) == (at, size):
                 yield key, self._row(at, size)
@@ -116,7 +116,7 @@ class Journal:
         return row
 
     def _read(self) -> None:
-        """Fills the index and cuts off what follows the last whole line."""
+        """Fill the index and cut off anything after the last whole line."""
         for at, size, key in self._lines():
             self._index.execute(_INSERT, (_digest(key), at, size))
             self._end = at + size
@@ -124,7 +124,7 @@ class Journal:
             self._file.truncate(self._end)
 
     def _lines(self) -> Iterator[tuple[int, int, str]]:
-        """Place, size and key of every whole line."""
+        """Yield the position, size and key of every whole line."""
         at = 0
         with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
             file.seek(0)
@@ -140,7 +140,7 @@ class Journal:
                 while data:
                     data = data[self._file.write(data) or 0 :]
             except OSError:
-                self._file.truncate(self._end)  # no half row before the next one
+                self._file.truncate(self._end)  # leave no partial row before the next one
                 raise
 
 
@@ -149,12 +149,12 @@ _SELECT = "SELECT at, size FROM places WHERE key = ?"
 
 
 def _index() -> sqlite3.Connection:
-    """An empty table in a temporary file that SQLite removes itself."""
+    """Return an empty table in a temporary file that SQLite removes itself."""
     index = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for setting in ("journal_mode = OFF", "synchronous = OFF"):
         index.execute(f"PRAGMA {setting}")
     index.execute("CREATE TABLE places (key BLOB PRIMARY KEY, at INT, size INT) WITHOUT ROWID")
-    index.execute("BEGIN")  # and no end: a transaction a row would only take longer
+    index.execute("BEGIN")  # never committed: one transaction per row would only be slower
     return index
 
 
@@ -162,7 +162,7 @@ def _opened(path: Path, until: float) -> BinaryIO:
     file = path.open("a+b", buffering=0)
     try:
         import fcntl
-    except ModuleNotFoundError:  # Windows locks no file this way
+    except ModuleNotFoundError:  # Windows has no such lock
         return file
     while True:
         try:
@@ -183,7 +183,7 @@ def _digest(key: str) -> bytes:
 
 
 def _key(line: bytes, where: str) -> str:
-    """Read off the start of a line, as `put` writes it: parsing all rows would take long."""
+    """Read the key from the start of a line as `put` writes it: parsing all rows is slow."""
     match = _KEY.fullmatch(line)
     return match[1].decode("utf-8", "replace") if match else _parsed(line, where)["key"]
 
@@ -194,5 +194,5 @@ def _parsed(line: bytes, where: str) -> Row:
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}; remove the line, or the file") from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        raise DataError(f"{where}: is no row of a journal; name another file")
+        raise DataError(f"{where}: not a journal row; name another file")
     return row

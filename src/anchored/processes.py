@@ -1,4 +1,4 @@
-"""Worker processes."""
+"""Helpers for worker processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 
 
 def end_with_parent() -> None:
-    """Lets this worker end when its parent does, even a killed one, for which it would wait."""
+    """Make this worker exit with its parent, even if the parent is killed."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

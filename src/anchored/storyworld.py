@@ -1,17 +1,17 @@
-"""A procedural story corpus with exactly known semantics: the demo's data, the tests' oracle.
+"""A procedural story corpus with exactly known semantics: data for the demo, oracle for the tests.
 
 A world (`worlds/small.yaml`, `worlds/full.yaml`) lists what a story may be about and how each kind
-of sentence, its *slot*, may be phrased. Stories come in a *plain* form, all that pretraining shows,
-and in a *taught* form, which only SFT shows: an opening line that names the hero, one set order, a
+of sentence, its *slot*, may be phrased. Stories have a *plain* form, the only one in pretraining,
+and a *taught* form, which only SFT shows: an opening line that names the hero, a fixed order, and a
 closing moral made of the story's obstacle and ending.
 
-The moral is composed of the story's own words and not looked up: an arbitrary map from endings to
-morals could not be known for endings that SFT never shows, and adoption far from SFT's semantics
-would then measure nothing.
+The moral is composed of the story's own words instead of being looked up: a model could not know
+an arbitrary map from endings to morals for endings that SFT never shows, so that adoption far from
+SFT's semantics would measure nothing.
 
 Writer and reader share the templates. A value is a word that occurs in no template, so replacing
-the values of a sentence by their attributes' names gives back the template that wrote it: reading
-is one lookup, and exact.
+the values in a sentence by the names of their attributes restores the template: reading a sentence
+is one exact lookup.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from anchored.annotation import Annotation, Key, Schema
 from anchored.errors import DataError
 
 Row = dict[str, Any]
-Plan = tuple[tuple[str, ...], ...]
+Outline = tuple[tuple[str, ...], ...]
 
-STORY_SHARE, PROSE_SHARE = 0.70, 0.10  # of pretraining documents; the rest are questions
+STORY_SHARE, PROSE_SHARE = 0.70, 0.10  # of the pretraining documents; the rest are questions
 BY_PARAGRAPH_SHARE = 0.5  # of unprompted stories: each paragraph is a chunk with its own tags
 NAMED_SHARE = 0.25  # of prompted stories: the prompt names one attribute's value
-ONE_IN_FAVOURED = 4  # of a dependent attribute's values: those its parent's value makes likelier
+ONE_IN_FAVOURED = 4  # one in so many values of a dependent attribute is made likelier by its parent
 
 _PRONOUNS = {"she": ("She", "she", "her"), "he": ("He", "he", "his")}
 _PRONOUN_HOLES = ("{They}", "{they}", "{their}")
@@ -47,19 +47,18 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text says, read by the grammar that wrote the corpus.
+    """The contents of a text, read by the grammar that wrote the corpus.
 
     Attributes:
-        attributes: the value told for each story attribute (the most mentioned one, the first at a
-            tie); those never mentioned are left out.
-        well_formed: every sentence is one the grammar can write, every part a story needs is there
-            once, in a legal order of paragraphs and sentences, and no pronoun comes before the
-            hero's name.
-        consistent: the hero is named, the pronouns are the hero's, no attribute has two values.
-        adopted: the taught form: it opens by naming its hero, the sentences between stand in the
-            set order, and it closes with the moral of this very story. Up to half of the sentences
-            between may be garbled: that is for `well_formed`, so that form and quality are
-            measured apart.
+        attributes: the value told for each story attribute (the most frequent one; on a tie, the
+            first). Attributes that are never mentioned are left out.
+        well_formed: the grammar can write every sentence, each part of a story occurs once, in a
+            legal order of paragraphs and sentences, and no pronoun precedes the hero's name.
+        consistent: the hero is named, the pronouns fit the hero, and no attribute has two values.
+        adopted: the text has the taught form: it opens by naming its hero, the sentences in between
+            are in the fixed order, and it closes with the moral of this story. Up to half of the
+            sentences in between may be garbled: they count against `well_formed` alone, so that
+            form and quality are measured separately.
     """
 
     attributes: dict[str, str]
@@ -70,7 +69,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Sentence:
-    """One sentence as read: its slot (None if no template wrote it) and its mentions, in order."""
+    """One parsed sentence: its slot (None if no template matches) and its mentions, in order."""
 
     slot: str | None
     mentions: tuple[tuple[str, str], ...]
@@ -85,10 +84,10 @@ class _Sentence:
 
 
 class Storyworld:
-    """The tables of one size, and the writers and the reader that use them. Holds no random state.
+    """The tables of one world size with their writers and reader; it holds no random state.
 
-    `small` has 8 attributes and about 400 words; `full` has 10 attributes of up to 64 values, about
-    800 words and longer stories.
+    `small` has 8 attributes and about 400 words. `full` has 10 attributes with up to 64 values,
+    about 800 words and longer stories.
     """
 
     def __init__(self, size: Literal["small", "full"] = "small") -> None:
@@ -97,8 +96,8 @@ class Storyworld:
         self._values = {key: tuple(spec["values"]) for key, spec in world["attributes"].items()}
         self._she = frozenset(world["she"])
         self._slots: dict[str, list[str]] = world["slots"]
-        self._plain = tuple(_plan(line) for line in world["plain"])
-        self._taught = _plan(world["taught"])
+        self._plain = tuple(_outline(line) for line in world["plain"])
+        self._taught = _outline(world["taught"])
         self._named_prompts: dict[str, list[str]] = world["named_prompts"]
         self._facts: list[dict[str, Any]] = world["facts"]
         self._filler: list[str] = world["filler"]
@@ -119,22 +118,23 @@ class Storyworld:
             for question in family["questions"]
         }
         self.schema = _schema(world)
-        """The story attributes and `topic` (of prose and answers) as closed, anchored keys."""
+        """A schema with the story attributes and `topic` (of prose and answers) as closed keys."""
         self.attributes: tuple[str, ...] = tuple(self._values)
         """The story attributes in canonical order."""
         self.narrow_values = {key: _narrow(values) for key, values in self._values.items()}
-        """For each attribute the two or three values of middling frequency that SFT favours."""
+        """For each attribute, the two or three values of medium frequency that SFT favours."""
         self.prompts: tuple[str, ...] = tuple(world["prompts"])
-        """Open story prompts, the same ones in pretraining, SFT and evaluation."""
+        """Open story prompts, the same in pretraining, SFT and evaluation."""
         self.questions = tuple((question, right) for question, (right, _) in self._answers.items())
         """Every question in every phrasing, with its one right answer."""
 
-    # What to tell
+    # Drawing attributes
 
     def draw(self, rng: random.Random) -> dict[str, str]:
-        """Attributes from R, the broad distribution.
+        """Draw attributes from R, the broad distribution.
 
-        Zipf weights; those of an attribute that depends on another are tilted, never to zero.
+        Values have Zipf weights. The weights of an attribute that depends on another are tilted,
+        but never to zero.
         """
         drawn: dict[str, str] = {}
         for key, values in self._values.items():
@@ -143,34 +143,38 @@ class Storyworld:
         return drawn
 
     def draw_sft(self, rng: random.Random, narrow_mass: float, cover: bool) -> dict[str, str]:
-        """Attributes from SFT's R*.
+        """Draw attributes from R*, the distribution of SFT.
 
-        With probability `narrow_mass` uniform over `narrow_values`, each on its own; otherwise from
-        R if `cover` (the broad regime), narrow again if not (the narrow regime).
+        With probability `narrow_mass`, each attribute is uniform over its `narrow_values`.
+        Otherwise they come from R if `cover` (the broad regime), else from `narrow_values` again
+        (the narrow regime).
         """
         if rng.random() < narrow_mass or not cover:
             return {key: rng.choice(values) for key, values in self.narrow_values.items()}
         return self.draw(rng)
 
     def far(self, attributes: Mapping[str, str]) -> bool:
-        """Do two thirds of the attributes lie outside `narrow_values`? A missing one does not."""
+        """Return True if two thirds of the attributes are outside `narrow_values`.
+
+        A missing attribute counts as inside.
+        """
         outside = [k for k, v in self.narrow_values.items() if attributes.get(k, v[0]) not in v]
         return 3 * len(outside) >= 2 * len(self.attributes)
 
     # Writing
 
     def render(self, attributes: Mapping[str, str], rng: random.Random, taught: bool) -> str:
-        """A story that tells exactly `attributes`, in the plain or in the taught form.
+        """Write a story that tells exactly `attributes`, in the plain or the taught form.
 
-        Phrasings, pronouns and (plain form) the order are drawn from `rng`.
+        Phrasings, pronouns and, in the plain form, the order are drawn from `rng`.
 
         Raises:
-            DataError: an attribute is missing or has a value that this world does not know.
+            DataError: an attribute is missing, or this world does not have its value.
         """
         for key, values in self._values.items():
             if attributes.get(key) not in values:
                 raise DataError(
-                    f"storyworld {self.size!r}: attribute {key!r} is {attributes.get(key)!r}, "
+                    f"storyworld {self.size!r}: attribute {key!r} is {attributes.get(key)!r}; "
                     f"use one of {', '.join(values)}"
                 )
         named = False
@@ -194,15 +198,16 @@ class Storyworld:
     def documents(
         self, seed: int, prompted_share: float = 0.15, tag_noise: float = 0.0
     ) -> Iterator[Row]:
-        """Endless pretraining rows: stories (`prompted_share` of them prompted), prose, answers.
+        """Yield pretraining rows without end: stories, prose and answers.
 
-        `tag_noise` is the share of tags with a value that was drawn anew, whatever the text says.
+        `prompted_share` is the share of stories with a prompt. `tag_noise` is the share of tags
+        whose value is drawn again, whatever the text says.
         """
         rows = (self.document(seed, index, prompted_share) for index in itertools.count())
         return self._mistagged(rows, tag_noise)
 
     def document(self, seed: int, index: int, prompted_share: float = 0.15) -> Row:
-        """Row `index` of `documents(seed, prompted_share)`, made on its own."""
+        """Make row `index` of `documents(seed, prompted_share)` independently of the others."""
         rng = random.Random(f"document {self.size} {seed} {index}")
         name = {"id": f"{self.size}-{seed}-{index}"}
         kind = rng.random()
@@ -219,7 +224,7 @@ class Storyworld:
         return name | {"chunks": [{"text": text, "annotation": _annotation(attributes)}]}
 
     def _chunk(self, paragraph: str, attributes: Mapping[str, str]) -> Row:
-        """A paragraph under the tags of what it mentions."""
+        """Return a paragraph with the tags of what it mentions."""
         sentences = [self._read_sentence(sentence) for sentence in _SENTENCE_END.split(paragraph)]
         told = {kind for sentence in sentences for kind, _ in sentence.mentions}
         tags = {key: value for key, value in attributes.items() if key in told}
@@ -234,10 +239,10 @@ class Storyworld:
         question_share: float = 0.15,
         tag_noise: float = 0.0,
     ) -> Iterator[Row]:
-        """Prompts with stories in the taught form about `draw_sft` attributes, and plain questions.
+        """Yield SFT rows: prompts with stories in the taught form, and plain questions.
 
-        Row i depends on the seed and i alone, so a longer run begins with a shorter one.
-        `tag_noise` as in `documents`.
+        The attributes come from `draw_sft`. Row i depends only on the seed and i, so a shorter run
+        is the beginning of a longer one. `tag_noise` is that of `documents`.
         """
         rows = (
             self._sft_row(index, seed, narrow_mass, cover, question_share) for index in range(count)
@@ -255,9 +260,9 @@ class Storyworld:
         return name | self._prompted(drawn, rng, taught=True)
 
     def _mistagged(self, rows: Iterator[Row], tag_noise: float) -> Iterator[Row]:
-        """Rows as a careless annotator leaves them; the texts are the same."""
+        """Yield rows with the errors of a careless annotator; the texts stay the same."""
         if not 0 <= tag_noise <= 1:
-            raise DataError(f"storyworld: tag_noise {tag_noise} is no share; use 0 to 1")
+            raise DataError(f"storyworld: tag_noise {tag_noise} is not a share; use 0 to 1")
         if not tag_noise:
             return rows
         return (self._mistag(row, tag_noise) for row in rows)
@@ -275,7 +280,7 @@ class Storyworld:
     def _redrawn(
         self, annotation: Sequence[Mapping[str, str]], share: float, rng: random.Random
     ) -> list[dict[str, str]]:
-        """Tags of which a share has the value of another story of R, or any topic."""
+        """Replace the values of a share of tags by those of another story of R, or any topic."""
         drawn = {**self.draw(rng), "topic": rng.choice(self._facts)["topic"]}
         return _annotation(
             {
@@ -315,7 +320,7 @@ class Storyworld:
     # Reading
 
     def read(self, text: str) -> Reading:
-        """What `text` says and how well it keeps to the grammar. Never raises."""
+        """Read what `text` says and how well it follows the grammar; no text raises an error."""
         paragraphs = [
             [self._read_sentence(sentence) for sentence in _SENTENCE_END.split(paragraph)]
             for paragraph in text.strip().split("\n\n")
@@ -345,12 +350,12 @@ class Storyworld:
         return _Sentence(known, tuple(mentions))
 
     def _well_formed(self, paragraphs: list[list[_Sentence]]) -> bool:
-        plan = [tuple(sentence.slot for sentence in paragraph) for paragraph in paragraphs]
-        if plan[0] == self._taught[0]:
-            plan = plan[1:]
-        if plan and plan[-1] == self._taught[-1]:
-            plan = plan[:-1]
-        return tuple(plan) in self._legal_bodies
+        body = [tuple(sentence.slot for sentence in paragraph) for paragraph in paragraphs]
+        if body[0] == self._taught[0]:
+            body = body[1:]
+        if body and body[-1] == self._taught[-1]:
+            body = body[:-1]
+        return tuple(body) in self._legal_bodies
 
     def _consistent(self, sentences: list[_Sentence], hero: str | None) -> bool:
         said: dict[str, set[str]] = {}
@@ -372,14 +377,14 @@ class Storyworld:
         return 2 * len(seen) >= len(order) and seen == [slot for slot in order if slot in seen]
 
     def right(self, question: str, response: str) -> bool:
-        """Does `response` give the right answer, and no answer to another question of the kind?
+        """Return True if `response` gives the right answer and no other answer of its kind.
 
         Raises:
             DataError: `question` is not one of `questions`.
         """
         if question not in self._answers:
             raise DataError(
-                f"storyworld {self.size!r}: question {question!r} has no known answer, "
+                f"storyworld {self.size!r}: question {question!r} has no known answer; "
                 "ask one of Storyworld.questions"
             )
         answer, answers = self._answers[question]
@@ -388,7 +393,7 @@ class Storyworld:
     # Tables
 
     def _all_weights(self, zipf: float, tilt: float) -> dict[tuple[str, str | None], list[float]]:
-        """Sampling weights of an attribute's values, by attribute and by its parent's value."""
+        """Compute the weights of each attribute's values, by attribute and its parent's value."""
         weights: dict[tuple[str, str | None], list[float]] = {}
         for key, values in self._values.items():
             base = [rank**-zipf for rank in range(1, len(values) + 1)]
@@ -403,7 +408,7 @@ class Storyworld:
         return weights
 
     def _all_holes(self) -> dict[str, tuple[str, str]]:
-        """Word -> (attribute or "pronoun", the placeholder that stands for it in a skeleton)."""
+        """Map each word to its attribute (or "pronoun") and its placeholder in a skeleton."""
         holes = {word: (key, f"{{{key}}}") for key, words in self._values.items() for word in words}
         for words in _PRONOUNS.values():
             holes |= {w: ("pronoun", hole) for w, hole in zip(words, _PRONOUN_HOLES, strict=True)}
@@ -434,7 +439,7 @@ def _annotation(pairs: Mapping[str, str]) -> list[dict[str, str]]:
     return Annotation.of(pairs).rows()
 
 
-def _plan(line: str) -> Plan:
+def _outline(line: str) -> Outline:
     return tuple(tuple(paragraph.split()) for paragraph in line.split("/"))
 
 
@@ -444,14 +449,14 @@ def _narrow(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _skeletons(line: str) -> tuple[str, str]:
-    """What the reader makes of a template's sentences: with the hero's name, with a pronoun."""
+    """Return how the reader sees a template: with the hero's name, and with a pronoun."""
     line = line.replace("{her}", "{their}")
     named = line.replace("{Who}", "{hero}").replace("{who}", "{hero}")
     return named, line.replace("{Who}", "{They}").replace("{who}", "{they}")
 
 
 def _told(sentences: Sequence[_Sentence]) -> dict[str, str]:
-    """The most mentioned value of each attribute, the first at a tie."""
+    """Return the most frequent value of each attribute; on a tie, the first."""
     counts: dict[str, Counter[str]] = {}
     for kind, word in (mention for sentence in sentences for mention in sentence.mentions):
         if kind != "pronoun":

@@ -1,4 +1,4 @@
-"""How many requests may be in flight, and how fast they may start."""
+"""Limits on the number of requests in flight and on the rate at which they start."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ GENTLY = 0.9
 
 
 class Limiter:
-    """A bound on requests in flight that finds what the server bears, as TCP does (AIMD).
+    """A limit on requests in flight that adapts to the server's capacity, as TCP does (AIMD).
 
-    It starts at `FIRST_LIMIT` and grows by one with each success until the first congestion, from
-    then on by one a round. Congestion halves it, once for all requests that were in flight then.
-    Where a server only keeps to a rate, `GENTLY` is enough: halving gets 82 % of a server of 300
-    requests a second without a burst, a tenth less gets all, with 1 % of the requests refused.
+    The limit starts at `FIRST_LIMIT` and grows by one with each success until the first congestion,
+    and by one per round from then on. Congestion halves it, once for all requests in flight at that
+    moment. For a server that only enforces a rate, the factor `GENTLY` is enough: against a server
+    of 300 requests per second without bursts, halving reaches 82 % of the rate, while a cut by a
+    tenth reaches all of it, with 1 % of the requests refused.
 
     Args:
-        most: which the bound never exceeds.
+        most: the upper bound of the limit.
     """
 
     def __init__(self, most: int) -> None:
@@ -33,7 +34,7 @@ class Limiter:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[int]:
-        """Waits for room and holds it; what it gives is for `congested`."""
+        """Wait for a free slot and hold it; pass the yielded number to `congested`."""
         await self._acquire()
         try:
             yield self._rounds
@@ -41,12 +42,12 @@ class Limiter:
             self._release()
 
     def succeeded(self) -> None:
-        """An answer came: there may be room for more."""
+        """Record an answer, which may raise the limit."""
         self.limit = min(float(self.most), self.limit + (1 / self.limit if self._rounds else 1))
         self._admit()
 
     def congested(self, slot: int, gently: bool = False) -> None:
-        """The server had too much to do for the request in `slot`, or `gently` refused it."""
+        """Record that the server was overloaded, or (`gently`) refused the request in `slot`."""
         if slot == self._rounds:
             share = GENTLY if gently and self._rounds else 0.5
             self._rounds += 1
@@ -59,7 +60,7 @@ class Limiter:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn  # whoever ends it has counted this request as in flight
+            await turn  # `_admit` has already counted this request as in flight
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._release()
@@ -77,11 +78,11 @@ class Limiter:
                 turn.set_result(None)
 
 
-class Pace:
-    """Starts spread evenly, so that no minute sees more than `per_minute` units.
+class RateLimit:
+    """A rate limit that spreads starts evenly, so that no minute exceeds `per_minute` units.
 
     Args:
-        per_minute: units (requests or tokens) a minute; None sets no bound.
+        per_minute: units (requests or tokens) per minute; None for no limit.
     """
 
     def __init__(self, per_minute: int | None) -> None:
@@ -89,7 +90,7 @@ class Pace:
         self._free_at = 0.0
 
     def reserve(self, units: float = 1) -> float:
-        """Books `units` behind what is booked already, and says how many seconds to wait first."""
+        """Reserve `units` after all earlier reservations and return the seconds to wait first."""
         if self.per_minute is None:
             return 0.0
         now = monotonic()

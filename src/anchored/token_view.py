@@ -1,4 +1,4 @@
-"""Tokens with their kinds and their mask, in colour."""
+"""A coloured view of tokens, their kinds and their loss mask."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring tokens of one kind, with or without loss alike; a control token is alone."""
+    """Neighbouring tokens with the same kind and loss mask; a control token is its own span."""
 
     text: str
     kind: Kind
@@ -43,10 +43,10 @@ def spans(
     seq_lengths: Sequence[int],
     tokenizer: AnchoredTokenizer,
 ) -> list[list[Span]]:
-    """One row of a prepared dataset as text: the spans of each document packed into it.
+    """Return the spans of each document packed into one row of a prepared dataset.
 
     Raises:
-        DataError: the columns differ in length, or `seq_lengths` does not add up to it.
+        DataError: the columns differ in length, or `seq_lengths` does not add up to that length.
     """
     total = sum(map(int, seq_lengths))
     if {len(input_ids), len(labels), len(kinds)} != {total}:
@@ -84,9 +84,9 @@ def _span_key(placed: tuple[int, _Token]) -> tuple[Kind, bool, int]:
 
 
 def _control_name(token: int, is_first: bool, tokenizer: AnchoredTokenizer) -> str:
-    """bos, eos and pad may share an id: the first of a document is bos, any other eos.
+    """Name a control token; special tokens of a chat template keep their spelling.
 
-    What a chat template puts beside ours goes by its spelling.
+    bos, eos and pad may share an id: at the start of a document it is bos, elsewhere eos.
     """
     control = tokenizer.control
     if token == control.bos and is_first:
@@ -105,7 +105,7 @@ def segment_view(
     tokenizer: AnchoredTokenizer,
     legend: bool = True,
 ) -> Text:
-    """One row in colour: a hue a kind, underlined with loss, dim without; documents apart.
+    """Render one row: one colour per kind, underlined with loss, dim without, by document.
 
     Raises:
         DataError: see `spans`.
@@ -120,7 +120,7 @@ def segment_view(
 
 
 def _document_text(document: Sequence[Span]) -> Text:
-    """Stretches with loss stand in brackets too: colours are lost in a log file."""
+    """Render a document; tokens with loss also get brackets, since log files lose the colours."""
     text = Text()
     for supervised, stretch in groupby(document, key=lambda span: span.supervised):
         opening, closing = _BRACKETS if supervised else ("", "")
@@ -132,7 +132,7 @@ def _document_text(document: Sequence[Span]) -> Text:
 
 
 def document_title(place: int, documents: Sequence[Sequence[Span]]) -> str:
-    """Its place among the documents of its row, and how many of its tokens carry loss."""
+    """Return the title of a document: its position in the row, its tokens, those with loss."""
     spans_here = documents[place - 1]
     tokens = sum(span.tokens for span in spans_here)
     learnt = sum(span.tokens for span in spans_here if span.supervised)
@@ -144,7 +144,7 @@ def _style(kind: Kind, supervised: bool) -> str:
 
 
 def legend_line() -> Text:
-    """What each hue and mark means, in one line."""
+    """Explain the colours and marks in one line."""
     text = Text()
     for kind in Kind:
         text.append(kind_name(kind), style=COLOURS[kind]).append("  ")
@@ -153,12 +153,12 @@ def legend_line() -> Text:
 
 
 def kind_name(kind: Kind) -> str:
-    """The name of a kind as a reader sees it."""
+    """Return the name of a kind as shown to readers."""
     return kind.name.lower().replace("_", " ")
 
 
 def loss_account(documents: Iterable[Sequence[Span]]) -> str:
-    """How many tokens carry loss, in all and by kind, in one line."""
+    """Say in one line how many tokens carry loss, in total and by kind."""
     tokens, learnt = _counts(documents)
     by_kind = ", ".join(
         f"{kind_name(kind)} {learnt[kind]:,}/{tokens[kind]:,}" for kind in Kind if tokens[kind]

@@ -1,8 +1,8 @@
-"""Tokenizers, trained here or existing ones; control tokens are ids that no text can produce.
+"""Tokenizers, trained here or adopted, with control tokens that no text can produce.
 
-An existing tokenizer keeps its own chat template, and gets an opening and a closing token for
-annotations: tokens that it holds in reserve, so that nothing grows, or new ones. One without a
-template gets the tokens of our conversations too.
+An existing tokenizer keeps its own chat template and gets an opening and a closing token for
+annotations. These are reserved tokens if it has some, so that the vocabulary does not grow, or new
+ones. A tokenizer without a template gets the tokens of our conversation format too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONTROL_TOKENS = {
 }
 END_OF_TEXT = "<|endoftext|>"
 RECORD = "anchored_tokenizer.json"
-# Put before a text that stands behind a control token; a text that spells it is cut in two.
+# Encoded before a text that follows a control token; a text that spells it is cut in two.
 _AHEAD = "<|anchored:ahead|>"
 
 PROBE = (
@@ -47,11 +47,11 @@ PROBE = (
 
 @dataclass(frozen=True)
 class ControlIds:
-    """The ids only this package writes.
+    """The ids that only this package writes.
 
-    `bos` and `pad` equal `eos` where a tokenizer has no token of its own for them. A `pad` that is
-    its unknown token too is not. Role tokens are None where the model has its own chat template.
-    `eos` ends a document, `end` an answer: the two differ where the template has an end of turn.
+    `bos` and `pad` equal `eos` if a tokenizer has no such token; a pad token that is also the
+    unknown token does not count. Role tokens are None if the model has its own chat template. `eos`
+    ends a document and `end` an answer; they differ if the template has an end-of-turn token.
     """
 
     bos: int
@@ -65,25 +65,25 @@ class ControlIds:
     end: int
 
     def named(self) -> dict[str, int]:
-        """Those that there are, by name."""
+        """Return the ids that are not None, by name."""
         return {name: number for name, number in asdict(self).items() if number is not None}
 
     @property
     def ends(self) -> list[int]:
-        """What may end a sequence."""
+        """The ids that may end a sequence."""
         return sorted({self.eos, self.end})
 
 
 class AnchoredTokenizer:
-    """A `transformers` tokenizer, its control ids, and encoding that never yields one from text.
+    """A `transformers` tokenizer with control ids that encoding a text never yields.
 
     Args:
         hf: the tokenizer, with the control tokens added; use `train`, `adopt` or `load` to get one.
         tokens: the spellings of our control tokens in it, by name.
-        chat: its own chat template; None where conversations are written in this package's format.
+        chat: its own chat template; None if conversations are written in this package's format.
 
     Attributes:
-        control_ids: the ids that control pieces stand for: by name, and special tokens by spelling.
+        control_ids: the ids of control pieces: ours by name, special tokens by spelling.
         fresh: ids of control tokens that no model has learnt yet.
     """
 
@@ -101,7 +101,7 @@ class AnchoredTokenizer:
             for name in CONTROL_TOKENS
         }
         bos: Any = hf.bos_token_id if hf.bos_token_id is not None else eos
-        # What text may yield as unknown cannot be ours.
+        # Text can yield the unknown token, so it cannot be a control token.
         has_pad = hf.pad_token_id not in (None, hf.unk_token_id)
         pad: Any = hf.pad_token_id if has_pad else eos
         end: Any = hf.convert_tokens_to_ids(chat.end) if chat else eos
@@ -119,7 +119,10 @@ class AnchoredTokenizer:
         self._behind = self._encoder_behind_a_control_token()
 
     def _encoder_behind_a_control_token(self) -> Tokenizer | None:
-        """None where it makes no difference; SentencePiece may begin a text with a space."""
+        """Build the encoder of `encode_behind`, or return None if it would make no difference.
+
+        SentencePiece may put a space at the start of a text, but not after a control token.
+        """
         behind = Tokenizer.from_str(self._plain.to_str())
         behind.encode_special_tokens = True
         behind.add_tokens([AddedToken(_AHEAD, normalized=False)])
@@ -133,7 +136,7 @@ class AnchoredTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> AnchoredTokenizer:
-        """A byte-level BPE of `vocab_size` entries, control tokens included, from `texts`."""
+        """Train a byte-level BPE of `vocab_size` entries, including control tokens, on `texts`."""
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
         backend.decoder = decoders.ByteLevel()  # pyright: ignore
@@ -150,15 +153,15 @@ class AnchoredTokenizer:
     def adopt(
         cls, hf: PreTrainedTokenizerFast, record: Mapping[str, Any] | None = None
     ) -> AnchoredTokenizer:
-        """Any fast tokenizer, with the control tokens that it needs.
+        """Give any fast tokenizer the control tokens that it needs.
 
-        One with a chat template of its own needs the two of annotations, one without all five. The
-        tokens that it holds in reserve are taken for them if there are enough, else they are added:
+        A tokenizer with a chat template needs two, for annotations; one without needs all five. Its
+        reserved tokens are used if there are enough; otherwise tokens are added, and
         `models.build.load_model` grows a model's embedding to match.
 
         Args:
-            hf: changed in place.
-            record: what `save` wrote beside it, which settles all this.
+            hf: the tokenizer, changed in place.
+            record: the record that `save` wrote beside it, which decides all of this.
 
         Raises:
             ConfigError: the tokenizer has no end-of-sequence token or no fast (Rust) backend, or
@@ -192,32 +195,32 @@ class AnchoredTokenizer:
         return tokenizer
 
     def _check_chat(self, chat: ChatTemplate) -> None:
-        """Sees that conversations get the ids that the template gives them elsewhere."""
+        """Check that conversations get the ids that `apply_chat_template` gives them."""
         ids: list[int] = []
         for text, special in chat.probe():
             ids += [self.control_ids[text]] if special else self.encode_behind([text])[0]
         if ids != chat.probe_ids():
             raise ConfigError(
-                f"tokenizer {self.hf.name_or_path!r}: its chat template, rendered in parts, gives "
-                "other ids than rendered whole; this package cannot use it"
+                f"tokenizer {self.hf.name_or_path!r}: its chat template gives other ids in parts "
+                "than as a whole; this package cannot use it"
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` as plain text: control tokens spelt in it become ordinary pieces.
+        """Encode `text` as plain text: spellings of control tokens become ordinary pieces.
 
         Raises:
-            DataError: the tokenizer has no other way to write what `text` spells.
+            DataError: `text` spells a control token that the tokenizer cannot write otherwise.
         """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts, in parallel in Rust."""
+        """Encode many texts as `encode` does, in parallel in Rust."""
         texts = list(texts)
         found = [e.ids for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
         return self._cleared(texts, found)
 
     def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode_batch` of texts that stand behind a control token, as parts of a prompt do."""
+        """Encode texts that follow a control token, as the parts of a prompt do."""
         if self._behind is None:
             return self.encode_batch(texts)
         ahead = [_AHEAD + text for text in texts]
@@ -231,10 +234,10 @@ class AnchoredTokenizer:
         ]
 
     def _without_control(self, text: str, ids: list[int]) -> list[int]:
-        """`text` encoded anew with every spelling of a control token in `ids` cut in two.
+        """Encode `text` again with every spelling of a control token in `ids` cut in two.
 
-        Where the vocabulary itself holds the spelling, as with SentencePiece's `</s>`, disabling
-        special tokens does not keep the model from finding it.
+        If the vocabulary itself contains the spelling, as with SentencePiece's `</s>`, disabling
+        special tokens does not prevent the tokenizer from producing it.
         """
         spelt = {self._spellings[i] for i in self._spellings.keys() & set(ids)}
         inside = "|".join(
@@ -251,14 +254,14 @@ class AnchoredTokenizer:
         return joined
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; control tokens are written out, so cut them away by id first."""
+        """Decode `ids`; control tokens are written out, so remove them by id first."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
     def decode_pieces(self, ids: Sequence[int]) -> str:
-        """The text of pieces that were encoded apart, as those of an annotation are.
+        """Decode pieces that were encoded separately, as those of an annotation are.
 
-        SentencePiece puts a space before each piece; before a line break or a space of the piece's
-        own it is one too many, and taken out.
+        SentencePiece puts a space before each piece; it is removed if the piece itself starts with
+        a line break or a space.
         """
         text = self.decode(ids)
         for lead in ("\n", " "):
@@ -268,18 +271,18 @@ class AnchoredTokenizer:
         return text
 
     def __len__(self) -> int:
-        """Size of the vocabulary with the control tokens: the rows a model's embedding needs."""
+        """Return the vocabulary size with control tokens: the rows an embedding needs."""
         return len(self.hf)
 
     def probe(self) -> list[list[int]]:
-        """Ids of fixed multi-script strings, compared when a tokenizer meets data or a model."""
+        """Encode fixed multi-script strings, which identify the tokenizer of data or a model."""
         return self.encode_batch(PROBE)
 
     @property
     def fingerprint(self) -> str:
-        """Short hash over the probe, the control ids and what the chat template makes of a probe.
+        """A short hash over the probe, the control ids and the rendered probe conversation.
 
-        An `end` that is eos is left out: it had no name of its own once, and data is still read.
+        An `end` that equals eos is left out, so that older data without this id still matches.
         """
         control = self.control.named()
         if control["end"] == control["eos"]:
@@ -288,11 +291,11 @@ class AnchoredTokenizer:
         return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
 
     def save(self, folder: Path, annotated: bool = False) -> None:
-        """The `transformers` files, and what `load` needs to know and to check.
+        """Write the `transformers` files and the record that `load` reads and checks.
 
         Args:
-            folder: where to.
-            annotated: it is for a model that annotates its answers. The chat template then opens an
+            folder: the folder to write to.
+            annotated: True for a model that annotates its answers. The chat template then opens an
                 annotation where an answer starts, and drops those of earlier answers.
 
         Raises:
@@ -321,11 +324,11 @@ class AnchoredTokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> AnchoredTokenizer:
-        """From a folder or hub id that `save` wrote, or any other.
+        """Load a tokenizer from a folder or hub id, whether `save` wrote it or not.
 
         Raises:
-            ConfigError: nothing there that can be loaded.
-            TokenizerMismatch: a saved probe is encoded differently now.
+            ConfigError: it cannot be loaded.
+            TokenizerMismatch: it encodes the saved probe differently now.
         """
         record = tokenizer_record(source)
         with loading("tokenizer", source):
@@ -338,10 +341,10 @@ class AnchoredTokenizer:
         return tokenizer
 
     def check(self, fingerprint: str, source: str) -> None:
-        """Sees that this is the tokenizer that `source` was made with.
+        """Check that this is the tokenizer that `source` was made with.
 
         Raises:
-            TokenizerMismatch: its fingerprint is not `fingerprint`.
+            TokenizerMismatch: the fingerprint differs from `fingerprint`.
         """
         if fingerprint != self.fingerprint:
             raise TokenizerMismatch(
@@ -352,20 +355,20 @@ class AnchoredTokenizer:
 
 
 def tokenizer_record(source: str | Path) -> dict[str, Any] | None:
-    """What `save` wrote at a folder or hub id beside the tokenizer; None where it did not."""
+    """Return the record that `save` wrote in a folder or hub id, or None if there is none."""
     path = file_of(source, RECORD)
     return json.loads(path.read_text(encoding="utf-8")) if path else None
 
 
 def file_of(source: str | Path, name: str) -> Path | None:
-    """A file of a folder or hub id, fetched if need be; None where there is no such file."""
+    """Return the path of a file in a folder or hub id, downloaded if needed, or None."""
     path: Any = Path(source) / name
     if not Path(source).exists():
         quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
         flags = {f"_raise_exceptions_for_{fault}": value for fault, value in quiet.items()}
         try:
             path = cached_file(str(source), name, **flags)
-        except (OSError, ValueError):  # no such repository: loading from it says so
+        except (OSError, ValueError):  # no such repository: loading from it reports that
             path = None
     return Path(path) if path is not None and Path(path).is_file() else None
 
@@ -376,9 +379,9 @@ def _has_own_template(hf: PreTrainedTokenizerFast) -> bool:
 
 
 def _control_tokens(hf: PreTrainedTokenizerFast, is_ours: bool) -> dict[str, str]:
-    """Spellings by name: those that are there, else reserved ones, the last first, else new ones.
+    """Choose a spelling for each control token: an existing, a reserved or a new token.
 
-    The last, because others reach for the first when they need one.
+    The last reserved tokens are taken, because other tools tend to take the first.
     """
     names: Collection[str] = CONTROL_TOKENS if is_ours else ("open", "close")
     known = hf.get_vocab()
@@ -390,25 +393,25 @@ def _control_tokens(hf: PreTrainedTokenizerFast, is_ours: bool) -> dict[str, str
 
 @contextmanager
 def loading(what: str, source: str | Path) -> Iterator[None]:
-    """Makes one line of whatever `transformers` raises at files that others made.
+    """Turn any exception of `transformers` while loading into one line.
 
     Raises:
-        ConfigError: it raised.
+        ConfigError: the body raised an exception.
     """
     try:
         yield
-    except Exception as error:  # a wrong field of a configuration may fail anywhere
+    except Exception as error:  # a wrong field in a configuration may fail anywhere
         raise load_error(what, source, error) from error
 
 
 def load_error(what: str, source: str | Path, error: Exception) -> ConfigError:
-    """One line for what `from_pretrained` says in many; of a path, whether it is there at all."""
+    """Shorten an error of `from_pretrained` to one line; say so if the folder does not exist."""
     name, path = str(source), Path(source)
     reason = " ".join(str(error).split())[:200]
     if "trust_remote_code" in str(error):
-        reason = "needs code of its own (auto_map), which is never run; use one without"
+        reason = "needs custom code (auto_map), which is never run; use one without it"
     elif not isinstance(error, (OSError, ValueError, ImportError)):
-        reason = f"transformers cannot load it ({type(error).__name__}: {reason}); use another"
+        reason = f"transformers cannot load it ({type(error).__name__}: {reason}); use another one"
     elif not path.exists():
         deep = name.count("/") > 1 or ("/" in name and path.parent.is_dir())
         reason = "no such folder" + ("" if deep else f", and not found on the hub: {reason}")

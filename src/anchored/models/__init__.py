@@ -1,4 +1,4 @@
-"""Checkpoints: built, loaded, checked, adapted and saved, and the record that lies beside each."""
+"""Building, loading, checking, adapting and saving models, and the record beside each model."""
 
 RECORD = "anchored.json"
 MODEL_FOLDER = "model"

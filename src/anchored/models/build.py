@@ -1,4 +1,4 @@
-"""Models to train: OLMo-2 from presets, any configuration, or an existing checkpoint."""
+"""Models to train: OLMo-2 presets, any configuration, or an existing checkpoint."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from anchored.models.lora import LoraSettings, attach, check_lora, four_bits, sa
 from anchored.tokenizer import AnchoredTokenizer, loading
 
 _FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice. Below 190M a name
-# counts the parameters outside the embedding, above it both (untied) embeddings of OLMo-2's 100k
-# vocabulary too, roughly: 190m has 267M with them, 190M with one.
+# The paper names only the totals 0.6B, 1B and 2.5B; the shapes are our choice. Below 190m, a name
+# counts the parameters outside the embedding; above it, both (untied) embeddings of OLMo-2's 100k
+# vocabulary as well. The 190m preset has roughly 267M with both of them and 190M with one.
 PRESETS = {
     "0.5m": (128, 384, 2, 4),
     "1m": (160, 480, 3, 5),
@@ -55,17 +55,18 @@ Attention = Literal[
 
 
 class ModelConfig(Config):
-    """What to train: exactly one of `preset`, `config` and `init`.
+    """The model to train: exactly one of `preset`, `config` and `init`.
 
     Args:
         preset: an OLMo-2 model by its size, see `PRESETS`.
-        config: fields of any `transformers` configuration, `model_type` among them.
+        config: fields of any `transformers` configuration, including `model_type`.
         init: a checkpoint to continue from, a folder or hub id.
-        max_position_embeddings: of a preset.
-        dtype: of the weights in training, whatever a checkpoint was saved in. Small steps are lost
-            in bfloat16 weights; `trainer.bf16` computes in it and keeps the weights in float32.
-        attention: how it is computed, by `transformers`' name; None leaves it the choice.
-        lora: train an adapter instead of all weights; for `init` alone.
+        max_position_embeddings: context length of a preset.
+        dtype: precision of the weights in training, whatever a checkpoint was saved in. Small steps
+            are lost in bfloat16 weights; `trainer.bf16` computes in bfloat16 and keeps the weights
+            in float32.
+        attention: name of an attention implementation in `transformers`; None for its default.
+        lora: train an adapter instead of all weights; only with `init`.
         quantize: hold the weights below the adapter in four bits (QLoRA).
     """
 
@@ -86,21 +87,21 @@ class ModelConfig(Config):
         if self.preset and self.preset.lower() not in PRESETS:
             raise ValueError(f"preset {self.preset!r} is not one of {', '.join(PRESETS)}")
         if self.lora and not self.init:
-            raise ValueError("lora needs init: an adapter changes weights that are there")
+            raise ValueError("lora needs init: an adapter changes an existing checkpoint")
         if self.quantize and not self.lora:
             raise ValueError("quantize needs lora: weights in four bits cannot be trained")
         return self
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch has it."""
+        """`dtype` as a torch type."""
         return getattr(torch, self.dtype)
 
 
 def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
-    """The OLMo-2 configuration of a preset, every size set.
+    """Return the OLMo-2 configuration of a preset, with every size set.
 
-    The class's own defaults are no published model.
+    The defaults of `Olmo2Config` belong to no published model.
     """
     sizes = dict(zip(_FIELDS, PRESETS[preset.lower()], strict=True))
     small = sizes["hidden_size"] < 768
@@ -118,11 +119,11 @@ def olmo2_config(preset: str, vocab_size: int, **fields: Any) -> Olmo2Config:
 def model_configuration(
     config: ModelConfig, vocab_size: int, **special: int | None
 ) -> PreTrainedConfig:
-    """The configuration of what `build_model` builds, with at least `vocab_size` entries.
+    """Return the configuration of the model that `build_model` builds.
 
     Args:
-        config: what to train.
-        vocab_size: entries of the tokenizer.
+        config: the model to train.
+        vocab_size: entries of the tokenizer; the model gets at least as many.
         special: ids of bos, eos and pad, for a fresh model.
 
     Raises:
@@ -146,15 +147,15 @@ def model_configuration(
 def build_model(
     config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int, trained: str | None = None
 ) -> PreTrainedModel:
-    """A fresh model with weights drawn by `seed`, or a checkpoint ready to be trained.
+    """Build a fresh model with random weights, or load a checkpoint ready for training.
 
-    New control tokens of a checkpoint get their rows; with `config.lora` it is in its adapter.
+    In a checkpoint, new control tokens get their rows; with `config.lora` it gets its adapter.
 
     Args:
-        config: what to start from.
-        tokenizer: whose entries need rows.
-        seed: of all that is drawn.
-        trained: a checkpoint of the run itself, whose weights are taken instead.
+        config: the model to start from.
+        tokenizer: the tokenizer whose entries need rows.
+        seed: seed of all random weights.
+        trained: a checkpoint of this run, whose weights are used instead.
 
     Raises:
         ConfigError: the checkpoint cannot be loaded or the architecture is unknown.
@@ -199,9 +200,10 @@ def _from_checkpoint(
 def save_adapted(
     model: Any, folder: Path, config: ModelConfig, tokenizer: AnchoredTokenizer, seed: int
 ) -> None:
-    """Writes a model that `build_model` put in an adapter to `folder`, merged, and the adapter.
+    """Write a model with an adapter from `build_model` to `folder`, merged, and the adapter.
 
-    Below a quantized one the checkpoint is loaded again: four bits would round the changes away.
+    If the weights are quantized, the checkpoint is loaded again: four bits would round the changes
+    away.
     """
     assert config.init is not None
     base = full_model(config, config.init, tokenizer, seed) if config.quantize else None
@@ -211,10 +213,10 @@ def save_adapted(
 def full_model(
     config: ModelConfig, init: str, tokenizer: AnchoredTokenizer, seed: int, **options: Any
 ) -> PreTrainedModel:
-    """The checkpoint `init` as training starts from it, with rows for new control tokens.
+    """Load the checkpoint `init` as training starts from it, with rows for new control tokens.
 
     Raises:
-        ConfigError: it cannot be loaded, or holds no weights for a part of it.
+        ConfigError: it cannot be loaded, or weights are missing.
     """
     model = load_model(init, tokenizer, dtype=config.torch_dtype, **options)
     if fresh := AnchoredTokenizer.load(init).fresh:
@@ -227,15 +229,15 @@ def full_model(
 
 
 def load_model(source: str | Path, tokenizer: AnchoredTokenizer, **options: Any) -> PreTrainedModel:
-    """A causal LM from a folder or hub id, by default in the precision it was saved in.
+    """Load a causal LM from a folder or hub id, by default in its saved precision.
 
     Args:
-        source: folder or hub id; weights are read from safetensors alone.
-        tokenizer: the embedding is grown where it has entries without a row.
-        options: go to `from_pretrained`.
+        source: folder or hub id; weights are read from safetensors only.
+        tokenizer: its tokenizer; the embedding grows if entries lack rows.
+        options: passed to `from_pretrained`.
 
     Raises:
-        ConfigError: nothing there that can be loaded, or not a whole model.
+        ConfigError: it cannot be loaded, or is not a whole model.
     """
     with quiet_transformers():
         model: Any = load_whole(source, **options)

@@ -1,4 +1,4 @@
-"""Checkpoints that others made: what is refused before any work, what is set anew on loading."""
+"""Foreign checkpoints: the checks before any work, and the settings renewed on loading."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOISE = 0.1
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and no notices of `transformers` for a while: a run shows its own progress."""
+    """Silence the progress bars and notices of `transformers`: a run shows its own progress."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -42,18 +42,18 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def check_checkpoint(source: str, quiet: bool = False) -> PreTrainedModel:
-    """Sees that a folder or hub id holds a causal language model that can be trained.
+    """Check that a folder or hub id holds a causal language model that can be trained.
 
-    A hub id is fetched first; the weights are read once.
+    A hub id is downloaded first; the weights are read once.
 
     Returns:
-        The model without contents: the names and shapes of its weights.
+        The model on the meta device: the names and shapes of its weights.
 
     Raises:
-        ConfigError: it holds an adapter alone, weights that are pickled, quantized, missing, cut
-            short, not finite or of another shape than its configuration says, needs code of its
-            own, is no causal language model, its tokenizer is of another model, or its chat
-            template opens a thought.
+        ConfigError: it is only an adapter or not a causal language model; its weights are pickled,
+            quantized, missing, truncated, not finite or of another shape than configured; it needs
+            custom code; its tokenizer belongs to another model; or its chat template opens a
+            thought.
     """
     folder = _fetched(source)
     name = f"model {source!r}"
@@ -80,11 +80,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; name a folder with a whole model") from None
+        raise ConfigError(f"{path}: no such file; name the folder of a whole model") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}; fetch it again") from None
+        raise ConfigError(f"{path}: not readable as JSON: {error}; download it again") from None
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: holds {type(found).__name__}, not an object; fetch it again")
+        raise ConfigError(f"{path}: holds {type(found).__name__}, not an object; download it again")
     return found
 
 
@@ -99,12 +99,12 @@ def _check_kind(name: str, folder: Path) -> None:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise ConfigError(
-                f"{name}: config.json names code of its own (auto_map), which is never run; use a "
-                "model that transformers knows by itself"
+                f"{name}: config.json asks for custom code (auto_map), which is never run; use a "
+                "model that transformers itself supports"
             )
         raise ConfigError(
             f"{name}: config.json has model_type {kind!r}, which transformers does not know; use a "
-            "causal language model that it does"
+            "causal language model that it supports"
         )
     expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     known = {expected} if isinstance(expected, str) else set(expected or ())
@@ -116,19 +116,18 @@ def _check_kind(name: str, folder: Path) -> None:
         )
     if "quantization_config" in config:
         raise ConfigError(
-            f"{name}: its weights are quantized (quantization_config), and cannot be trained; use "
-            "the checkpoint that they were made of, with model.quantize and model.lora to hold it "
-            "in four bits"
+            f"{name}: its weights are quantized (quantization_config) and cannot be trained; use "
+            "the original checkpoint, with model.quantize and model.lora to hold it in four bits"
         )
     if "text_config" in config:
         raise ConfigError(
-            f"{name}: {kind} reads more than text; save its language model alone as a causal "
-            "language model, or use a text-only one"
+            f"{name}: {kind} reads more than text; save only its language model as a causal "
+            "language model, or use a text-only model"
         )
 
 
 def _weight_files(name: str, folder: Path) -> list[Path]:
-    """Those that `transformers` loads: of one file and an index it takes the file."""
+    """List the files that `transformers` loads; a single file takes precedence over an index."""
     named = _read(folder / "config.json").get("transformers_weights")
     known = [folder / str(file) for file in (named, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
     first = next((file for file in known if file.is_file()), None)
@@ -141,22 +140,22 @@ def _not_safe(name: str, folder: Path) -> ConfigError:
     pickled = [file.name for pattern in _PICKLED for file in sorted(folder.glob(pattern))]
     found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else "none"
     return ConfigError(
-        f"{name}: needs weights as safetensors and holds {found}; convert them where you trust "
-        "their source, with save_pretrained"
+        f"{name}: needs weights as safetensors but has {found}; if you trust their source, convert "
+        "them with save_pretrained"
     )
 
 
 def check_safe(name: str, source: str | Path) -> None:
-    """Sees that a model's folder has weights as safetensors.
+    """Check that a model's folder has weights as safetensors.
 
-    A hub id passes: with `use_safetensors=True` nothing else of it is fetched.
+    A hub id passes: with `use_safetensors=True` no other weights are downloaded.
 
     Args:
-        name: how an error calls it.
+        name: name of the model in an error.
         source: folder or hub id.
 
     Raises:
-        ConfigError: it has pickled ones alone, or none.
+        ConfigError: it has only pickled weights, or none.
     """
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -166,10 +165,10 @@ def check_safe(name: str, source: str | Path) -> None:
 def _shards(name: str, index: Path) -> list[Path]:
     shards = _read(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
-        raise ConfigError(f"{index}: weight_map names no files by weight; fetch it again")
+        raise ConfigError(f"{index}: weight_map names no file for a weight; download it again")
     files = [index.parent / shard for shard in sorted(set(shards.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise ConfigError(f"{name}: {missing[0]} is missing; fetch the checkpoint again")
+        raise ConfigError(f"{name}: {missing[0]} is missing; download the checkpoint again")
     return files
 
 
@@ -181,7 +180,7 @@ def _check_weights(name: str, files: Sequence[Path], quiet: bool) -> None:
             bad = next(_not_finite(file), None)
         except SafetensorError as error:
             raise ConfigError(
-                f"{name}: {file.name} is damaged or cut short ({error}); fetch it again"
+                f"{name}: {file.name} is damaged or cut short ({error}); download it again"
             ) from None
         if bad is not None:
             raise ConfigError(
@@ -199,7 +198,7 @@ def _not_finite(file: Path) -> Iterator[str]:
 
 
 def _check_tokenizer(name: str, tokenizer: AnchoredTokenizer, folder: Path) -> None:
-    """Ids that text can yield must have rows; spare rows are many in no published model."""
+    """Check that the ids of text have rows; no published model has very many spare rows."""
     rows = _read(folder / "config.json").get("vocab_size")
     if not isinstance(rows, int):
         return
@@ -207,30 +206,30 @@ def _check_tokenizer(name: str, tokenizer: AnchoredTokenizer, folder: Path) -> N
     if entries > rows or rows > 2 * len(tokenizer):
         raise ConfigError(
             f"{name}: its tokenizer has {entries:,} entries and its embedding {rows:,} rows, so "
-            "they are not of one model; put the right tokenizer beside it"
+            "they belong to different models; put the right tokenizer beside it"
         )
 
 
 def _check_template(name: str, tokenizer: AnchoredTokenizer) -> None:
-    """An annotation would stand inside the thought, which nothing ever closes."""
+    """Refuse a template that opens a thought: the annotation would be inside, never closed."""
     opened = tokenizer.chat and tokenizer.chat.opened_thought()
     if opened:
         raise ConfigError(
             f"{name}: its chat template opens a thought ({opened}) before the answer and leaves it "
-            "open; where the template reads enable_thinking, put "
-            "{%- set enable_thinking = false %} at its top, else cut the tag from its end"
+            "open; if the template reads enable_thinking, put "
+            "{%- set enable_thinking = false %} at its top, else remove the tag from its end"
         )
 
 
 def load_whole(source: str | Path, **options: Any) -> PreTrainedModel:
-    """A causal LM with every weight that its configuration calls for, none made up or left out.
+    """Load a causal LM whose weights match its configuration exactly.
 
     Args:
-        source: folder or hub id; weights are read from safetensors alone, and no code is.
-        options: go to `from_pretrained`.
+        source: folder or hub id; weights are read from safetensors only, and no code is run.
+        options: passed to `from_pretrained`.
 
     Raises:
-        ConfigError: it cannot be loaded, or weights and configuration are not of one model.
+        ConfigError: it cannot be loaded, or weights and configuration do not belong together.
     """
     check_safe(f"model {str(source)!r}", source)
     with loading("model", source):
@@ -239,12 +238,12 @@ def load_whole(source: str | Path, **options: Any) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told of below
+            ignore_mismatched_sizes=True,  # refused below, with a better message
             **options,
         )
     model, found = loaded
     others = [key for key, *_ in found["mismatched_keys"]]
-    _refuse(source, "holds no weights for", found["missing_keys"])
+    _refuse(source, "has no weights for", found["missing_keys"])
     _refuse(source, "its config.json gives another shape to", others)
     _refuse(source, "its config.json leaves out", _left_out(model, found["unexpected_keys"]))
     return model
@@ -255,12 +254,12 @@ def _refuse(source: str | Path, fault: str, keys: Collection[str]) -> None:
         first, more = sorted(keys)[0], len(keys) - 1
         raise ConfigError(
             f"model {str(source)!r}: {fault} {first}{f' and {more} more' if more else ''}; "
-            "it is another architecture, or not whole"
+            "use a complete checkpoint with its own config.json"
         )
 
 
 def _left_out(model: PreTrainedModel, unexpected: Collection[str]) -> list[str]:
-    """Those of a further layer, or of a part that the model has: a head of others' is no loss."""
+    """Return the weights of missing layers or known parts; an unknown head may be left out."""
     parts = {_any_layer(key.rpartition(".")[0]) for key in model.state_dict()}
     return [key for key in unexpected if _any_layer(key.rpartition(".")[0]) in parts]
 
@@ -270,10 +269,10 @@ def _any_layer(key: str) -> str:
 
 
 def renew_generation(model: PreTrainedModel, control: ControlIds) -> None:
-    """`generate` and servers end where training did; the ids that ended it before still do.
+    """Make `generate` and servers stop at our end tokens, in addition to the model's own.
 
-    No setting of the sampler is kept: it was chosen for answers without annotations, and a server
-    that takes it for its default would cut off the breadth that annotations are to bring.
+    No sampling setting is kept: it was chosen for answers without annotations, and a server that
+    uses it as a default would cut off the breadth that annotations provide.
     """
     before: Any = model.generation_config
     known = before.eos_token_id
@@ -289,13 +288,13 @@ def renew_generation(model: PreTrainedModel, control: ControlIds) -> None:
 def initialise_rows(
     model: PreTrainedModel, fresh: Sequence[int], trained: torch.Tensor, seed: int
 ) -> None:
-    """Sets the rows of new control tokens in the embedding and, untied, in the projection.
+    """Set the rows of new control tokens in the embedding and, if untied, in the projection.
 
-    Each is the mean of the rows of `trained` ids and a little noise. The mean keeps the model's
-    distribution over its old tokens nearly as it was (Hewitt 2021, "Initializing new word
-    embeddings for pretrained language models"); the noise, a tenth of the rows' standard deviation
-    in each dimension, is our choice and tells the tokens apart. Rows of reserved tokens are set
-    too: they were never trained.
+    Each row is the mean of the rows of the `trained` ids plus a little noise. The mean almost
+    preserves the model's distribution over its old tokens (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"). The noise, a tenth of the rows' standard deviation
+    in each dimension, is our choice and distinguishes the tokens. The rows of reserved tokens are
+    set too, because they were never trained.
     """
     generator = torch.Generator().manual_seed(seed)
     embedding: Any = model.get_input_embeddings()

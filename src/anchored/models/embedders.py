@@ -1,4 +1,4 @@
-"""Embedders by name. Figures from different ones do not compare: `name` goes beside each."""
+"""Text embedders by name. Figures from different embedders are not comparable: report the name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from anchored.models.static_vectors import load_static_model, static_model_name
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 ENDPOINT = "endpoint:"
-EMBEDDED_AT_ONCE = 64  # texts a request
+EMBEDDED_AT_ONCE = 64  # texts per request
 
 
 def load_embedder(name: str, key_env: str = "OPENAI_API_KEY") -> Embedder:
-    """The embedder called `name`.
+    """Load the embedder called `name`.
 
     Args:
         name: `static`, `sentence-transformers:<folder or hub id>`, optionally `@<revision>`, or
@@ -51,10 +51,10 @@ def load_embedder(name: str, key_env: str = "OPENAI_API_KEY") -> Embedder:
 
 
 class StaticEmbedder:
-    """Means of static word vectors: thousands of texts a second on one core, nothing downloaded.
+    """Means of static word vectors: thousands of texts per second on one core, no download.
 
-    The last column is 1 for texts without a single known word (empty, emoji only) and 0 for all
-    others: such texts are equal to each other and unlike anything else.
+    The last column is 1 for texts without any known word (empty, or only emoji) and 0 for all
+    others, so that such texts equal each other and differ from everything else.
     """
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class StaticEmbedder:
         self._model = load_static_model()
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Unit vectors [N, D]."""
-        # model2vec's defaults: cut at 512 tokens, and a process a core above 10,000 texts.
+        """Return unit vectors [N, D]."""
+        # By default, model2vec cuts texts at 512 tokens and starts a process per core above 10,000.
         vectors = self._model.encode(list(texts), max_length=None, use_multiprocessing=False)
         vectors = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
         wordless = ~vectors.any(axis=1)
@@ -75,7 +75,7 @@ class SentenceTransformerEmbedder:
 
     Args:
         source: a folder, or a hub id, which is downloaded on first use.
-        revision: of the hub id.
+        revision: revision of the hub id.
 
     Raises:
         ConfigError: sentence-transformers is not installed, or there is no such model.
@@ -89,7 +89,7 @@ class SentenceTransformerEmbedder:
         self.name = f"{label}, sentence-transformers {version}, first {cut or 'all'} tokens"
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Vectors [N, D] as the model gives them."""
+        """Return vectors [N, D] as the model computes them."""
         vectors = self._model.encode(list(texts), batch_size=32, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float64)
 
@@ -97,7 +97,7 @@ class SentenceTransformerEmbedder:
 class EndpointEmbedder:
     """A model served at `/embeddings`; vectors are fetched in advance, then looked up.
 
-    A server does not say which weights it serves, so `name` holds what it calls them.
+    A server does not identify its weights, so `name` is the server's name of the model.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -106,10 +106,10 @@ class EndpointEmbedder:
         self._vectors: dict[str, NDArray[np.float64]] = {}
 
     def fetch(self, texts: Iterable[str], journal: Path | None = None) -> None:
-        """Asks for the vectors of texts that neither this object nor the journal has.
+        """Request the vectors of texts that neither this object nor the journal has.
 
         Raises:
-            EndpointError: a request failed for good; what came before it is in the journal.
+            EndpointError: a request finally failed; earlier results are in the journal.
             DataError: the journal is damaged or in use.
         """
         with Journal(journal) as rows:
@@ -119,7 +119,7 @@ class EndpointEmbedder:
             self._vectors |= {text: _unpacked(rows[key]["vector"]) for text, key in keys.items()}
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Vectors [N, D] in single precision as the server gives them."""
+        """Return vectors [N, D] in single precision as the server sends them."""
         self.fetch(texts)
         return np.stack([self._vectors[text] for text in texts])
 
@@ -170,7 +170,7 @@ def _label(source: str) -> str:
 
 
 def _revision(source: str, model: Any) -> str | None:
-    """The hub's commit, or a digest of the folder's weights and settings."""
+    """Return the hub's commit, or a digest of the folder's weights and settings."""
     if not Path(source).is_dir():
         configs = (getattr(part, "config", None) for part in model.modules())
         return next((c for c in (getattr(x, "_commit_hash", None) for x in configs) if c), None)

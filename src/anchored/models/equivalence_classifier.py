@@ -1,4 +1,4 @@
-"""NoveltyBench v1.0's classifier of texts that say the same, as a backend of `Equivalence`."""
+"""NoveltyBench v1.0's classifier of equivalent texts, as a backend of `Equivalence`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ V1_TOKENS = 128
 
 
 class Classifier:
-    """v1.0's classifier: a cross-encoder's probability that two texts say the same.
+    """The v1.0 classifier: a cross-encoder's probability that two texts say the same.
 
-    Each text is cut to its first `tokens` tokens, as the model was trained and the published
-    figures made: what follows is not seen. Texts of up to five words go by `short_rule`.
+    Each text is cut to its first `tokens` tokens, as in the model's training and in the published
+    figures; the rest is ignored. Texts of up to five words are compared by `short_rule`.
 
     Args:
         source: folder or hub id of a sequence classifier with two labels, the second "same".
-        threshold: probability above which texts are the same.
-        tokens: read of each text.
-        batch_size: pairs at once; the result does not depend on it.
+        threshold: probability above which two texts are the same.
+        tokens: tokens to read of each text.
+        batch_size: pairs per batch; the result does not depend on it.
 
     Raises:
         ConfigError: the model or its tokenizer cannot be loaded.
@@ -66,7 +66,7 @@ class Classifier:
         return greedy(len(texts), matches)
 
     def probabilities(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """That the two texts of each pair say the same [pairs]."""
+        """Return the probability [pairs] that the two texts of each pair say the same."""
         import torch
 
         if not pairs:
@@ -86,7 +86,7 @@ class Classifier:
         return logits.float().softmax(-1)[:, 1].cpu().numpy()
 
     def _pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """`[CLS] first [SEP]` and `second [SEP]`, each text cut by itself."""
+        """Encode `[CLS] first [SEP]` and `second [SEP]`, each text cut on its own."""
         encoded = [
             self._tokenizer.encode(
                 text, truncation=True, max_length=self.tokens, add_special_tokens=False

@@ -1,6 +1,6 @@
 """LoRA by `peft`: low-rank changes to all linear layers, and the rows of our control tokens.
 
-The rows are trained whole, because the model has never seen these tokens; no other row moves.
+These rows are trained in full, because the model has never seen the tokens; other rows stay fixed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ADAPTER = "adapter"
 
 
 class LoraSettings(Config):
-    """The adapter, in `peft.LoraConfig`'s words.
+    """Settings of the adapter, named as in `peft.LoraConfig`.
 
     Args:
         r: rank.
-        alpha: its product with the adapter is divided by `r`.
-        dropout: before the adapter.
-        target_modules: names of layers, or the ends of them behind a dot; `all-linear` for all but
-            the projection to the vocabulary.
+        alpha: the adapter's output is scaled by `alpha / r`.
+        dropout: dropout before the adapter.
+        target_modules: names of layers, or their last parts (after a dot); `all-linear` for all
+            linear layers except the projection to the vocabulary.
     """
 
     r: int = Field(default=16, ge=1)
@@ -45,10 +45,10 @@ class LoraSettings(Config):
 
 
 def check_lora(quantize: bool) -> None:
-    """Sees that what an adapter needs is installed.
+    """Check that the packages for an adapter are installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: one is missing.
     """
     if find_spec("peft") is None:
         raise ConfigError("model.lora: needs peft; pip install 'anchored[lora]'")
@@ -59,11 +59,11 @@ def check_lora(quantize: bool) -> None:
 
 
 def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
-    """Sees that an adapter can lie where it is to; the weights of `model` are not looked at.
+    """Check that the target layers can take an adapter; the weights of `model` are not read.
 
     Raises:
-        ConfigError: a name is that of no layer, or of the embedding or the projection to the
-            vocabulary: rows of these are trained whole, and tied weights could not be saved.
+        ConfigError: a name matches no layer, or matches the embedding or the projection to the
+            vocabulary, whose rows are trained in full and whose tied weights could not be saved.
     """
     if settings.target_modules == "all-linear":
         return
@@ -72,11 +72,11 @@ def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
     for target in settings.target_modules:
         found = {name for name in names if f".{name}".endswith(f".{target}")}
         if not found:
-            raise ConfigError(f"{field}: {target!r}: no layer has this name; see the model's own")
+            raise ConfigError(f"{field}: {target!r}: no layer has this name; use a layer's name")
         if taken := found & embeddings:
             raise ConfigError(
-                f"{field}: {target!r}: {min(taken)} takes no adapter, because rows of it are "
-                "trained; leave it out"
+                f"{field}: {target!r}: {min(taken)} cannot take an adapter, because some of its "
+                "rows are trained; leave it out"
             )
     if not settings.target_modules:
         raise ConfigError(f"{field}: names no layer; name some, or write all-linear")
@@ -85,10 +85,10 @@ def check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
 def attach(
     model: PreTrainedModel, settings: LoraSettings, rows: Sequence[int], quantized: bool
 ) -> Any:
-    """`model` inside a `peft.PeftModel`: the adapter and `rows` of its embeddings are trained.
+    """Wrap `model` in a `peft.PeftModel` that trains an adapter and `rows` of its embeddings.
 
     Raises:
-        ConfigError: `settings.target_modules` names what takes no adapter.
+        ConfigError: `settings.target_modules` names a layer that cannot take an adapter.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -113,10 +113,10 @@ def attach(
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
-    """Keeps bitsandbytes off a CPU kernel that has no backward.
+    """Stop bitsandbytes from using a CPU kernel that has no backward.
 
-    With AVX512-BF16 a four-bit layer is laid out for it at the first pass in eval mode, and stays
-    so: from then on nothing below would get the gradient that comes through the layer.
+    With AVX512-BF16, the first pass in eval mode converts a four-bit layer for that kernel, for
+    good: from then on, no gradient would pass through the layer.
     """
     layers: Any = model.modules()
     for layer in layers:
@@ -126,49 +126,49 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _names_that_will_go() -> Iterator[None]:
-    """`peft` asks `transformers` by names that these will drop; no matter to a user."""
+    """Silence warnings about deprecated `transformers` names in `peft`, which users cannot fix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def _embeddings(model: PreTrainedModel) -> dict[str, Any]:
-    """The embedding and the projection to the vocabulary, by their names."""
+    """Return the embedding and the projection to the vocabulary, by module name."""
     wanted = (model.get_input_embeddings(), model.get_output_embeddings())
     modules = model.named_modules()
     return {name: module for name, module in modules if any(module is w for w in wanted)}
 
 
 def _with_weights_of_their_own(model: PreTrainedModel) -> list[str]:
-    """Names of `_embeddings`, without a projection that is tied."""
+    """Return the names of `_embeddings`, without a tied projection."""
     embedding: Any = model.get_input_embeddings()
     found = _embeddings(model).items()
     return [name for name, it in found if it is embedding or it.weight is not embedding.weight]
 
 
 def has_adapter(model: Any) -> bool:
-    """Was `model` made by `attach`."""
+    """Return True if `model` was made by `attach`."""
     return hasattr(model, "merge_and_unload")
 
 
 def without_adapter(model: Any) -> PreTrainedModel:
-    """The model that `attach` was given, or `model` itself: its layers hold the adapter's."""
+    """Return the model inside the `peft` wrapper, with the adapter in its layers, or `model`."""
     return model.get_base_model() if has_adapter(model) else model
 
 
 def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -> None:
-    """Writes the adapter to `folder`/adapter and the model with its changes in it to `folder`.
+    """Write the adapter to `folder`/adapter and the merged model to `folder`.
 
     Args:
-        model: what `attach` made; of no use afterwards.
-        folder: where to.
-        base: in full precision, where `model` is quantized: merging into four bits would round the
-            changes away.
+        model: a model made by `attach`; unusable afterwards.
+        folder: the folder to write to.
+        base: the base model in full precision, if `model` is quantized: merging into four bits
+            would round the changes away.
     """
     from peft import PeftModel
 
     model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
-    form = folder / ADAPTER / "README.md"  # to fill in; the model's own card is beside it
+    form = folder / ADAPTER / "README.md"  # peft's empty template; the model has its own card
     form.unlink(missing_ok=True)
     if base is not None:
         with _names_that_will_go():
@@ -178,7 +178,7 @@ def save_merged(model: Any, folder: Path, base: PreTrainedModel | None = None) -
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """Weights in NF4 with nested scales (QLoRA), computing in bfloat16 on an accelerator."""
+    """Return settings for NF4 weights with nested scales (QLoRA), computing in bfloat16 on GPUs."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

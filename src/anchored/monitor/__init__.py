@@ -1,1 +1,1 @@
-"""Diversity watched while any trainer of transformers or TRL runs: `CollapseMonitor`."""
+"""`CollapseMonitor`: measure diversity during training by any trainer of transformers or TRL."""

@@ -1,8 +1,8 @@
-"""Sees a model collapse while it trains: a callback for the trainers of transformers and TRL.
+"""Detect collapse during training: a callback for the trainers of transformers and TRL.
 
-Every so many steps it samples a few prompts and logs, beside the loss, how diverse the answers are
-and what share of the diversity at the start is kept. Its cost is bounded by a share of the time of
-the training steps, and training goes on bit for bit as it would have without it.
+At intervals it samples a few prompts and logs, beside the loss, the diversity of the answers and
+the share of the initial diversity that remains. Its cost is limited to a share of the time of the
+training steps, and training continues bit for bit as without it.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ from anchored.train.config import CollapseConfig, MonitorConfig
 from anchored.train.metrics_log import COLLAPSE
 
 BASELINE = "collapse_baseline.json"
-WARM_UP = 10  # steps at most before the first turn is scheduled
+WARM_UP = 10  # maximum number of steps before the first turn is scheduled
 
 
 class CollapseMonitor(TrainerCallback):
-    """Logs the diversity of a model's answers while it trains.
+    """A callback that logs the diversity of a model's answers during training.
 
-    `attach` it to a trainer. Given among a trainer's `callbacks`, it reaches the trainer's history
-    and printed lines, but not the trackers of `report_to`, which are called before it.
+    `attach` it to a trainer. If it is passed in the trainer's `callbacks` instead, its figures
+    appear in the trainer's history and printed lines, but not in the trackers of `report_to`, which
+    are called before it.
 
-    Logged under `collapse/` beside the loss: the figures of `snapshot.compared`; `seconds` of this
-    turn; `step_share`, seconds spent here so far over those of training steps so far; `run_share`,
-    the same over those of all steps of the run, as far as can be told.
+    It logs under `collapse/`, beside the loss: the figures of `snapshot.compared`; `seconds`, the
+    time of this turn; `step_share`, the time of all turns so far divided by that of the training
+    steps so far; `run_share`, the same divided by the estimated time of all steps of the run.
 
     Args:
-        prompts: what is asked; see `Probe`. They should leave open what to say.
-        tokenizer: that of the model.
-        annotated: the model writes an annotation before its answer.
-        schema: of these annotations.
-        attributes: reads `{attribute: value}` off a text. Without it, semantic entropy is that of
-            the classes of `equivalence`.
-        equivalence: which answers say the same; word overlap by default.
+        prompts: open-ended prompts to sample; see `Probe`.
+        tokenizer: the tokenizer of the model.
+        annotated: True if the model writes an annotation before its answer.
+        schema: the schema of these annotations.
+        attributes: function that reads `{attribute: value}` from a text. Without it, semantic
+            entropy is that of the classes of `equivalence`.
+        equivalence: decides which answers say the same; word overlap by default.
         settings: fields of `CollapseConfig`.
 
     Raises:
-        ConfigError: a setting is wrong, or see `Probe`.
+        ConfigError: a setting is wrong; see `Probe` too.
 
     Examples:
         >>> import anchored
@@ -69,7 +70,7 @@ class CollapseMonitor(TrainerCallback):
         >>> monitor.config.every
         50
 
-        `monitor.attach(trainer)` then has every trainer of `transformers` and TRL watched.
+        Then call `monitor.attach(trainer)`, for any trainer of `transformers` or TRL.
     """
 
     def __init__(
@@ -91,24 +92,24 @@ class CollapseMonitor(TrainerCallback):
         self._attached = False
 
     def attach(self, trainer: Any) -> None:
-        """Joins a trainer, before the callbacks that report to trackers."""
+        """Add this callback to a trainer, before the callbacks that report to trackers."""
         trainer.callback_handler.callbacks.insert(0, self)
         self._attached = True
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        """Takes the baseline or, on a resumed run, reads it.
+        """Measure the baseline or, in a resumed run, read it.
 
         Raises:
-            ConfigError: the model's weights are sharded, or the baseline was taken with other
+            ConfigError: the model's weights are sharded, or the baseline was measured with other
                 settings.
         """
         check_whole(model)
         if args.report_to and not self._attached and state.is_world_process_zero:
             warnings.warn(
                 f"CollapseMonitor: {', '.join(args.report_to)} will not see its figures; use "
-                "monitor.attach(trainer) in place of callbacks=[monitor]",
+                "monitor.attach(trainer) instead of callbacks=[monitor]",
                 stacklevel=2,
             )
         config = self.config
@@ -124,11 +125,11 @@ class CollapseMonitor(TrainerCallback):
         self._before = self._baseline(Path(args.output_dir) / BASELINE, model, state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the step's clock."""
+        """Start the timer of the step."""
         self._timer.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Takes a turn where one is due; the trainer logs it with this step."""
+        """Take a turn if one is due; the trainer logs it with this step."""
         step = state.global_step
         first_turn = step == self._schedule.first_step + min(self.config.every, WARM_UP)
         if first_turn or step == self._next:
@@ -147,14 +148,14 @@ class CollapseMonitor(TrainerCallback):
         self._schedule_turn(step + 1, state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Says so where the run was over before its first turn."""
+        """Warn if the run ended before its first turn."""
         steps = state.global_step - self._schedule.first_step
         self._warn_of_no_turn(steps, self._timer.mean, state)
 
     def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Adds the figures of this step's turn to what is logged, and to the trainer's history."""
+        """Add the figures of this step's turn to the log and to the trainer's history."""
         if "loss" in logs and self._pending:
             named = {f"{COLLAPSE}{name}": value for name, value in self._pending.items()}
             logs.update(named)
@@ -166,21 +167,21 @@ class CollapseMonitor(TrainerCallback):
 
     @contextmanager
     def _paid(self) -> Iterator[None]:
-        """Counts the seconds of the body, in the slowest process, as a turn's cost."""
+        """Record the seconds of the body, in the slowest process, as the cost of a turn."""
         began = time.perf_counter()
         yield
         self._cost = _longest(time.perf_counter() - began)
         self._schedule.spent += self._cost
 
     def _schedule_turn(self, step: int, state: Any) -> None:
-        """Sets the next turn, by the slowest process, so that all take it together."""
+        """Schedule the next turn by the slowest process, so that all processes take it together."""
         seconds = _longest(self._timer.mean)
         self._next = self._schedule.next_turn(step, self._last, self._cost, seconds)
         if self._next is None:
             self._warn_of_no_turn(state.max_steps - self._schedule.first_step, seconds, state)
 
     def _warn_of_no_turn(self, steps: int, seconds: float, state: Any) -> None:
-        """Once, where there was none in `steps` of `seconds` each."""
+        """Warn once if no turn fits into `steps` steps of `seconds` each."""
         if (
             self._warned
             or self._last > self._schedule.first_step
@@ -204,20 +205,20 @@ class CollapseMonitor(TrainerCallback):
         }
 
     def _act(self, figures: dict[str, float], step: int, state: Any, control: Any) -> None:
-        """Stops or saves where the whole interval lies below a threshold."""
+        """Stop or save if the whole interval is below a threshold."""
         high = figures.get("kept_high", float("inf"))
         if high < (self.config.checkpoint_below or 0.0) and not self._saved:
             control.should_save = self._saved = True
         if high < (self.config.stop_below or 0.0):
             control.should_training_stop = True
             Console(stderr=True, quiet=not state.is_world_process_zero).print(
-                f"step {step}: training is stopped, for the answers keep {figures['kept']:.0%} "
+                f"step {step}: training stops: the answers keep {figures['kept']:.0%} "
                 f"[{figures['kept_low']:.0%}, {high:.0%}] of their semantic entropy, less than "
                 f"stop_below ({self.config.stop_below:.0%})"
             )
 
     def _baseline(self, path: Path, model: Any, state: Any) -> DiversitySnapshot:
-        """Taken now; or read, with what it took, where the run is resumed and has one."""
+        """Measure the baseline now, or read it with its cost if a resumed run has one."""
         stamp = {
             "prompts": self._probe.prompts,
             "samples": self.config.samples,
@@ -235,16 +236,16 @@ class CollapseMonitor(TrainerCallback):
             write_json(path, {**taken, **stamp, **snapshot.as_json()})
             if not snapshot.semantic_entropy:
                 warnings.warn(
-                    "CollapseMonitor: each prompt's answers all say the same at the start, so "
-                    "there is nothing to keep, and no threshold will act; ask prompts that leave "
-                    "more open",
+                    "CollapseMonitor: at the start, all answers to each prompt say the same, so "
+                    "there is no diversity to keep and no threshold will act; use more open-ended "
+                    "prompts",
                     stacklevel=2,
                 )
         return snapshot
 
 
 def monitor_of(config: MonitorConfig, tokenizer: Any, manifest: dict[str, Any]) -> CollapseMonitor:
-    """The monitor of a training run on the prepared data that `manifest` describes.
+    """Build the monitor of a training run on the prepared data that `manifest` describes.
 
     Raises:
         ConfigError: `config.attributes` names no function.
@@ -263,7 +264,7 @@ def monitor_of(config: MonitorConfig, tokenizer: Any, manifest: dict[str, Any]) 
 
 
 def _kept_by_main(path: Path) -> dict[str, Any] | None:
-    """What the main process has in the file, for all: the others may have other disks."""
+    """Read the file in the main process, for all processes: others may have other disks."""
     kept: list[dict[str, Any] | None] = [None]
     if PartialState().is_main_process and path.is_file():
         kept = [json.loads(path.read_text(encoding="utf-8"))]
@@ -274,9 +275,9 @@ def _same_settings(path: Path, data: dict[str, Any], stamp: dict[str, Any]) -> D
     for field, value in stamp.items():
         if data[field] != value:
             raise ConfigError(
-                f"{path}: the baseline was taken with {field} = {str(data[field])[:80]!r}, now it "
-                f"is {str(value)[:80]!r}; take that value to resume, or remove the file for a new "
-                "baseline"
+                f"{path}: the baseline was measured with {field} = {str(data[field])[:80]!r}, but "
+                f"now it is {str(value)[:80]!r}; restore that value to resume, or remove the file "
+                "for a new baseline"
             )
     return DiversitySnapshot(
         data["readings"], data.get("annotations") or data["plans"], data["dissimilarity"]
@@ -284,13 +285,13 @@ def _same_settings(path: Path, data: dict[str, Any], stamp: dict[str, Any]) -> D
 
 
 def _longest(seconds: float) -> float:
-    """Of all processes, each of which has to call."""
+    """Return the maximum over all processes, each of which must call this."""
     if PartialState().num_processes == 1:
         return seconds
     return max(gather_object([seconds]))
 
 
 def _wait_for(model: Any) -> None:
-    """Until the device has done what a step asked of it, which is the step's time and not ours."""
+    """Wait until the device has finished a step, so that its time is not counted as ours."""
     if model is not None and model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -1,7 +1,7 @@
-"""A few prompts sampled from a model in the middle of its training, which is left as it was.
+"""Sampling a model on a few prompts during training, without any effect on the training.
 
-Samples take their random numbers from a generator of their own. So training goes on as if nobody
-had asked.
+Samples take their random numbers from a separate generator, so that training continues exactly as
+without them.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote; `annotation` is None where none was asked for or none can be read."""
+    """An answer; `annotation` is None if none was requested or none could be parsed."""
 
     text: str
     annotation: Annotation | None = None
 
 
 class Probe:
-    """Prompts in a tokenizer's own format, to be sampled again and again.
+    """Prompts in a tokenizer's own format, to be sampled repeatedly.
 
     Args:
-        prompts: texts or lists of messages `{role, content}`. With a chat template, a text is what
-            the user says; without one, what the model goes on from. An empty text asks nothing.
-        tokenizer: that of the model, `transformers`' or ours; the former is taken for ours if it
-            was loaded from where ours was saved, or has our control tokens. It is not changed.
-        samples: answers to each prompt.
-        max_new_tokens: of an answer, its annotation not counted.
-        annotated: the model writes an annotation before its answer.
-        schema: of these annotations.
-        seed: of the random numbers.
-        batch_size: answers sampled together, at most.
+        prompts: texts or lists of messages `{role, content}`. With a chat template, a text is a
+            user message; without one, it is a text to continue. An empty text is no prompt.
+        tokenizer: the tokenizer of the model, from `transformers` or this package. One from
+            `transformers` counts as ours if it was loaded from a folder with our record, or has our
+            control tokens. It is not changed.
+        samples: answers per prompt.
+        max_new_tokens: maximum tokens of an answer, without its annotation.
+        annotated: True if the model writes an annotation before its answer.
+        schema: the schema of these annotations.
+        seed: seed of the random numbers.
+        batch_size: maximum number of answers sampled together.
 
     Raises:
-        ConfigError: no prompts, messages without a chat template, or no control tokens to write an
-            annotation with.
+        ConfigError: there are no prompts, messages but no chat template, or no control tokens for
+            an annotation.
     """
 
     def __init__(
@@ -80,19 +81,19 @@ class Probe:
         self._hf, self._tokenizer = tokenizer, _ours(tokenizer)
         if annotated and self._tokenizer is None:
             raise ConfigError(
-                "annotated: the tokenizer has no tokens to open and close an annotation with; "
+                "annotated: the tokenizer has no tokens that open and close an annotation; "
                 "use the one saved beside an anchored model, or leave annotated out"
             )
 
     def ask(self, model: Any, step: int) -> list[list[Answer]]:
-        """Answers, prompts x samples, the same in every process; each samples its part of them.
+        """Return the answers, prompts x samples; every process samples a part and gets them all.
 
-        Another `step` draws other random numbers.
+        Each `step` draws other random numbers.
 
         Raises:
-            ConfigError: the model's weights are sharded, it has no rows for some of the tokenizer's
+            ConfigError: the model's weights are sharded, it lacks rows for some of the tokenizer's
                 entries, or it cannot be sampled (`decode`).
-            DataError: its logits are not numbers.
+            DataError: its logits are not finite numbers.
         """
         check_whole(model)
         processes = PartialState()
@@ -163,7 +164,7 @@ class Probe:
 
 
 def turns(prompt: Prompt) -> list[dict[str, Any]]:
-    """A prompt as messages; a text is the user's, an empty one asks nothing."""
+    """Return a prompt as messages: a text becomes a user message, an empty text no message."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}] if prompt else []
     return [dict(message) for message in prompt]
@@ -174,24 +175,24 @@ def _message(turn: Mapping[str, Any]) -> Message:
 
 
 def check_whole(model: Any) -> None:
-    """Sees that every process holds all weights.
+    """Check that every process holds all weights.
 
     Raises:
-        ConfigError: they are sharded, so a process cannot sample alone.
+        ConfigError: the weights are sharded, so that no process can sample alone.
     """
     fsdp = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     for name, parameter in model.named_parameters():
         if fsdp or isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
             raise ConfigError(
                 f"collapse monitor: weight {name} is sharded (FSDP, DeepSpeed ZeRO-3 or tensor "
-                "parallel), and sampling needs whole ones; leave the monitor out and run `anchored "
-                "evaluate` on the checkpoints"
+                "parallel), but sampling needs whole weights; leave the monitor out and run "
+                "`anchored evaluate` on the checkpoints"
             )
 
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """Evaluation mode for a while; then each module is in the mode that it was in."""
+    """Set evaluation mode for the body, then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -202,7 +203,7 @@ def restored(model: Any) -> Iterator[None]:
 
 
 def _ours(tokenizer: Any) -> AnchoredTokenizer | None:
-    """The tokenizer as ours, if it is; one of `transformers` is copied for that."""
+    """Return the tokenizer as one of ours, or None; a `transformers` tokenizer is copied first."""
     if isinstance(tokenizer, AnchoredTokenizer):
         return tokenizer
     if isinstance(tokenizer, ConversationTokenizer):
@@ -217,24 +218,24 @@ def _check_rows(model: Any, tokenizer: AnchoredTokenizer) -> None:
     rows = model.config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise ConfigError(
-            f"tokenizer: has {len(tokenizer)} entries, and the model's embedding {rows} rows; give "
-            "the tokenizer that the model was saved with"
+            f"tokenizer: has {len(tokenizer)} entries, but the model's embedding has {rows} rows; "
+            "use the tokenizer that the model was saved with"
         )
 
 
 def _ends(model: Any, hf: Any) -> list[int]:
-    """The ids that end an answer: the tokenizer's, the model's settings' and the template's."""
+    """Return the ids that end an answer: from the tokenizer, the model's settings, the template."""
     settings = getattr(model, "generation_config", None)
     named = getattr(settings, "eos_token_id", None)
     ends = [hf.eos_token_id, *(named if isinstance(named, list) else [named])]
     if hf.chat_template is not None:
-        with suppress(ConfigError):  # it refuses the conversation that would show its end
+        with suppress(ConfigError):  # the template refuses the conversation that would show it
             ends.append(hf.convert_tokens_to_ids(ChatTemplate(hf).end))
     return [end for end in dict.fromkeys(ends) if end is not None]
 
 
 def _rules(model: Any, hf: Any, ends: Sequence[int], limit: int) -> Rules:
-    """Answers without annotations; nothing is barred but ids without text."""
+    """Return rules for answers without annotations; only ids without text are barred."""
     width = model.config.get_text_config().vocab_size
     barred = torch.zeros(width, dtype=torch.bool, device=model.device)
     barred[len(hf) :] = True

@@ -1,8 +1,8 @@
-"""How often something beside training may run, so that it takes its share of the time and no more.
+"""A schedule for work beside training that keeps it within its share of the time.
 
-A model changes most at the start, and so turns come densest there: of n that can be paid, the k-th
-comes about (k/n)^2.5 of the way through the run. What comes before the first step (a baseline) is
-paid from the same budget.
+A model changes most at the start, so turns are densest there: of n affordable turns, the k-th comes
+at about (k/n)^2.5 of the run. Work before the first step (a baseline) counts against the same
+budget.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import math
 import time
 from dataclasses import dataclass
 
-_DENSITY = 2.5  # with two turns the first is well within the first quarter
+_DENSITY = 2.5  # with two turns, the first is well within the first quarter
 
 
 @dataclass
 class TurnScheduler:
-    """Decide when the next turn is due.
+    """The schedule of the turns in one run.
 
     Args:
-        every: steps between turns, at least.
+        every: minimum number of steps between turns.
         budget: share of the time of all steps that the turns may take; None for no limit.
-        first_step, last_step: of this run; a resumed one begins with a budget of its own.
+        first_step, last_step: the steps of this run; a resumed run starts with a new budget.
+        spent: seconds of all turns so far.
     """
 
     every: int
@@ -31,13 +32,13 @@ class TurnScheduler:
     spent: float = 0.0
 
     def next_turn(self, step: int, last: int, cost: float, step_seconds: float) -> int | None:
-        """The step of the next turn, now or later; None where no other can be paid or none is left.
+        """Return the step of the next turn, or None if the budget or the run has no room for one.
 
         Args:
-            step: where the run is.
+            step: the current step.
             last: the step of the last turn.
-            cost: seconds that it took; `spent` holds them already.
-            step_seconds: mean time of a training step.
+            cost: seconds of the last turn, which `spent` already includes.
+            step_seconds: mean seconds of a training step.
         """
         wait = self.every
         if self.budget is not None:
@@ -52,9 +53,10 @@ class TurnScheduler:
 
 
 class StepTimer:
-    """Mean seconds of a training step, from its begin to its end; the first of several is left out.
+    """A timer of training steps.
 
-    That one holds what is done once (compilation, the first allocations).
+    The mean leaves out the first of several steps, which includes one-time work such as compilation
+    and the first allocations.
     """
 
     def __init__(self) -> None:
@@ -62,18 +64,18 @@ class StepTimer:
         self._began: float | None = None
 
     def begin(self) -> None:
-        """A step begins."""
+        """Start timing a step."""
         self._began = time.perf_counter()
 
     def end(self) -> None:
-        """It is over; ignored where none began."""
+        """Stop timing the step; ignored if none was started."""
         if self._began is not None:
             self._durations.append(time.perf_counter() - self._began)
             self._began = None
 
     @property
     def mean(self) -> float:
-        """Seconds; 0 before the first step."""
+        """Mean seconds of a step; 0 before the first step."""
         known = self._durations[1:] or self._durations
         return sum(known) / len(known) if known else 0.0
 

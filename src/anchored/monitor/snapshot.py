@@ -1,7 +1,7 @@
-"""How diverse a few prompts' answers are, and what share is kept of what there was before.
+"""The diversity of the answers to a few prompts, and the share kept since an earlier snapshot.
 
-The figures are those of `anchored score`, by the same names: within each prompt, averaged over
-prompts, at equal numbers of answers.
+The figures are those of `anchored score`, by the same names: computed within each prompt and
+averaged over prompts, with equal numbers of answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from anchored.monitor.probe import Answer
 
 RESAMPLES = 500
 ENTROPY = METRICS["semantic_entropy"]
-CLASS = "class"  # the one attribute of answers that are only told apart
+CLASS = "class"  # the only attribute of answers that are merely partitioned into classes
 
 Attributes = Callable[[str], Mapping[str, str]]
 Reading = dict[str, str]
@@ -30,12 +30,12 @@ Reading = dict[str, str]
 
 @dataclass(frozen=True)
 class DiversitySnapshot:
-    """One turn's answers as read, prompts x samples.
+    """What was read from the answers of one turn, prompts x samples.
 
     Attributes:
         readings: `{attribute: value}` of each answer.
-        annotations: `{key: first value}` of each; a prompt's list leaves unreadable ones out.
-        dissimilarity: of the answers.
+        annotations: `{key: first value}` of each annotation, without unreadable ones.
+        dissimilarity: mean dissimilarity of the answers.
     """
 
     readings: list[list[Reading]]
@@ -44,17 +44,17 @@ class DiversitySnapshot:
 
     @property
     def semantic_entropy(self) -> float:
-        """Plug-in, nats, over the attributes that any answer has."""
+        """Plug-in estimate in nats, over the attributes that any answer has."""
         return _within(self.readings, _keys(self.readings))
 
     def as_json(self) -> dict[str, Any]:
-        """The form in a file."""
+        """Return the form stored in a file."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What makes a snapshot of answers: their attributes where those can be read, else classes."""
+    """A reader that makes snapshots from the attributes of answers, or else from their classes."""
 
     embedder: Embedder
     equivalence: Equivalence
@@ -62,7 +62,7 @@ class Reader:
 
     @property
     def name(self) -> str:
-        """How answers are read: two snapshots compare only where this is the same."""
+        """How answers are read; only snapshots with the same name are comparable."""
         how = "attributes" if self.attributes else self.equivalence.name
         return f"{how}; {self.embedder.name}"
 
@@ -75,7 +75,9 @@ class Reader:
         texts = [[answer.text for answer in group] for group in answers]
         readings = [self._read(group) for group in texts]
         if not _keys(readings):
-            raise DataError("collapse monitor: `attributes` reads nothing off any of the answers")
+            raise DataError(
+                "collapse monitor: `attributes` finds no attribute in any answer; fix the function"
+            )
         annotations = [
             [_first_values(answer.annotation) for answer in group if answer.annotation is not None]
             for group in answers
@@ -90,10 +92,11 @@ class Reader:
 
 
 def compared(before: DiversitySnapshot, now: DiversitySnapshot) -> dict[str, float]:
-    """All figures of `now`, and what they are beside those of `before`.
+    """Return the figures of `now`, and how they compare with those of `before`.
 
-    `kept` is the share of the semantic entropy, with the ends of its 95 % interval; it is left out
-    where there was none. Entropies are over the attributes that answers had before.
+    `kept` is the share of the semantic entropy that remains, with the ends of its 95 % interval; it
+    is left out if there was no entropy before. Entropies are over the attributes of earlier
+    answers.
     """
     keys = _keys(before.readings)
     figures = {

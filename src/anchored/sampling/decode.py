@@ -1,10 +1,10 @@
-"""The decoding loop: many sequences at once, each in its annotation or in its response.
+"""The decoding loop: many sequences in a batch, each in its annotation or in its response.
 
-A loop of our own and not `generate`: each part has its own sampling, sequences that have ended
-leave the batch, and no setting of a checkpoint's `generation_config` slips in. The model must take
-`position_ids` and `logits_to_keep`, as it must for training, and a cache of keys and values. One
-that takes no such cache without saying so would write nonsense: it is found out beforehand.
-Shapes: B sequences, T tokens so far, V vocabulary, L tokens at most, F forced tokens at most.
+This loop replaces `generate`, because each part has its own sampling settings, finished sequences
+leave the batch, and no setting of a checkpoint's `generation_config` may slip in. The model must
+accept `position_ids` and `logits_to_keep`, as for training, and a cache of keys and values. A model
+that silently ignores the cache would write nonsense, so this is checked first.
+Shapes: B sequences, T tokens so far, V vocabulary, L maximum tokens, F maximum forced tokens.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from anchored.tokenizer import ControlIds
 _SPARE = 64
 _COMPACT_BELOW = 0.8
 
-# Of what context changes in the logits. Rounding to bfloat16 comes to 0.01; a cache that is
-# ignored (Mamba) or gets virtual tokens at every step (prompt tuning) to 0.2 and more.
+# Tolerance, relative to the effect of context on the logits. Rounding to bfloat16 causes 0.01; an
+# ignored cache (Mamba) or virtual tokens at every step (prompt tuning) cause 0.2 and more.
 _UNLIKE = 0.1
-_ROUNDING = 1e-4  # where context changes nothing yet, as with layers that start at zero
+_ROUNDING = 1e-4  # for models whose context has no effect yet, as with layers that start at zero
 _decodable: WeakSet[torch.nn.Module] = WeakSet()
 
 
@@ -40,9 +40,9 @@ class Row:
 
     Args:
         prefix: the ids so far.
-        seed: of the random numbers, one a token.
-        inside: the prefix ends within an annotation.
-        pinned: how many tags of each key the annotation has already.
+        seed: seed of the random numbers, one per token.
+        inside: True if the prefix ends inside an annotation.
+        pinned: number of tags of each key that the annotation already has.
         forced: ids that the response starts with.
     """
 
@@ -55,18 +55,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for all sequences.
+    """Rules for all sequences of a batch.
 
     Args:
-        annotation, response: sampling of the two parts.
-        annotation_limit, response_limit: most tokens of the two parts, with the closing token and
-            eos, without forced ones.
-        barred: control ids and ids without text, never sampled but to close a part.
-        ends: ids that end a sequence, beside those of `control`.
-        breaks: ids (V,) whose text starts a new line; where a sequence has pinned tags, one of
-            them or the closing token comes first. Unused without pinned tags.
-        leads: ids (V,) that the tokenizer puts before a line break, where it does.
-        keys: which keys may be sampled; None leaves them free.
+        annotation, response: sampling settings of the two parts.
+        annotation_limit, response_limit: maximum tokens of the two parts, including the closing
+            token and eos, excluding forced tokens.
+        barred: control ids and ids without text, sampled only to close a part.
+        ends: ids that end a sequence, in addition to those of `control`.
+        breaks: ids (V,) whose text starts a new line. After pinned tags, one of them or the closing
+            token comes first; without pinned tags, they are not used.
+        leads: ids (V,) that some tokenizers put before a line break.
+        keys: the keys that may be sampled; None for any key.
     """
 
     control: ControlIds
@@ -83,11 +83,13 @@ class Rules:
 
 @torch.inference_mode()
 def decode(model: PreTrainedModel, rows: Sequence[Row], rules: Rules) -> list[list[int]]:
-    """New ids of each row, up to and with what ended it; an annotation too long ends its row.
+    """Return the new ids of each row, including the id that ended it.
+
+    A row whose annotation is too long ends there.
 
     Raises:
-        ConfigError: the model does not go on from a cache as it would from the tokens.
-        DataError: its logits are not numbers.
+        ConfigError: the model does not continue from a cache as it would from the tokens.
+        DataError: its logits are not finite numbers.
     """
     if model not in _decodable:
         _check_cached(model)
@@ -123,7 +125,7 @@ def _scores(
     positions: torch.Tensor,
     cache: DynamicCache,
 ) -> torch.Tensor:
-    """Logits (B, V) behind the last of `ids`, which follow what `cache` holds."""
+    """Return the logits (B, V) after the last of `ids`, which continue the contents of `cache`."""
     out: Any = model(
         input_ids=ids,
         attention_mask=mask,
@@ -136,10 +138,10 @@ def _scores(
 
 
 def _check_cached(model: PreTrainedModel) -> None:
-    """Sees that a step from the cache, in a padded batch, gives the logits of a whole pass.
+    """Check that a step from the cache, in a padded batch, gives the logits of a whole pass.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the logits differ.
     """
     numbers, width = random.Random(0), model.config.get_text_config().vocab_size
     rows = [[numbers.randrange(width) for _ in range(length)] for length in (8, 4)]
@@ -154,14 +156,14 @@ def _check_cached(model: PreTrainedModel) -> None:
     if difference > max(_UNLIKE * context, _ROUNDING * whole.norm()):
         raise ConfigError(
             f"model: {type(model).__name__} gives other logits from a cache of keys and values "
-            "than from the tokens (state-space models do, and prompt and prefix tuning), so "
-            "samples would be wrong; sample it with another tool and compare the answers by "
+            "than from the tokens (as state-space models and prompt or prefix tuning do), so "
+            "samples would be wrong; sample it with another tool and compare the answers with "
             "`anchored score`; in training, leave the monitor out"
         )
 
 
 def _whole_pass(model: PreTrainedModel, row: Sequence[int]) -> torch.Tensor:
-    """Log-probabilities (1, V) behind `row`, without a cache."""
+    """Return the log-probabilities (1, V) after `row`, computed without a cache."""
     ids = torch.tensor([row], device=model.device)
     out: Any = model(input_ids=ids, use_cache=False, logits_to_keep=1)
     return out.logits[:, -1].float().log_softmax(-1)
@@ -170,7 +172,7 @@ def _whole_pass(model: PreTrainedModel, row: Sequence[int]) -> torch.Tensor:
 def _left_padded(
     sequences: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both (B, T)."""
+    """Return left-padded ids and their attention mask, both (B, T)."""
     width = max(map(len, sequences))
     ids = [[pad] * (width - len(s)) + list(s) for s in sequences]
     mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
@@ -178,7 +180,7 @@ def _left_padded(
 
 
 class _State:
-    """Where each sequence is, and what it may write next."""
+    """The state of each sequence, which determines its next tokens."""
 
     def __init__(self, rows: Sequence[Row], rules: Rules, device: torch.device) -> None:
         self._rules = rules
@@ -199,7 +201,7 @@ class _State:
             self._node, self._keys_left = rules.keys.begin([row.pinned for row in rows])
 
     def step(self, scores: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) -> the next ids (B,)."""
+        """Draw the next ids (B,) from logits (B, V)."""
         inside = self._inside
         scores = self._restrict(scores)
         if self._rules.annotation == self._rules.response:
@@ -212,7 +214,7 @@ class _State:
                 scores[part] = truncate(scores[part], sampling)
         ids = draw(scores, self._uniforms[:, self._time])
         if (ids < 0).any():
-            raise DataError("model: its logits are not finite numbers; take an earlier checkpoint")
+            raise DataError("model: its logits are not finite numbers; use an earlier checkpoint")
         forced = torch.where(inside, -1, self._forced.gather(1, self._cursor[:, None])[:, 0])
         ids = torch.where(forced < 0, ids, forced)
         self._cursor += forced >= 0
@@ -220,7 +222,7 @@ class _State:
         return ids
 
     def _restrict(self, scores: torch.Tensor) -> torch.Tensor:
-        """Only what may come next: no control token but the one that ends the part."""
+        """Mask the ids that must not come next, such as control tokens that do not end the part."""
         rules, inside = self._rules, self._inside
         barred = rules.barred.repeat(len(scores), 1)
         barred[:, rules.control.close] = ~inside
@@ -249,14 +251,14 @@ class _State:
         self._time += 1
 
     def select(self, kept: torch.Tensor) -> None:
-        """Leaves only the sequences at `kept`."""
+        """Keep only the sequences at `kept`."""
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 setattr(self, name, value[kept])
 
 
 def _uniforms(seeds: Sequence[str], count: int, device: torch.device) -> torch.Tensor:
-    """Numbers in [0, 1) (B, L); a row's depend on its seed alone."""
+    """Draw numbers in [0, 1) (B, L); those of a row depend only on its seed."""
     generators = [random.Random(seed) for seed in seeds]
     numbers = [[generator.random() for _ in range(count)] for generator in generators]
     dtype = exact_dtype(device)
@@ -265,16 +267,17 @@ def _uniforms(seeds: Sequence[str], count: int, device: torch.device) -> torch.T
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values of one layer, written into storage with room to spare.
+    """The keys and values of one layer, in storage with room to grow.
 
-    The stock layer copies everything at every token: a third of the time of a small model.
+    The stock layer copies everything for each token, which takes a third of the time of a small
+    model.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """No tokens yet, of the shape, precision and device of these."""
+        """Start without tokens, with the shape, precision and device of the arguments."""
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         self._storage = self.keys, self.values
@@ -282,7 +285,7 @@ class _RoomyLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values (B, heads, T, head size) with the new ones behind."""
+        """Append keys and values and return all of them (B, heads, T, head size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before = self.keys.shape[-2]
@@ -297,8 +300,8 @@ class _RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keeps the sequences at `beam_idx`."""
-        if self.is_initialized:  # a layer that shares another's keys never is
+        """Keep only the sequences at `beam_idx`."""
+        if self.is_initialized:  # never, if the layer shares the keys of another one
             self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
             self._storage = self.keys, self.values
 
@@ -311,7 +314,7 @@ def _roomier(states: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _cache(model: PreTrainedModel) -> DynamicCache:
-    """The model's own kind of cache, its plain layers replaced by roomy ones."""
+    """Return the model's own kind of cache, with `_RoomyLayer` for its plain layers."""
     cache = DynamicCache(config=model.config)
     cache.layers = [
         _RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers

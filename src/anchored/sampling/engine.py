@@ -1,7 +1,7 @@
-"""Sampling with `transformers`: the annotation first, then the response given it, in one pass.
+"""Sampling with `transformers`: first the annotation, then the response given it, in one pass.
 
-The opening token is put by the sampler, never left to the model. Annotation and response have their
-own temperature, top-p and min-p. Annotations are cut away by token id, never by text search.
+The sampler writes the opening token and never leaves it to the model. Annotation and response have
+their own temperature, top-p and min-p. Annotations are removed by token id, never by text search.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ __all__ = ["Request", "Sample", "SampleConfig", "Sampling", "sample"]
 
 
 class SampleConfig(Config):
-    """How samples are taken.
+    """Settings for sampling.
 
     Args:
         annotation, response: sampling of the two parts; both at temperature 1 by default, as in
             the paper.
-        max_annotation_tokens: an annotation that has not closed by then is malformed.
-        max_response_tokens: a response that has not ended by then is cut, `finished` is False. A
-            prefill is not counted.
-        retries: how often a malformed annotation is sampled anew before it is given up.
-        constrain_keys: only keys of the schema can be sampled, each as often as it says. Always so
-            where the schema has keys that are not anchored: these are left out of the plan, because
-            SFT is to change them.
+        max_annotation_tokens: maximum length; an annotation that is still open is malformed.
+        max_response_tokens: maximum length, without a prefill; a longer response is cut, and
+            `finished` is False.
+        retries: maximum number of new attempts after a malformed annotation.
+        constrain_keys: sample only keys of the schema, each as often as the schema allows. This is
+            always done if the schema has keys that are not anchored: they are left out of the
+            annotation, because SFT is meant to change them.
         batch_size: sequences decoded together; samples do not depend on it.
-        seed: a sample depends on this, its place among the requests and the attempt.
+        seed: a sample depends on this, its position among the requests, and the attempt.
     """
 
     annotation: Sampling = Sampling()
@@ -64,16 +64,16 @@ class SampleConfig(Config):
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence to be sampled.
+    """One sequence to sample.
 
     Args:
         messages: the conversation so far; empty for a plain document (base models).
-        annotated: does an annotation come first.
+        annotated: True if an annotation comes first.
         pinned: tags given by the caller; the model samples the others after them.
-        prefill: text that the response starts with, put after the annotation.
-        complete: `pinned` is the whole annotation; nothing is added to it.
+        prefill: text that the response starts with, after the annotation.
+        complete: True if `pinned` is the whole annotation, to which the model adds nothing.
         plan_only: stop after the annotation.
-        prefix: ids to start from in place of `messages`.
+        prefix: ids to start from instead of `messages`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -86,20 +86,21 @@ class Request:
 
     @property
     def open(self) -> bool:
-        """Does the model write an annotation, or the rest of one."""
+        """True if the model writes an annotation, or the rest of one."""
         return self.annotated and not self.complete
 
 
 @dataclass
 class Sample:
-    """What came out.
+    """One sample.
 
     Args:
-        response: with the prefill, never with an annotation.
-        annotation: None where none was asked for or none could be read.
-        finished: the end token came within the limit.
-        malformed: the annotation of the last attempt could not be read or breaks the schema.
-        attempts: how often this request was sampled.
+        response: the response, with the prefill, without the annotation.
+        annotation: None if none was requested or none could be parsed.
+        finished: True if the end token came within the limit.
+        malformed: True if the annotation of the last attempt could not be parsed or violates the
+            schema.
+        attempts: number of times this request was sampled.
     """
 
     response: str
@@ -109,7 +110,7 @@ class Sample:
     attempts: int = 1
 
     def as_row(self, prompt: str | None) -> dict[str, Any]:
-        """The stored form: one line of a file of samples."""
+        """Return the stored form, one line in a file of samples."""
         return {
             "prompt": prompt,
             "annotation": None if self.annotation is None else self.annotation.rows(),
@@ -129,14 +130,15 @@ def sample(
     progress: Callable[[int], None] = lambda done: None,
     first: int = 0,
 ) -> list[Sample]:
-    """One sample a request, in order. With a `schema`, an annotation that breaks it is malformed.
+    """Return one sample per request, in order.
 
-    `progress` is called with the number of sequences that became final since its last call. `first`
-    is the place of the first request where these are a part of more.
+    With a `schema`, an annotation that violates it is malformed. `progress` is called with the
+    number of sequences that became final since its last call. `first` is the position of the first
+    request, if these requests are part of a longer list.
 
     Raises:
-        ConfigError: the tokenizer loses what an annotation is read by.
-        DataError: the model's logits are not numbers.
+        ConfigError: annotations do not survive encoding and decoding by the tokenizer.
+        DataError: the model's logits are not finite numbers.
     """
     model.eval()
     rules = _rules(model, tokenizer, requests, config, schema)
@@ -209,7 +211,7 @@ def _rules(
 
 
 def _sampled_keys(schema: Schema | None, config: SampleConfig) -> tuple[str, ...] | None:
-    """The keys that the model may choose from; None leaves them free."""
+    """Return the keys that the model may choose from, or None for any key."""
     if schema is None:
         return None
     leaves_out = schema.anchored_names != schema.names
@@ -217,7 +219,7 @@ def _sampled_keys(schema: Schema | None, config: SampleConfig) -> tuple[str, ...
 
 
 def _prefixes(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[list[int]]:
-    """The conversation, the role token, the opening token and pinned tags, as ids."""
+    """Encode the conversation, the role token, the opening token and pinned tags."""
     drafts = []
     for request in requests:
         pieces = [] if request.prefix is not None else [BOS]
@@ -235,7 +237,7 @@ def _prefixes(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list
 
 
 def _forced(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[list[int]]:
-    """What each response starts with; with eos at once, it is a plan only."""
+    """Return the ids that each response starts with; an immediate eos leaves the annotation."""
     prefills = tokenizer.encode_batch([request.prefill for request in requests])
     return [
         [tokenizer.control.eos] if request.plan_only else prefill
@@ -246,7 +248,7 @@ def _forced(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[l
 def _read(
     request: Request, ids: list[int], tokenizer: AnchoredTokenizer, schema: Schema | None
 ) -> Sample:
-    """Splits new ids at the closing token and at the one that ends."""
+    """Split new ids at the closing token and at the end token."""
     control = tokenizer.control
     finished = bool(ids) and ids[-1] in control.ends
     ids = ids[:-1] if finished else ids

@@ -1,9 +1,9 @@
-r"""Which keys may come next inside an annotation; values stay free.
+r"""A constraint on the keys inside an annotation; values stay free.
 
-Keys are encoded as pieces of their own ("topic:", later "\nplace:"), values hold no line break. So
-a token with a line break in it begins a key, and from there on a trie over the allowed keys' ids
-says what may follow.
-Shapes: B sequences, V vocabulary, N trie nodes, C most children of a node, K keys.
+Keys are encoded as separate pieces ("topic:", later "\nplace:"), and values contain no line break.
+Therefore a token with a line break begins a key, and a trie over the ids of the allowed keys
+determines what may follow.
+Shapes: B sequences, V vocabulary, N trie nodes, C maximum children of a node, K keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNBOUNDED = 1 << 20
 
 @dataclass
 class _Node:
-    """`children`: id -> place in the list of nodes. `keys`: those a child leads to, and ends."""
+    """A trie node: children (id -> node number), keys that each leads to, keys that each ends."""
 
     children: dict[int, int] = field(default_factory=dict)
     reaches: dict[int, set[int]] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class _Node:
 
 
 class KeyConstraint:
-    """Allows, at the places where a key stands, only `names`, each as often as its schema says.
+    """A constraint that allows only the keys in `names`, each as often as the schema allows.
 
     Args:
         names: keys of `schema` that may be sampled.
-        texts: what each id decodes to.
+        texts: the decoded text of each id.
         vocab_size: V, the width of the model's logits.
     """
 
@@ -70,7 +70,7 @@ class KeyConstraint:
         widest = max(1, *(len(node.children) for node in nodes))
         keys = len(self._names)
         shape = (len(nodes), widest)
-        child_ids = torch.full(shape, vocab_size)  # a column that is cut off again
+        child_ids = torch.full(shape, vocab_size)  # a dummy column, which `permitted` cuts off
         child_nodes = torch.full(shape, VALUE)
         reaches = torch.zeros(*shape, keys, dtype=torch.bool)
         uses = torch.zeros(*shape, keys, dtype=torch.bool)
@@ -85,7 +85,7 @@ class KeyConstraint:
         self._base = torch.zeros(len(nodes), vocab_size + 1, dtype=torch.bool, device=device)
 
     def begin(self, pinned: Sequence[Mapping[str, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes (B,) and tags left of each key (B, K), behind so many pinned tags of each key."""
+        """Return the nodes (B,) and remaining tags per key (B, K) after the pinned tags."""
         nodes = [VALUE if counts else START for counts in pinned]
         limits = list(zip(self._names, self._limits, strict=True))
         left = [[limit - counts.get(name, 0) for name, limit in limits] for counts in pinned]
@@ -93,14 +93,14 @@ class KeyConstraint:
         return torch.tensor(nodes, device=device), torch.tensor(left, device=device)
 
     def permitted(self, nodes: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        """What may come next: nodes (B,), tags left (B, K) -> (B, V)."""
+        """Return the ids (B, V) that may come next, given nodes (B,) and remaining tags (B, K)."""
         open_children = (self._reaches[nodes] & (left > 0)[:, None, :]).any(-1)
         return self._base[nodes].scatter_(1, self._child_ids[nodes], open_children)[:, :-1]
 
     def advance(
         self, nodes: torch.Tensor, left: torch.Tensor, ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Nodes (B,) and tags left (B, K) after `ids` (B,)."""
+        """Return the nodes (B,) and remaining tags (B, K) after `ids` (B,)."""
         hits = self._child_ids[nodes] == ids[:, None]
         found, child = hits.any(-1), hits.to(torch.int8).argmax(-1)
         left = left - (self._uses[nodes, child] & found[:, None]).long()
@@ -108,7 +108,7 @@ class KeyConstraint:
 
 
 def _insert(nodes: list[_Node], root: int, ids: Sequence[int], key: int) -> None:
-    """Adds a key's ids below `root`; its last id leads to the value."""
+    """Add the ids of a key below `root`; the last id leads to the value."""
     node = nodes[root]
     for token in ids[:-1]:
         node.reaches.setdefault(token, set()).add(key)

@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, min-p, top-p, and one uniform number a token.
+"""From logits to a token: temperature, min-p, top-p, and one uniform number per token.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -12,12 +12,12 @@ from anchored.config import Config
 
 
 class Sampling(Config):
-    """How one part is sampled.
+    """Sampling settings of one part.
 
     Args:
-        temperature: divides the logits; 0 takes the most likely token (the first of equals).
-        top_p: the fewest tokens that hold this much probability are kept.
-        min_p: tokens less likely than this share of the most likely one's probability are cut.
+        temperature: divisor of the logits; 0 takes the most likely token (the first on a tie).
+        top_p: keep the fewest tokens whose probabilities sum to at least this.
+        min_p: drop tokens less likely than this share of the most likely token's probability.
     """
 
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -26,7 +26,7 @@ class Sampling(Config):
 
 
 def truncate(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Temperature, then min-p, then top-p, on logits (B, V); what is cut off becomes -inf."""
+    """Apply temperature, then min-p, then top-p to logits (B, V); dropped tokens get -inf."""
     if sampling.temperature == 0:
         best = scores.argmax(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
@@ -44,15 +44,15 @@ def truncate(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """The precision to draw in: double, or single where the device has no other (Apple's)."""
+    """Return the precision for drawing: double, or single on Apple's devices, which lack double."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def draw(scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """One token a row by inversion: logits (B, V), numbers in [0, 1) (B,) -> ids (B,).
+    """Draw one id per row (B,) by inversion, from logits (B, V) and numbers in [0, 1) (B,).
 
-    Unlike `torch.multinomial` it takes one random number a row and not V, and a row's token does
-    not depend on the rows beside it. A token of probability 0 is never drawn. A row that holds NaN
+    Unlike `torch.multinomial`, this uses one random number per row instead of V, and the token of a
+    row does not depend on other rows. A token of probability 0 is never drawn. A row with NaN
     yields -1.
     """
     probabilities = scores.softmax(-1, dtype=exact_dtype(scores.device))

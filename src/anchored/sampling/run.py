@@ -1,4 +1,4 @@
-"""`anchored sample`: a model, prompts and pinned tags in, samples on the terminal or in a file."""
+"""`anchored sample`: sample a model on prompts with pinned tags, to the terminal or a file."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def run(
 
     Args:
         model: a folder made by `anchored pretrain` or `sft`, any other model folder, or a hub id.
-        prompts: what the user says; each makes a conversation of its own.
+        prompts: user messages; each starts its own conversation.
         n: samples per prompt.
-        pins: key and value of tags that every annotation starts with.
+        pins: keys and values of the tags that every annotation starts with.
         prefill: text that every response starts with.
-        config: how the two parts are sampled.
-        annotated: False leaves the annotation out of a model that was trained with annotations.
-        out: JSON lines `{prompt, annotation, response, attempts, malformed, finished}`.
+        config: settings for sampling.
+        annotated: False to skip the annotation of a model that was trained with annotations.
+        out: a file for JSON lines `{prompt, annotation, response, attempts, malformed, finished}`.
         as_json: print the same rows as a JSON list.
         dtype: precision to sample in, see `sampling_dtype`.
         device_map: where the model goes, see `anchored.sampling.sampler.load`.
@@ -75,7 +75,7 @@ def _request(
     messages = () if prompt is None else (Message("user", prompt),)
     if messages and source.chat == "none":
         raise ConfigError(
-            f"--prompt: {source.name} has no chat format; give it a beginning with --prefill"
+            f"--prompt: {source.name} has no chat format; give it a text to continue with --prefill"
         )
     return Request(messages, source.annotated and annotated, pinned, prefill)
 
@@ -83,7 +83,7 @@ def _request(
 def with_progress(
     source: Sampler, requests: Sequence[Request], config: SampleConfig
 ) -> list[Sample]:
-    """`Sampler.sample` with a progress bar on a terminal, which names the precision."""
+    """Call `Sampler.sample` with a progress bar on a terminal, which names the precision."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_interactive) as bar:
         precision = f" in {source.dtype}" if source.dtype else ""
@@ -92,7 +92,7 @@ def with_progress(
 
 
 def _show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """Each prompt once, in bold; then annotation (dim) and response of its samples."""
+    """Print each prompt once, in bold, then the annotation (dim) and response of each sample."""
     prompt = None
     for row in rows:
         if row["prompt"] != prompt:

@@ -1,4 +1,4 @@
-"""What samples: one protocol for a model in this process and, later, a served one."""
+"""The `Sampler` protocol, for models in this process or behind a server."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Sampler(Protocol):
 
     @property
     def weights(self) -> str:
-        """What identifies the weights: a digest of the files, else the name they go by."""
+        """An identifier of the weights: a digest of the files, else the model's name."""
         ...
 
     @property
     def dtype(self) -> str | None:
-        """The precision it computes in, such as `bfloat16`; None where that is not known."""
+        """The precision of its computation, such as `bfloat16`; None if unknown."""
         ...
 
     @property
@@ -52,12 +52,12 @@ class Sampler(Protocol):
 
     @property
     def schema(self) -> Schema | None:
-        """The schema of these annotations; None where they were free."""
+        """The schema of these annotations; None if they have none."""
         ...
 
     @property
     def chat(self) -> Chat:
-        """How it takes a prompt: in this package's format, by its own template, or not at all."""
+        """The format of prompts: this package's, the model's own template, or none."""
         ...
 
     def sample(
@@ -67,17 +67,17 @@ class Sampler(Protocol):
         progress: Callable[[int], None] = lambda done: None,
         first: int = 0,
     ) -> list[Sample]:
-        """One sample per request, in order.
+        """Return one sample per request, in order.
 
         Args:
             requests: the sequences to sample.
-            config: how they are sampled.
+            config: settings for sampling.
             progress: called with the number of sequences that became final since its last call.
-            first: the place of the first request, where these are a part of more.
+            first: position of the first request, if these requests are part of a longer list.
 
         Raises:
             ConfigError: the model cannot take these requests.
-            DataError: the model's logits are not numbers.
+            DataError: the model's logits are not finite numbers.
         """
         ...
 
@@ -115,7 +115,7 @@ class LocalSampler:
 
 
 def load(name: str, dtype: Dtype = "auto", device_map: DeviceMap | None = None) -> LocalSampler:
-    """A model with what its record says.
+    """Load a model for sampling, with the settings in its record.
 
     Args:
         name: folder or hub id.
@@ -123,12 +123,12 @@ def load(name: str, dtype: Dtype = "auto", device_map: DeviceMap | None = None) 
         device_map: see `from_pretrained`; None takes the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: nothing there that can be loaded.
+        ConfigError: it cannot be loaded.
         TokenizerMismatch: the tokenizer beside the model is not the one it was trained with.
     """
     known: dict[str, Any] = {}
     if not Path(name).exists():
-        _foreign_tokenizer(name)  # a hub that cannot be reached is asked once, not for each file
+        _foreign_tokenizer(name)  # an unreachable hub is tried once, instead of once per file
     if record := find_record(name):
         tokenizer = AnchoredTokenizer.load(name)
         tokenizer.check(record["tokenizer"], name)
@@ -163,16 +163,16 @@ def _chat(hf: Any) -> str:
 def pinned_tags(
     source: Sampler, pins: Sequence[tuple[str, str]], annotated: bool, field: str = "--pin"
 ) -> Annotation:
-    """The tags that every annotation starts with, values in the schema's spelling.
+    """Return the tags that every annotation starts with, with values in the schema's spelling.
 
     Args:
-        source: the model that is to follow them.
-        pins: key and value of each.
-        annotated: False if no annotation is to be written.
-        field: how errors call the pins.
+        source: the model that will follow them.
+        pins: key and value of each tag.
+        annotated: False if no annotation will be written.
+        field: name of the pins in errors.
 
     Raises:
-        ConfigError: there is no annotation to pin them in, or the schema does not have them.
+        ConfigError: there is no annotation to pin them in, or the schema does not allow them.
     """
     if pins and not annotated:
         raise ConfigError(
@@ -180,7 +180,7 @@ def pinned_tags(
         )
     if pins and not source.annotated:
         raise ConfigError(
-            f"{field}: {source.name} was not trained with annotations, so it follows no tags; "
+            f"{field}: {source.name} was not trained with annotations and ignores tags; "
             "use a model from `anchored pretrain` with objective annotated, or from `anchored sft` "
             "with objective anchored"
         )
