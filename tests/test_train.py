@@ -457,7 +457,7 @@ def test_a_full_disk_under_the_optimizer_state_is_an_os_error(
     ("models", "message"),
     [
         (0.5, "{out}: No space left on device"),
-        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; make room and"),
+        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; free some space"),
     ],
 )
 def test_a_real_full_disk_is_one_line_and_leaves_no_half_checkpoint(
@@ -602,7 +602,7 @@ def test_replay_without_a_prompt_to_ask_is_refused(base: Path, tmp_path: Path):
     turn = {"role": "assistant", "content": "Hello."}
     rows.write_text(json.dumps({"messages": [turn]}) + "\n", encoding="utf-8")
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay")
-    with pytest.raises(DataError, match="no answer stands behind a prompt"):
+    with pytest.raises(DataError, match="no answer follows a prompt"):
         sft(run, quiet=True)
 
 
