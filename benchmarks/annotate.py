@@ -1,11 +1,11 @@
-"""The offline annotator on real text: its tags against labels, and chunks a second by key.
+"""Measure the offline annotator on real text: its tags against labels, and its speed by key.
 
     python benchmarks/annotate.py [DATA] [SEED]
 
-Calibrated on 4,000 chunks of the stories and prose; labelled texts are read whole, as a response
-is. `precision` is the share of the tags written that are right, `recall` the share of the texts
-that got a right one, `coverage` the share that got one at all. The speed of a key is that of a
-schema which has no other.
+The annotator is calibrated on 4,000 chunks of the stories and prose. Labelled texts are read whole,
+like responses. `precision` is the share of written tags that are right, `recall` the share of texts
+with a right tag, `coverage` the share of texts with any tag. The speed of a key is measured with a
+schema that has no other key.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ GENRES = {
 
 
 def schema() -> Schema:
-    """The keys that there are labels for."""
+    """Return a schema of the keys that have labels."""
     keys = [Key(name=name, description=name, many=name == "entity") for name in KEYS]
     return Schema(name="labelled", keys=tuple(keys))
 
 
 def rows(data: Path) -> dict[str, list[Row]]:
-    """The rows of the shared data, by file."""
+    """Return the rows of the shared data, by file."""
     files = ("stories/stories", "prose/mixed", "labelled/fairytales")
     return {name: [row for _, row in read_jsonl(data / f"{name}.jsonl.xz")] for name in files}
 
 
 def sample(found: Mapping[str, list[Row]], rng: random.Random) -> list[str]:
-    """Chunks to calibrate on, a few a row."""
+    """Draw chunks to calibrate on, a few per row."""
     texts: list[str] = []
     pool = found["stories/stories"] + found["prose/mixed"]
     for row in rng.sample(pool, SAMPLE // 4):
@@ -71,7 +71,7 @@ def sample(found: Mapping[str, list[Row]], rng: random.Random) -> list[str]:
 
 
 def topics(found: Mapping[str, list[Row]]) -> Iterator[tuple[str, set[str]]]:
-    """Texts that were asked for on a topic which labels.yaml has."""
+    """Return texts that were requested on a topic listed in labels.yaml."""
     gold = yaml.safe_load(Path(__file__).with_name("annotate_topics.yaml").read_text())
     for row in found["prose/mixed"]:
         if row["labels"].get("topic") in gold:
@@ -81,7 +81,7 @@ def topics(found: Mapping[str, list[Row]]) -> Iterator[tuple[str, set[str]]]:
 def by_label(
     pool: Iterable[Row], field: str, right: Mapping[str, Any]
 ) -> Iterator[tuple[str, set[str]]]:
-    """Texts whose label is in `right`, with the values that are right for it."""
+    """Return texts whose label is in `right`, with the values that are right for it."""
     for row in pool:
         value = row["labels"].get(field)
         if isinstance(value, str) and value in right:
@@ -90,7 +90,7 @@ def by_label(
 
 
 def settings(found: Mapping[str, list[Row]]) -> Iterator[tuple[str, set[str]]]:
-    """Slice-of-life stories and the kind of place that each was to be set in, where known."""
+    """Return slice-of-life stories and the kind of place requested for each, if known."""
     for row in found["stories/stories"]:
         wanted = row["labels"].get("location", "")
         known = {label for _, label in labels.places().find(wanted.lower().split())}
@@ -99,26 +99,26 @@ def settings(found: Mapping[str, list[Row]]) -> Iterator[tuple[str, set[str]]]:
 
 
 def people(found: Mapping[str, list[Row]]) -> Iterator[tuple[str, set[str]]]:
-    """Slice-of-life stories and the names they were asked to be about."""
+    """Return slice-of-life stories and the names requested for each."""
     for row in found["stories/stories"]:
         if row["labels"].get("entity"):
             yield row["text"], set(row["labels"]["entity"])
 
 
 def experts(found: Mapping[str, list[Row]], field: str) -> Iterator[tuple[str, str]]:
-    """Fairy tales and what experts answered, as one lower-case text."""
+    """Return fairy tales and the experts' answers, as one lower-case text."""
     for row in found["labelled/fairytales"]:
         if row["labels"][field]:
             yield row["text"], " | ".join(row["labels"][field]).lower()
 
 
 def is_one_of(values: tuple[str, ...], right: set[str]) -> int:
-    """How many of the values are right."""
+    """Count the values that are right."""
     return sum(value in right for value in values)
 
 
 def is_named(values: tuple[str, ...], answers: str) -> int:
-    """How many of the values occur in the answers, or share a lexicon entry with them."""
+    """Count the values that occur in the answers, or share a lexicon entry with them."""
     words = Words.of(answers)
     known = {label for _, label in labels.places().find(words.lower)} | {*action_counts(words)}
     return sum(value.lower() in answers or value in known for value in values)
@@ -131,7 +131,7 @@ def measure(
     right: Callable[[tuple[str, ...], Any], int],
     seed: int,
 ) -> tuple[int, float, float, float]:
-    """Texts, precision, recall and coverage."""
+    """Return the number of texts, precision, recall and coverage."""
     pairs = list(pairs)
     pairs = random.Random(seed).sample(pairs, min(LABELLED, len(pairs)))
     read: list[Annotation] = annotator.annotate_batch([text for text, _ in pairs])
@@ -143,8 +143,8 @@ def measure(
 
 
 def speed(annotator: OfflineAnnotator, chunks: list[str]) -> float:
-    """Chunks a CPU second, in batches of 500."""
-    annotator.annotate_batch(chunks[:100])  # loads the gazetteer and the like
+    """Return chunks per CPU second, in batches of 500."""
+    annotator.annotate_batch(chunks[:100])  # load the gazetteer and other data first
     begin = time.process_time()
     for i in range(0, len(chunks), 500):
         annotator.annotate_batch(chunks[i : i + 500])
@@ -152,7 +152,7 @@ def speed(annotator: OfflineAnnotator, chunks: list[str]) -> float:
 
 
 def main(data: Path, seed: int) -> None:
-    """Prints both tables."""
+    """Print both tables."""
     rng, found = random.Random(seed), rows(data)
     chunks = sample(found, rng)
     annotator = OfflineAnnotator.fit(schema(), chunks)

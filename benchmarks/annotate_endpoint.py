@@ -1,12 +1,12 @@
-"""Annotation by an endpoint: how many chunks a second one process asks for, and what kills cost.
+"""Measure annotation by an endpoint: chunks per second of one process, and the cost of kills.
 
     python benchmarks/annotate_endpoint.py [--chunks 6000] [--kills 20] [--json FILE]
 
-The server is a process of its own on this machine that answers 50 to 150 ms after it was asked, so
-what is measured is the asking: reading, hashing, sending, reading answers, the journal, the shards.
-Beside it the `openai` client as it comes asks for the same. Then the same run against a server that
-refuses what exceeds 300 requests a second, and one run over 20,000 chunks that is killed (SIGKILL)
-at random moments, a torn line left in its journal each time.
+The server is a separate process on this machine that answers 50 to 150 ms after each request. So
+the benchmark measures the client: reading, hashing, sending, reading answers, the journal, the
+shards. The stock `openai` client, making the same requests, is the reference. Two more runs follow:
+one against a server that rejects more than 300 requests per second, and one over 20,000 chunks that
+is killed (SIGKILL) at random moments, with a torn line left in its journal each time.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run
 from anchored.data.standoff import read_records
 from anchored.endpoint import run_all
 
-IN_FLIGHT = 256  # half as many answer 1,280 times a second at most, at 100 ms each
-CLIENT_CHUNKS = 1500  # the openai client takes too long for all
-LIMIT = 300  # requests a second
+IN_FLIGHT = 256  # with half as many, at 100 ms each, at most 1,280 answers per second are possible
+CLIENT_CHUNKS = 1500  # the openai client takes too long for all chunks
+LIMIT = 300  # requests per second
 KILLED_CHUNKS = 20_000
 CHUNK = "The keeper of light {} walked to the harbour before dawn and counted the boats. "
 ANSWER = "topic: a harbour\ndomain: literature\nentity: the keeper\ntime: dawn\nsentiment: neutral"
 
 
 def main() -> None:
-    """Runs all and prints each when it is done."""
+    """Run all measurements and print each when it is done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -72,9 +72,9 @@ def main() -> None:
 
 
 class Answers(asyncio.Protocol):
-    """One connection of the server: as little HTTP as it takes, so that it is not what is measured.
+    """One connection of the server, with minimal HTTP, so that the server is not what is measured.
 
-    Requests come one after the other; what is in a body is not looked at.
+    Requests come one after the other; their bodies are ignored.
     """
 
     def __init__(self, bucket: Bucket, log: TextIO) -> None:
@@ -82,11 +82,11 @@ class Answers(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps where answers go."""
+        """Keep the transport for the answers."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Answers when the request is there whole."""
+        """Answer once the request is complete."""
         self._received += data
         head, end, body = self._received.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
@@ -103,13 +103,13 @@ class Answers(asyncio.Protocol):
 
 
 class Bucket:
-    """Lets `rate` requests a second through; a tenth of a second may be saved up; 0 for all."""
+    """A limit of `rate` requests per second, 0 for none, with a burst of a tenth of a second."""
 
     def __init__(self, rate: float) -> None:
         self._rate, self._held, self._filled = rate, rate / 10, time.monotonic()
 
     def take(self, now: float) -> bool:
-        """May a request that comes now be answered?"""
+        """Return True if a request that comes now may be answered."""
         self._held += (now - self._filled) * self._rate
         self._held, self._filled = min(self._rate / 10, self._held), now
         if self._rate and self._held < 1:
@@ -133,7 +133,7 @@ REFUSED = _response("429 Too Many Requests", {"error": {"message": "too many"}})
 
 
 async def serve(rate: float, log: Path) -> None:
-    """Answers every request after 50 to 150 ms and logs it; more than `rate` a second get a 429."""
+    """Answer and log every request after 50 to 150 ms; beyond `rate` per second, send a 429."""
     loop, stop, bucket = asyncio.get_running_loop(), asyncio.Event(), Bucket(rate)
     with log.open("a", buffering=1 << 16) as file:
         listening = await loop.create_server(lambda: Answers(bucket, file), "127.0.0.1", 0)
@@ -144,7 +144,7 @@ async def serve(rate: float, log: Path) -> None:
 
 @contextmanager
 def server(rate: float, log: Path) -> Iterator[str]:
-    """The address of a server in a process of its own."""
+    """Yield the address of a server in a separate process."""
     command = [sys.executable, __file__, "--serve", str(rate), str(log)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -156,7 +156,7 @@ def server(rate: float, log: Path) -> Iterator[str]:
 
 
 def corpus(path: Path, chunks: int) -> Path:
-    """A file of documents of ten chunks, all of them different."""
+    """Write a file of documents with ten chunks each, all of them different."""
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, chunks, 10):
             texts = (CHUNK.format(start + i) * 4 for i in range(10))
@@ -165,16 +165,16 @@ def corpus(path: Path, chunks: int) -> Path:
 
 
 def config(source: Path, out: Path, url: str, **endpoint: Any) -> EndpointAnnotateConfig:
-    """A run with `IN_FLIGHT` requests at once."""
+    """Return the configuration of a run with `IN_FLIGHT` concurrent requests."""
     given = {"url": url, "model": "m", "concurrency": IN_FLIGHT, **endpoint}
     fields = {"source": str(source), "out": out, "endpoint": given, "rows_per_shard": 50}
     return EndpointAnnotateConfig.model_validate(fields)
 
 
 def speed(folder: Path, chunks: int) -> dict[str, Any]:
-    """Chunks a second, and processor time each, beside the `openai` client's own transport.
+    """Measure chunks per second and processor time per chunk, also for the `openai` client.
 
-    Neither side's imports are counted.
+    Imports are not counted on either side.
     """
     import aiohttp  # noqa: F401
     import openai  # noqa: F401
@@ -199,7 +199,7 @@ def speed(folder: Path, chunks: int) -> dict[str, Any]:
 
 
 async def by_openai(url: str) -> None:
-    """The same requests through `openai.AsyncOpenAI` as it comes, nothing read or kept."""
+    """Make the same requests with the stock `openai.AsyncOpenAI`; nothing is read or kept."""
     import openai
 
     prompt = Prompt.of(Schema.load("general"))
@@ -219,7 +219,7 @@ async def by_openai(url: str) -> None:
 
 
 def limited(folder: Path, chunks: int) -> dict[str, Any]:
-    """The share that is got of a server that answers `LIMIT` requests a second and no more."""
+    """Return the share used of a server that answers at most `LIMIT` requests per second."""
     source, log = corpus(folder / "limited.jsonl", chunks), folder / "limited.log"
     with server(LIMIT, log) as url:
         run(config(source, folder / "limited", url), Console(quiet=True))
@@ -232,7 +232,7 @@ def limited(folder: Path, chunks: int) -> dict[str, Any]:
 
 
 def killed(folder: Path, kills: int) -> dict[str, Any]:
-    """What comes of a run that is killed again and again, and how much was asked for twice."""
+    """Kill a run repeatedly; return its outcome and how many requests were repeated."""
     source = corpus(folder / "killed.jsonl", KILLED_CHUNKS)
     out, log, rng = folder / "killed", folder / "killed.log", random.Random(0)
     with server(0, log) as url:
@@ -252,7 +252,7 @@ def killed(folder: Path, kills: int) -> dict[str, Any]:
 
 
 def _run_once(wanted: EndpointAnnotateConfig, kill_at: float | None) -> None:
-    """One process; killed when the journal has so many lines, its last line then torn."""
+    """Run one process; kill it at so many journal lines, and then tear the last line."""
     command = [sys.executable, "-c", _RUN, wanted.model_dump_json()]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     journal = wanted.out / "journal.jsonl"
@@ -271,7 +271,7 @@ import sys
 from anchored.corpus.endpoint_run import EndpointAnnotateConfig, run
 run(EndpointAnnotateConfig.model_validate_json(sys.argv[1]))
 """
-_ROW_BYTES = 330  # of a journal, with `ANSWER`
+_ROW_BYTES = 330  # size of a journal row with `ANSWER`
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Peak memory of annotation, and of preparing what it made, as the corpus grows.
+"""Measure the peak memory of annotation and of preparing its output, as the corpus grows.
 
     python benchmarks/annotate_memory.py [--chunks 10000 100000 1000000] [--json FILE]
 
-Each stage is a process of its own; its peak resident size is compared with what it was after its
-imports. `offline` annotates by rules; `endpoint` runs everything but HTTP, whose place an answer
-that is there at once takes; `again` finds every answer in the journal and writes all shards anew;
-`prepare` puts the annotations before their texts again. All chunks of a corpus are different; a key
-has at most `VALUES` values, because an account of tags holds every value once.
+Each stage runs in a separate process; its peak resident size is compared with the size after its
+imports. `offline` annotates by rules; `endpoint` runs everything except HTTP, which is replaced by
+an immediate answer; `again` finds every answer in the journal and writes all shards again;
+`prepare` joins the annotations with their texts. All chunks of a corpus are different. A key has at
+most `VALUES` values, because the statistics of tags hold every value once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from anchored.endpoint import Endpoint
 from anchored.tokenizer import AnchoredTokenizer
 
 SIZES = (10_000, 100_000, 1_000_000)
-CHUNKS = 10  # a document
+CHUNKS = 10  # per document
 VALUES = 1_000
 PEOPLE = ("keeper", "sailor", "baker", "miller", "teacher", "painter", "farmer", "smith")
 PLACES = ("harbour", "forest", "castle", "market", "island", "mountain", "river", "desert")
@@ -44,7 +44,7 @@ QUIET = Console(quiet=True)
 
 
 def main() -> None:
-    """Runs every stage for every size and prints each when it is done."""
+    """Run every stage for every size and print each when it is done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def all_stages(chunks: int) -> dict[str, Any]:
-    """Each stage's figures for a corpus of so many chunks, in the order in which they depend."""
+    """Return each stage's figures for a corpus of so many chunks, in the order of dependence."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder / "corpus.jsonl", chunks)
@@ -76,7 +76,7 @@ def all_stages(chunks: int) -> dict[str, Any]:
 
 
 def write_corpus(path: Path, chunks: int) -> None:
-    """Documents of `CHUNKS` paragraphs, no two of them equal."""
+    """Write documents of `CHUNKS` paragraphs, no two of which are equal."""
     rng = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, chunks, CHUNKS):
@@ -88,7 +88,7 @@ def write_corpus(path: Path, chunks: int) -> None:
 
 
 def measured(stage: str, folder: Path) -> dict[str, float]:
-    """Runs one stage: resident MiB before it and at the peak, and its processor time."""
+    """Run one stage; return resident MiB before it and at its peak, and its processor time."""
     before, cpu = _resident_mib("VmRSS"), _cpu()
     STAGES[stage](folder)
     return {
@@ -104,7 +104,7 @@ def _cpu() -> float:
 
 
 def _resident_mib(field: str) -> float:
-    """Of this process; `ru_maxrss` would count the parent that it was forked from."""
+    """Return the MiB of this process; `ru_maxrss` would count the parent it was forked from."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
@@ -119,13 +119,13 @@ def _cut(folder: Path, out: str) -> dict[str, Any]:
 
 
 def offline(folder: Path) -> None:
-    """`anchored annotate`, in one process."""
+    """Run `anchored annotate` in one process."""
     fields = {**_cut(folder, "offline"), "workers": 1, "sample_chunks": 2_000}
     annotate_offline(AnnotateConfig.model_validate(fields), QUIET)
 
 
 def endpoint(folder: Path) -> None:
-    """`anchored annotate --annotator endpoint`, answered in the process."""
+    """Run `anchored annotate --annotator endpoint`, with answers made in the process."""
     answered = 0
 
     async def send(self: Endpoint, path: str, body: Any, read: Callable[[Any], Any]) -> Any:
@@ -144,14 +144,14 @@ def endpoint(folder: Path) -> None:
 
 
 def again(folder: Path) -> None:
-    """The same with every answer in the journal and no shard written."""
+    """Run `endpoint` with every answer in the journal and no shard written."""
     for shard in (folder / "annotations").glob("shard-*.parquet"):
         shard.unlink()
     endpoint(folder)
 
 
 def prepare_beside(folder: Path) -> None:
-    """`anchored prepare` of the corpus with its stand-off annotations."""
+    """Run `anchored prepare` on the corpus with its stand-off annotations."""
     texts = [CHUNK.format(person=person, place=place, number=n)
              for n, (person, place) in enumerate(zip(PEOPLE, PLACES, strict=True))]  # fmt: skip
     AnchoredTokenizer.train(texts * 50, 500).save(folder / "tokenizer")

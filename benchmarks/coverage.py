@@ -1,11 +1,11 @@
-"""How often the 95 % intervals hold the truth, on simulated models whose figures are known exactly.
+"""Measure how often 95 % intervals contain the truth, on simulated models with known figures.
 
     python benchmarks/coverage.py [--trials 1000]
 
-Over prompts (`anchored score`): each prompt of each trial has a Zipf distribution of its own over
-20 values, and k = 10 draws of it; the truth is the mean over such prompts of what the figure is at
-k, from the binomial distribution. The second model is the first with a steeper one.
-From samples (the collapse table): N = 256 samples of Zipf attributes of 8 to 64 values; the truth
+Over prompts (`anchored score`): each prompt of each trial has its own Zipf distribution over 20
+values, and k = 10 draws from it. The truth is the expected figure at k, from the binomial
+distribution, averaged over such prompts. The second model has steeper distributions.
+From samples (the collapse table): N = 256 samples of Zipf attributes with 8 to 64 values; the truth
 is their entropy. `thin tail` is one attribute with three frequent values and 64 that share 15 %.
 """
 
@@ -32,26 +32,26 @@ Figure = Callable[[np.ndarray], float]
 
 
 def zipf(values: int, exponent: float = 1.0) -> np.ndarray:
-    """Probabilities of the values."""
+    """Return the probabilities of the values."""
     weights = np.arange(1, values + 1) ** -exponent
     return weights / weights.sum()
 
 
 def at_k(p: np.ndarray) -> tuple[float, float]:
-    """Expected plug-in entropy and number of distinct values of K draws of `p`."""
+    """Return the expected plug-in entropy and number of distinct values of K draws from `p`."""
     c = np.arange(K + 1)
     terms = -np.where(c > 0, c / K * np.log(np.maximum(c, 1) / K), 0.0)
     return float((stats.binom.pmf(c, K, p[:, None]) @ terms).sum()), float((1 - (1 - p) ** K).sum())
 
 
 def truths(steeper: float) -> np.ndarray:
-    """Both figures, averaged over the prompts' exponents."""
+    """Return both figures, averaged over the prompts' exponents."""
     grid = np.linspace(*EXPONENTS, 2001)
     return np.mean([at_k(zipf(VALUES, exponent + steeper)) for exponent in grid], axis=0)
 
 
 def model(rng: np.random.Generator, exponents: np.ndarray) -> np.ndarray:
-    """Both figures of each prompt [P, 2], measured on K draws."""
+    """Return both figures of each prompt [P, 2], measured on K draws."""
     rows = []
     for exponent in exponents:
         draws = rng.choice(VALUES, p=zipf(VALUES, exponent), size=K).tolist()
@@ -60,7 +60,7 @@ def model(rng: np.random.Generator, exponents: np.ndarray) -> np.ndarray:
 
 
 def over_prompts(prompts: int, trials: int) -> Iterator[tuple[str, float]]:
-    """Coverage of means and paired differences, and how often nothing is called something."""
+    """Return the coverage of means and paired differences, and the rate of false positives."""
     truth, other = truths(0.0), truths(STEEPER)
     rng = np.random.default_rng(prompts)
     hits = np.zeros((2, 2))  # mean, difference; entropy, distinct
@@ -82,14 +82,14 @@ def over_prompts(prompts: int, trials: int) -> Iterator[tuple[str, float]]:
 
 
 def readings(rng: np.random.Generator, attributes: list[np.ndarray]) -> list:
-    """One seed and prompt of N samples with these attributes."""
+    """Draw N samples with these attributes for one seed and prompt."""
     columns = [rng.choice(len(p), p=p, size=N).astype(str).tolist() for p in attributes]
     keys = [str(i) for i in range(len(attributes))]
     return [[[dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]]]
 
 
 def from_samples(trials: int) -> Iterator[tuple[str, float]]:
-    """Coverage of the Miller-Madow entropy of one model, and of `gap_closed`."""
+    """Return the coverage of one model's Miller-Madow entropy and of `gap_closed`."""
     base = [zipf(size) for size in SIZES]
     sft = [zipf(size, 3.0) for size in SIZES]
     treated = [0.9 * b + 0.1 * s for b, s in zip(base, sft, strict=True)]
@@ -116,7 +116,7 @@ def from_samples(trials: int) -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials

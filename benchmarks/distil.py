@@ -1,12 +1,13 @@
-"""The distilled tier on labelled data, beside the offline rules: precision, recall, coverage.
+"""Compare the distilled annotator with the offline rules on labelled data.
 
     python benchmarks/distil.py [DATA] [--seeds N] [--only KEY]
 
-Labels are what the text's author was asked for (stories, articles, scripts) and what experts
-answered about fairy tales. Texts are read whole. A row is the mean over the seeds, each with its
-own split: three fifths to learn from, a fifth to choose on, a fifth held out, which is what is
-measured. `rules` are the offline annotator's tags on the same held-out texts, where it reads the
-key in the same vocabulary; `kind` and `subject` it does not.
+The figures are precision, recall and coverage. Labels are what the text's author was asked for
+(stories, articles, scripts) and experts' answers about fairy tales. Texts are read whole. A row is
+the mean over the seeds, each with its own split: three fifths to learn from, a fifth to choose on,
+and a held-out fifth, on which the figures are measured. `rules` are the offline annotator's tags on
+the same held-out texts, if it reads the key with the same vocabulary; it does not read `kind` and
+`subject`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from anchored.models.embedders import StaticEmbedder
 from anchored.tags.observations import Part
 
 SIZES = (150, 500, 1500)
-MOST = 3000  # texts a task and seed
+MOST = 3000  # texts per task and seed
 TARGET = 0.8
 Labelled = Sequence[tuple[str, set[str]]]
 
 
 def label_of(pool: Iterable[Row], field: str, least: int = 1) -> Iterator[tuple[str, set[str]]]:
-    """Texts with their label as it is, of labels that so many texts have."""
+    """Return texts with their unchanged label, for labels that at least so many texts have."""
     found = [(row["text"], row["labels"].get(field)) for row in pool]
     counts: dict[Any, int] = {}
     for _, value in found:
@@ -44,7 +45,7 @@ def label_of(pool: Iterable[Row], field: str, least: int = 1) -> Iterator[tuple[
 
 
 def expert_places(pool: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
-    """Fairy tales with the kinds of place that the experts' answers name."""
+    """Return fairy tales with the kinds of place that the experts' answers name."""
     for row in pool:
         told = " ".join(row["labels"]["location"]).lower().split()
         if found := {label for _, label in labels.places().find(told)}:
@@ -52,7 +53,7 @@ def expert_places(pool: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
 
 
 def expert_people(pool: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
-    """Fairy tales with the experts' answers about characters, articles left out."""
+    """Return fairy tales with the experts' answers about characters, without articles."""
     for row in pool:
         names = {name.removeprefix("the ").removeprefix("a ") for name in row["labels"]["entity"]}
         if names:
@@ -60,7 +61,7 @@ def expert_people(pool: Iterable[Row]) -> Iterator[tuple[str, set[str]]]:
 
 
 def tasks(found: Mapping[str, list[Row]]) -> dict[tuple[str, str], Labelled]:
-    """Labelled texts by key and by where the labels are from."""
+    """Return labelled texts by key and by source of the labels."""
     mixed, stories, tales = (
         found[f] for f in ("prose/mixed", "stories/stories", "labelled/fairytales")
     )
@@ -76,7 +77,7 @@ def tasks(found: Mapping[str, list[Row]]) -> dict[tuple[str, str], Labelled]:
 
 
 def parts(labelled: Labelled, key: str) -> list[Part]:
-    """As annotated texts."""
+    """Return labelled texts as annotated parts, with the labels as tags of `key`."""
     return [
         Part(str(n), "", text, Annotation(tuple(Tag(key, value) for value in sorted(values))))
         for n, (text, values) in enumerate(labelled)
@@ -84,7 +85,7 @@ def parts(labelled: Labelled, key: str) -> list[Part]:
 
 
 def mean(values: Iterable[float | None]) -> str:
-    """Mean and range of what there is."""
+    """Format the mean and range of the known values."""
     told = [value for value in values if value is not None]
     if not told:
         return "—"
@@ -93,7 +94,7 @@ def mean(values: Iterable[float | None]) -> str:
 
 
 def cells(scores: Sequence[Scores | None]) -> str:
-    """Precision, recall and coverage."""
+    """Format precision, recall and coverage."""
     there = [one for one in scores if one is not None]
     get: list[Callable[[Scores], float | None]] = [
         lambda s: s.precision, lambda s: s.recall, lambda s: s.coverage
@@ -102,7 +103,7 @@ def cells(scores: Sequence[Scores | None]) -> str:
 
 
 def measure(found: Sequence[Part], key: str, seeds: int) -> list[KeyReport]:
-    """One report a seed."""
+    """Return one report per seed."""
     repeats = any(len(part.annotation or ()) > 1 for part in found)
     schema = Schema(name="labelled", keys=(Key(name=key, description=key, many=repeats),))
     drawn = (random.Random(seed).sample(found, min(MOST, len(found))) for seed in range(seeds))
@@ -110,7 +111,7 @@ def measure(found: Sequence[Part], key: str, seeds: int) -> list[KeyReport]:
 
 
 def table(data: Mapping[tuple[str, str], Labelled], seeds: int) -> None:
-    """Prints a row a task."""
+    """Print one row per task."""
     head = (
         "key",
         "labels",
@@ -144,7 +145,7 @@ def table(data: Mapping[tuple[str, str], Labelled], seeds: int) -> None:
 
 
 def curve(labelled: Labelled, key: str, seeds: int) -> None:
-    """Prints what a labelled sample of each size gives, drawn at random and chosen."""
+    """Print the figures for each size of labelled sample, drawn at random and chosen."""
     vectors = StaticEmbedder().embed([text for text, _ in labelled])
     print("\n| sample | drawn | precision | recall | coverage |\n|---|---|---|---|---|")
     for size in (s for s in SIZES if s <= len(labelled)):
@@ -158,7 +159,7 @@ def curve(labelled: Labelled, key: str, seeds: int) -> None:
 
 
 def main() -> None:
-    """Prints both tables and the speed."""
+    """Print both tables and the speed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="?", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,12 +1,12 @@
-"""Equivalence backends against NoveltyBench's v1.0 classifier, on its published runs.
+"""Compare equivalence backends with NoveltyBench's v1.0 classifier, on its published runs.
 
     python benchmarks/equivalence.py [DATA] [EMBEDDER...]      (default: static)
 
-The classifier's partitions are the reference. A threshold is the one of best pair F1 on the first
-two runs, and everything shown is measured on the other three. `F1` is of the pairs of texts called
-equivalent; `ARI` is the mean adjusted Rand index of the prompts; the errors are those of the mean
-distinct_k of each run. Kendall's tau ranks the five models and the humans by mean distinct_k: at
-eight texts each (the humans wrote eight) against the same of the classifier, and against the
+The classifier's partitions are the reference. Each threshold is the one with the best pair F1 on
+the first two runs; all figures are measured on the other three. `F1` is over pairs of texts judged
+equivalent; `ARI` is the adjusted Rand index, averaged over prompts; errors are those of each run's
+mean distinct_k. Kendall's tau compares rankings of the five models and the humans by mean
+distinct_k: at eight texts each (the humans wrote eight) with the classifier's ranking, and with the
 published means, which are of ten texts for the models and of eight for the humans.
 """
 
@@ -31,19 +31,19 @@ CHOSEN_ON = 2
 HUMAN_TEXTS = 8
 HUMANS_PUBLISHED = 6.58
 
-Partitions = list[list[int]]  # of each prompt
+Partitions = list[list[int]]  # one partition per prompt
 Backend = Callable[[Generations], Partitions]
 Family = Callable[[float], Backend]
 
 
 def overlap_at(threshold: float) -> Backend:
-    """Word overlap."""
+    """Return a backend that partitions by word overlap."""
     backend = WordOverlap(threshold)
     return lambda found: [backend.partition(texts) for texts in found.texts]
 
 
 def embedding(name: str) -> Family:
-    """Cosine by an embedder; each text is embedded once."""
+    """Return backends by the cosine of an embedder; each text is embedded once."""
     embedder = load_embedder(name)
     known: dict[tuple[str, ...], np.ndarray] = {}
 
@@ -60,18 +60,18 @@ def embedding(name: str) -> Family:
 
 
 def reference(found: Generations) -> Partitions:
-    """The classifier's own partitions."""
+    """Return the classifier's own partitions."""
     return [list(partition or ()) for partition in found.partitions]
 
 
 def pairs(partition: Sequence[int]) -> np.ndarray:
-    """Which of the pairs i < j are called equivalent."""
+    """Return which of the pairs i < j are judged equivalent."""
     labels = np.array(partition)
     return (labels[:, None] == labels)[np.triu_indices(len(labels), 1)]
 
 
 def pair_f1(backend: Backend, runs: Sequence[Generations]) -> float:
-    """F1 of all pairs of all prompts of all runs together."""
+    """Return F1 over all pairs of all prompts of all runs together."""
     right = called = true = 0
     for found in runs:
         for one, other in zip(backend(found), reference(found), strict=True):
@@ -81,7 +81,7 @@ def pair_f1(backend: Backend, runs: Sequence[Generations]) -> float:
 
 
 def rand(backend: Backend, runs: Sequence[Generations]) -> float:
-    """Mean adjusted Rand index of the prompts."""
+    """Return the adjusted Rand index, averaged over prompts."""
     return float(
         np.mean(
             [
@@ -94,14 +94,14 @@ def rand(backend: Backend, runs: Sequence[Generations]) -> float:
 
 
 def mean_distinct(partitions: Partitions) -> float:
-    """Mean distinct_k of the prompts."""
+    """Return distinct_k, averaged over prompts."""
     return float(np.mean([len(set(partition)) for partition in partitions]))
 
 
 def taus(
     backend: Backend, sets: Sequence[Generations], published: Sequence[float]
 ) -> tuple[float, float]:
-    """Kendall's tau at eight texts, and against the published means."""
+    """Return Kendall's tau at eight texts, and against the published means."""
     cut = [found.first(HUMAN_TEXTS) for found in sets]
     ours = [mean_distinct(backend(found)) for found in cut]
     theirs = [mean_distinct(reference(found)) for found in cut]
@@ -116,7 +116,7 @@ def _tau(ours: Sequence[float], others: Sequence[float]) -> float:
 def backends(
     embedders: Sequence[str], runs: Sequence[Generations]
 ) -> Iterator[tuple[str, Backend]]:
-    """All of them, thresholds chosen on `runs`."""
+    """Return all backends, with thresholds chosen on `runs`."""
     exact = Exact()
     yield "exact", lambda found: [exact.partition(texts) for texts in found.texts]
     yield "overlap, 0.5", overlap_at(0.5)
@@ -127,7 +127,7 @@ def backends(
 
 
 def main(data: Path, embedders: Sequence[str]) -> None:
-    """Prints the table."""
+    """Print the table."""
     folders = sorted((data / "noveltybench/runs").iterdir())
     runs = [read_generations(folder / "scores.jsonl.gz") for folder in folders]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]

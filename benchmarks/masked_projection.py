@@ -1,10 +1,10 @@
-"""Projecting only the positions with loss, beside all of them: time and memory of a training step.
+"""Compare projecting only positions with loss to projecting all: time and memory of a step.
 
     python benchmarks/masked_projection.py [--share 0.25] [--rounds 5] [--json FILE]
 
-Both sides run forward and backward on the same batch of random tokens, in turn, under a vocabulary
-of 32k; the fastest round of each counts, because other work on the machine only ever adds time.
-Memory: peak resident size of a fresh process that does the same steps, less that of one that
+Both sides run forward and backward on the same batch of random tokens, in turn, with a vocabulary
+of 32k. The fastest round of each counts, because other work on the machine can only add time.
+Memory is the peak resident size of a new process that does the same steps, minus that of one that
 stops before them.
 """
 
@@ -33,7 +33,7 @@ Step = Callable[[], None]
 
 
 def main() -> None:
-    """Measures and prints JSON."""
+    """Measure and print JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def steps(share: float) -> dict[str, Step]:
-    """One training step, projected either way; the losses are the same."""
+    """Return both training steps; their losses are the same."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(olmo2_config(PRESET, VOCABULARY, eos_token_id=0))
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def _step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
 
 
 def time_steps(share: float, rounds: int) -> dict[str, float]:
-    """Seconds of the fastest step of each side, after one to warm up."""
+    """Return the seconds of each side's fastest step, after a warm-up step."""
     sides = steps(share)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
@@ -101,13 +101,13 @@ def time_steps(share: float, rounds: int) -> dict[str, float]:
 
 
 def memory_of(side: str, share: float) -> float:
-    """Peak resident MiB of a fresh process that takes two steps."""
+    """Return the peak resident MiB of a new process that takes two steps."""
     command = [sys.executable, __file__, "--peak", side, "--share", str(share)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def peak_mib(side: str, share: float) -> float:
-    """VmHWM of this process: `ru_maxrss` would count the parent that it was forked from."""
+    """Return VmHWM of this process; `ru_maxrss` would count the parent it was forked from."""
     sides = steps(share)
     for _ in range(2):
         sides.get(side, lambda: None)()

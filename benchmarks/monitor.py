@@ -1,9 +1,10 @@
-"""When the collapse monitor sees standard SFT collapse on the storyworld, and what it costs.
+"""Measure when the collapse monitor detects the collapse of standard SFT, and what it costs.
 
     python benchmarks/monitor.py STUDY [--seeds 0 1 2] [--out runs/monitor]
 
-STUDY is the folder of a finished `anchored demo`. From each seed's plain base standard SFT is run
-again as there, with the monitor at its defaults on four open prompts, attributes read exactly.
+STUDY is the folder of a finished `anchored demo` on the storyworld. For each seed, standard SFT is
+run again from the plain base as in the demo, with a default monitor on four open prompts.
+Attributes are read exactly.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ WORLD = Storyworld("small")
 
 
 def attributes(text: str) -> Mapping[str, str]:
-    """What the storyworld's own grammar reads."""
+    """Return what the storyworld's own parser reads."""
     return WORLD.read(text).attributes
 
 
 def main() -> None:
-    """Prints a row for each turn and writes all of them as JSON."""
+    """Print a row for each turn and write all rows as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -47,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)  # as in the demo
-    StaticEmbedder()  # distilled once a machine, before any clock runs
+    StaticEmbedder()  # distilled once per machine, before anything is timed
     found = {}
     for seed in options.seeds:
         steps, turns = watched(options.study, seed, options.out)
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def watched(study: Path, seed: int, out: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Steps of one seed's standard SFT, and what was logged at each turn."""
+    """Return the steps of one seed's standard SFT, and what was logged at each turn."""
     config = load_config(DemoConfig, study / "config.yaml")
     settings, steps = config.sft, sft_steps(config, "standard")
     folder = out / f"seed-{seed}"

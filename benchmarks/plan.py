@@ -1,12 +1,11 @@
-"""`anchored plan` beside real runs: parameters, FLOPs and memory of three presets, on a CPU.
+"""Compare `anchored plan` with real runs: parameters, FLOPs and memory of presets on a CPU.
 
     python benchmarks/plan.py [--rows 4] [--length 256] [--json FILE]
 
-Each run trains three steps in a process of its own. FLOPs are counted by torch's counter, with
-eager attention: it has no formula for the CPU's own. Memory is the most that is resident while the
-run lasts, less what was before, after a run of one row that has loaded all there is to load. The
-heap gives freed memory back at once (`MALLOC_*`), so that what is resident is what is held. Linux
-only.
+Each run trains three steps in a separate process. FLOPs are counted by torch's counter, with eager
+attention, since the counter has no formula for the CPU's own kernel. Memory is the peak resident
+size during the run minus the size before it, after a run of one row that has loaded everything. The
+heap returns freed memory at once (`MALLOC_*`), so that only memory in use is resident. Linux only.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ QUIET_HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "6553
 
 
 def main() -> None:
-    """Measures and prints JSON."""
+    """Measure and print JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -83,7 +82,7 @@ def _data(root: Path, length: int) -> Path:
 
 
 def config_of(name: str, root: Path, rows: int) -> PretrainConfig:
-    """The run of that name on the data in `root`."""
+    """Return the configuration of the run of that name on the data in `root`."""
     trainer = {
         "max_steps": STEPS,
         "per_device_train_batch_size": rows,
@@ -112,18 +111,18 @@ def _beside(name: str, data: Path, root: Path, rows: int) -> dict[str, Any]:
 
 
 def measured(name: str, root: Path, rows: int) -> dict[str, float]:
-    """The figures of a real run, twice: once for its memory, once for its FLOPs."""
-    composing.keep_freed_memory = lambda: False  # what is kept for later would hide what is held
+    """Return the figures of a real run, done once for its memory and once for its FLOPs."""
+    composing.keep_freed_memory = lambda: False  # kept memory would hide the memory in use
     config = config_of(name, root, rows)
     smallest = config.model_copy(
         update={"trainer": {**config.trainer, "per_device_train_batch_size": 1}}
     )
     _train(smallest)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset VmHWM
     before = _status("VmRSS")
     parameters = _train(config)
     memory = (_status("VmHWM") - before) / 2**20
-    trainer = _trainer(config, eager=True)  # which measures this machine's peak, not to be counted
+    trainer = _trainer(config, eager=True)  # built first: it measures this machine's peak
     with FlopCounterMode(display=False) as counter:
         trainer.train()
     return {"parameters": parameters, "flops": counter.get_total_flops(), "memory_mib": memory}
@@ -141,7 +140,7 @@ def _trainer(config: PretrainConfig, eager: bool = False) -> Trainer:
 
 
 def _train(config: PretrainConfig) -> int:
-    """Parameters of the model trained."""
+    """Train a model and return its number of parameters."""
     trainer = _trainer(config)
     trainer.train()
     model: Any = trainer.model

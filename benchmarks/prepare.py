@@ -1,13 +1,14 @@
-"""`prepare` beside raw `tokenizers.encode_batch` on the same text, and its memory at 1x and 10x.
+"""Compare `prepare` with raw `tokenizers.encode_batch`, and its memory at 1x and 10x the text.
 
     python benchmarks/prepare.py [--data FOLDER] [--rounds 5] [--json FILE]
 
-Speed: both sides start from the same JSONL file and encode the same documents, in turn; `ratio`
-counts the tokens of the plain text on both sides, so that tags and control tokens earn nothing;
-`ratio_of_all_written` counts on our side every token written, tags and control tokens included.
-The raw side is given its texts in memory; the other reads, splits, masks, packs and writes to disk.
-The fastest round of each side counts: other work on the machine only ever adds time.
-Memory: peak resident size of a fresh process for a corpus and for ten times as much.
+Speed: both sides encode the same documents of one JSONL file, in turn. `ratio` counts the tokens of
+the plain text on both sides, so that tags and control tokens do not count. `ratio_of_all_written`
+counts every token that `prepare` writes, including tags and control tokens. The raw side gets its
+texts in memory; `prepare` reads, splits, masks, packs and writes to disk. The fastest round of each
+side counts: other work on the machine can only add time.
+
+Memory: peak resident size of a new process for a corpus and for a corpus ten times as large.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PLACES = ("forest", "harbour", "old castle", "market town", "island")
 
 
 def main() -> None:
-    """Runs both measurements and prints them."""
+    """Run both measurements and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def measure(data: Path, rounds: int, scratch: Path) -> dict[str, Any]:
-    """Speed and memory, as one record."""
+    """Return speed and memory as one record."""
     stories = SourceConfig(path=str(data / "stories" / "stories.jsonl.xz"), limit=DOCUMENTS)
     texts = [row["text"] for _, row in read_rows(stories)]
     AnchoredTokenizer.train(texts[:500], 8000).save(scratch / "tokenizer")
@@ -78,7 +79,7 @@ def measure(data: Path, rounds: int, scratch: Path) -> dict[str, Any]:
 
 
 def write_corpora(texts: Sequence[str], folder: Path) -> None:
-    """The texts as plain rows, as annotated ones, and as annotated ones ten times over."""
+    """Write the texts as plain rows, as annotated rows, and as annotated rows ten times over."""
     rng = random.Random(0)
     tag = Annotation.of
     rows = [
@@ -105,9 +106,9 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def speed(texts: Sequence[str], rounds: int, scratch: Path) -> dict[str, Any]:
-    """Seconds of every round, tokens/s of the fastest ones, and the ratios to the raw tokenizer.
+    """Return seconds of every round, tokens/s of the fastest, and ratios to the raw tokenizer.
 
-    Tokens are those of the text or, as `written`, all that a side made.
+    Tokens are those of the text or, as `written`, all tokens that a side wrote.
     """
     raw = Tokenizer.from_file(str(scratch / "tokenizer" / "tokenizer.json"))
     tokens = _encode(raw, texts)
@@ -136,12 +137,12 @@ def speed(texts: Sequence[str], rounds: int, scratch: Path) -> dict[str, Any]:
 
 
 def _encode(raw: Tokenizer, texts: Sequence[str]) -> int:
-    """Token count; the ids are taken out, as anyone who wants to use them must."""
+    """Return the token count; the ids are read out, as any user of them must."""
     return sum(len(e.ids) for e in raw.encode_batch(list(texts), add_special_tokens=False))
 
 
 def _prepare(scratch: Path, corpus: str, objective: str) -> int:
-    """Tokens written."""
+    """Prepare, and return the number of tokens written."""
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         config = _config(scratch / corpus, scratch / "tokenizer", Path(out), objective)
         return read_manifest(prepare(config, _quiet()))["tokens"]["kept"]
@@ -162,7 +163,7 @@ def _quiet() -> Console:
 
 
 def memory(scratch: Path) -> dict[str, Any]:
-    """Peak resident MiB of a process that prepares the corpus once, and ten times over."""
+    """Return the peak resident MiB of preparing the corpus once, and ten times over."""
     peaks = [_peak_of(scratch, corpus) for corpus in ("annotated.jsonl", "tenfold.jsonl")]
     return {"1x": peaks[0], "10x": peaks[1], "ratio": peaks[1]["peak_mib"] / peaks[0]["peak_mib"]}
 
@@ -179,7 +180,7 @@ def _peak_of(scratch: Path, corpus: str) -> dict[str, float]:
 
 
 def peak(corpus: str, tokenizer: str) -> dict[str, float]:
-    """Prepares once; the peak resident size of this process and the tokens written."""
+    """Prepare once; return the peak resident size of this process and the tokens written."""
     with tempfile.TemporaryDirectory() as out:
         config = _config(Path(corpus), Path(tokenizer), Path(out), "annotated")
         _, manifest = load_prepared(prepare(config, _quiet()))
@@ -187,7 +188,7 @@ def peak(corpus: str, tokenizer: str) -> dict[str, float]:
 
 
 def _peak_mib() -> float:
-    """VmHWM of this process: `ru_maxrss` would count the parent that it was forked from."""
+    """Return VmHWM of this process; `ru_maxrss` would count the parent it was forked from."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024

@@ -1,15 +1,15 @@
-"""The stock Trainer as `anchored pretrain` composes it, beside `examples/minimal_loop.py`.
+"""Compare the Trainer that `anchored pretrain` composes with `examples/minimal_loop.py`.
 
     python benchmarks/pretrain.py [--presets 0.5m 6m] [--steps 30] [--rounds 3] [--precision
         float32 | bfloat16] [--compile] [--json FILE]
 
-Same prepared storyworld data, same model, same order; whole runs in turn, each in a process of its
-own and counted from the end of its second step on, all of our logging included. `ratio` is the rate
-of Trainer over the plain loop's, by the clock and by processor time, of which the second does not
-depend on what else runs; figures are medians over the rounds. `mfu` counts 6 FLOPs a parameter and
-token (`monitor.training_flops`) against the matrix products in the same precision that the same
-processor time would buy. `--compile` is for Trainer alone (`trainer.torch_compile`); the time that
-compiling takes is not counted.
+Both sides train the same model on the same prepared storyworld data in the same order. Whole runs
+alternate, each in a separate process, and are timed from the end of the second step on, including
+all logging. `ratio` is the Trainer's rate over the plain loop's, by wall clock and by processor
+time; the latter does not depend on other load. Figures are medians over the rounds. `mfu` compares
+6 FLOPs per parameter and token (`monitor.training_flops`) with the matrix products in the same
+precision that the same processor time allows. `--compile` applies only to the Trainer
+(`trainer.torch_compile`); compile time is not counted.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minimal_loop  # pyright: ignore[reportMissingImports]
 
 SIDES, RATE = ("trainer", "minimal_loop"), 1e-3
-UNTIMED = 2  # steps: with --compile each compiles, first for its length of row and then for any
+UNTIMED = 2  # steps that --compile spends compiling: first for one row length, then for any
 
 
 def main() -> None:
-    """Measures and prints JSON."""
+    """Measure and print JSON."""
     options = _options()
     if options.side:
         print(json.dumps(run_side(options)))
@@ -55,7 +55,7 @@ def main() -> None:
         options.folder = Path(scratch) / "data"
         utilisation = make_data(options)
         rounds = {preset: run_rounds(options, preset) for preset in options.presets}
-    # The best of all processes: one that was disturbed would flatter the steps beside it.
+    # The best of all processes: a disturbed one would make the steps look better.
     rate = max(run["matmul_rate"] for each in rounds.values() for r in each for run in r.values())
     result = {
         "row_utilisation": utilisation,
@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
 
 
 def make_data(options: argparse.Namespace) -> float:
-    """Prepares a little more than the steps take; the share of its rows that holds tokens."""
+    """Prepare a little more data than the steps take; return the share of non-padding tokens."""
     config = {
         "out": options.folder,
         "sources": [{"path": "storyworld://small?seed=0"}],
@@ -105,7 +105,7 @@ def make_data(options: argparse.Namespace) -> float:
 
 
 def run_rounds(options: argparse.Namespace, preset: str) -> list[dict[str, Any]]:
-    """What each side measured in each round, at one size."""
+    """Return what each side measured in each round, at one size."""
     return [
         {side: child(options, preset, side) for side in options.sides}
         for _ in range(options.rounds)
@@ -113,7 +113,7 @@ def run_rounds(options: argparse.Namespace, preset: str) -> list[dict[str, Any]]
 
 
 def summary(rounds: Sequence[Mapping[str, Any]], rate: float) -> dict[str, Any]:
-    """Medians of the sides, and their ratio."""
+    """Return the medians of both sides, and their ratio."""
     sides = {side: _medians([r[side] for r in rounds], rate) for side in rounds[0]}
     if len(sides) < len(SIDES):
         return {"sides": sides}
@@ -123,7 +123,7 @@ def summary(rounds: Sequence[Mapping[str, Any]], rate: float) -> dict[str, Any]:
 
 
 def child(options: argparse.Namespace, preset: str, side: str) -> dict[str, Any]:
-    """One side in a process of its own."""
+    """Run one side in a separate process."""
     names = ("folder", "rows", "steps", "precision")
     settings = [f for name in names for f in (f"--{name}", str(getattr(options, name)))]
     settings += ["--compile"] * options.compile
@@ -133,7 +133,7 @@ def child(options: argparse.Namespace, preset: str, side: str) -> dict[str, Any]
 
 
 def run_side(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains exactly one epoch, so that both sides see every token once."""
+    """Train exactly one epoch, so that both sides see every token once."""
     dataset, _ = load_prepared(options.folder)
     dataset = dataset.select(range(options.steps * options.rows))
     tokenizer = AnchoredTokenizer.load(options.folder / "tokenizer")
@@ -153,7 +153,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1024, times: int = 10) -> float:
-    """FLOPs a second of processor time, in the best of some square products."""
+    """Return the FLOPs per second of processor time in the best of some square products."""
     a = torch.randn(size, size, dtype=dtype)
     seconds = []
     for _ in range(times):
@@ -202,7 +202,7 @@ def _minimal_loop(
         clock.step_done(len(losses))
     clock.stop()
     last = losses[-10:] if options.steps % 10 == 0 else losses[-(options.steps % 10) :]
-    return [sum(last) / len(last)], clock  # a mean over ten steps, as Trainer logs it
+    return [sum(last) / len(last)], clock  # a mean over ten steps, as the Trainer logs it
 
 
 def _medians(runs: Sequence[Mapping[str, Any]], rate: float) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""`anchored score`: its metrics beside the usual ways to compute them, its time and its memory.
+"""Measure `anchored score`: its metrics against the usual implementations, time and memory.
 
     python benchmarks/score.py [--data FOLDER] [--json FILE]
 
-Metrics: 10,000 vectors of 384. Vendi beside `vendi_score.score_X`, which decomposes the matrix of
-all pairs, and `score_dual`, which like ours decomposes the smaller one; dissimilarity beside the
-loop over pairs, of which the first rows are timed and the rest counted. CPU seconds: other work on
-the machine does not count, and with OMP_NUM_THREADS=1 they are what an idle machine would take.
-Time: the command on 100 prompts x 10, every metric that needs no GPU, imports and start included.
-Memory: peak resident size of a fresh process that scores one prompt with so many texts.
+Metrics: 10,000 vectors of 384 dimensions. Vendi is compared with `vendi_score.score_X`, which
+decomposes the matrix of all pairs, and with `score_dual`, which decomposes the smaller matrix, like
+ours. Dissimilarity is compared with a loop over pairs; its first rows are timed and the rest is
+extrapolated. CPU seconds do not include other work on the machine; with OMP_NUM_THREADS=1 they are
+what an idle machine would take.
+Time: the command on 100 prompts x 10 texts, every metric that needs no GPU, including start-up.
+Memory: peak resident size of a new process that scores one prompt with so many texts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TEXTS = (1_000, 2_000, 4_000)
 
 
 def main() -> None:
-    """Runs all three and prints them."""
+    """Run all three measurements and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def metrics() -> dict[str, float]:
-    """CPU seconds of each side, and how many times faster ours is."""
+    """Return the CPU seconds of each side, and how many times faster ours is."""
     vectors = np.random.default_rng(0).normal(size=(VECTORS, DIMENSIONS)) + 1.0
     ours, score = timed(lambda: vendi(vectors), 5)
     theirs, other = timed(lambda: vendi_score.vendi.score_X(vectors), 1)
@@ -86,7 +87,7 @@ def metrics() -> dict[str, float]:
 
 
 def timed(call: Callable[[], Any], rounds: int) -> tuple[float, Any]:
-    """CPU seconds of the fastest round, and the result."""
+    """Return the CPU seconds of the fastest round, and the result."""
     seconds, result = [], None
     for _ in range(rounds):
         start = time.process_time()
@@ -96,7 +97,7 @@ def timed(call: Callable[[], Any], rounds: int) -> tuple[float, Any]:
 
 
 def loop(rows: np.ndarray, first: int) -> float:
-    """Sum of 1 - cos over the pairs whose lower index is among the first rows."""
+    """Return the sum of 1 - cos over the pairs whose lower index is among the first rows."""
     total = 0.0
     for i in range(first):
         for j in range(i + 1, len(rows)):
@@ -105,7 +106,7 @@ def loop(rows: np.ndarray, first: int) -> float:
 
 
 def command(data: Path) -> dict[str, float]:
-    """Seconds of the command on one of NoveltyBench's runs, by the clock and of CPU."""
+    """Return wall-clock and CPU seconds of the command on one of NoveltyBench's runs."""
     run = data / "noveltybench/runs/gemma-2-2b-it/scores.jsonl.gz"
     words = [sys.executable, "-m", "anchored", "score", str(run), "--quality", "given"]
     words += ["--equivalence", "given", "--json", "--vendi-q", "1", "--vendi-q", "2"]
@@ -122,7 +123,7 @@ def command(data: Path) -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """Peak MiB by texts of one prompt; `0` is the process with two."""
+    """Return the peak MiB by number of texts of one prompt; `0` is the process with two."""
     rng, peaks = random.Random(0), {}
     vocabulary = [f"word{i}" for i in range(5_000)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,7 +138,7 @@ def memory() -> dict[str, float]:
 
 
 def peak_mib(path: Path) -> float:
-    """VmHWM of this process after it scored the file."""
+    """Score the file; return VmHWM of this process."""
     from anchored.scoring.score import ScoreConfig, score
 
     score(ScoreConfig(files=(str(path),), resamples=100))

@@ -1,22 +1,22 @@
-"""A step of `anchored sft` beside one of TRL's SFTTrainer: speed and memory at equal losses.
+"""Compare a step of `anchored sft` with one of TRL's SFTTrainer: speed and memory.
 
     python benchmarks/sft.py [--source FILE] [--share 0.25] [--rounds 3] [--device cuda] [--json F]
 
-Every side trains the same model on the same sequences, step by step, and its losses have to agree
-with ours to 1e-5 (on a CPU, in float32). Rows are packed once, by `anchored prepare`:
+Every side trains the same model on the same sequences, step by step, and its losses must agree with
+ours to 1e-5 (on a CPU, in float32). Rows are packed once, by `anchored prepare`:
 
-    anchored            what `anchored sft` composes, on packed rows
-    anchored_rows       the same, one row at a time, gradients accumulated
+    anchored            the Trainer that `anchored sft` composes, on packed rows
+    anchored_rows       like anchored, one row at a time, gradients accumulated
     trl_padded          SFTTrainer and its collator on the sequences of those rows
-    trl_checkpointing   the same with gradient checkpointing, which is TRL's default
-    trl_packed          the packed rows as TRL takes them: all rows of a batch as a single one
-    trl_packed_rows     the same, one row at a time, gradients accumulated
+    trl_checkpointing   like trl_padded, with gradient checkpointing, which is TRL's default
+    trl_packed          the packed rows as TRL takes them: all rows of a batch as a single row
+    trl_packed_rows     like trl_packed, one row at a time, gradients accumulated
 
-Sides run in turn, each round in fresh processes. Counted are the supervised tokens of all steps but
-the first, by the clock and by processor time, of which the second does not depend on what else
-runs; figures are medians over the rounds. Memory is the peak of the process less what it held
-before its first step (on a GPU: what torch allocated at most). `--allocator` gives TRL's processes
-the malloc settings that ours sets itself.
+Sides run in turn, each round in new processes. The supervised tokens of all steps but the first are
+counted, by wall clock and by processor time; the latter does not depend on other load. Figures are
+medians over the rounds. Memory is the peak of the process minus what it held before its first step
+(on a GPU: torch's peak allocation). `--allocator` gives TRL's processes the malloc settings that
+`anchored sft` sets for itself.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Row = Mapping[str, Any]
 
 
 def main() -> None:
-    """Measures and prints JSON."""
+    """Measure and print JSON."""
     options = _options()
     if options.side:
         print(json.dumps(run_side(options)))
@@ -102,7 +102,7 @@ def _options() -> argparse.Namespace:
 
 
 def make_rows(options: argparse.Namespace) -> dict[str, Any]:
-    """Writes the tokenizer and the rows of all steps; what is in them."""
+    """Write the tokenizer and the rows of all steps; return what is in them."""
     config = {
         "out": options.folder / "data",
         "sources": [{"path": options.source}],
@@ -138,7 +138,7 @@ def _masked(row: Row, share: float) -> dict[str, list[int]]:
 
 
 def child(options: argparse.Namespace, side: str) -> dict[str, Any]:
-    """One side in a process of its own."""
+    """Run one side in a separate process."""
     names = ("folder", "preset", "rows", "steps", "device")
     settings = [f for name in names for f in (f"--{name}", str(getattr(options, name)))]
     environment = dict(os.environ)
@@ -158,7 +158,7 @@ def child(options: argparse.Namespace, side: str) -> dict[str, Any]:
 
 
 def run_side(options: argparse.Namespace) -> dict[str, Any]:
-    """Trains; losses, seconds and processor seconds of the steps after the first, memory in MiB."""
+    """Train; return losses, seconds and processor seconds of the timed steps, memory in MiB."""
     dataset = Dataset.load_from_disk(str(options.folder / "rows"))
     tokenizer = AnchoredTokenizer.load(options.folder / "data" / "tokenizer")
     torch.manual_seed(SEED)
@@ -196,7 +196,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def ours(
     options: argparse.Namespace, model: Any, rows: Dataset, tokenizer: AnchoredTokenizer, out: Path
 ) -> Trainer:
-    """The Trainer of `anchored sft`."""
+    """Build the Trainer of `anchored sft`."""
     config = SFTConfig.model_construct(
         out=out, model=ModelConfig(init="-"), seed=SEED, trainer=_settings(options)
     )
@@ -206,7 +206,7 @@ def ours(
 def trl(
     options: argparse.Namespace, model: Any, rows: Dataset, tokenizer: AnchoredTokenizer, out: Path
 ) -> Trainer:
-    """SFTTrainer; the rows are made already, so that it leaves them as they are."""
+    """Build an SFTTrainer that leaves the rows, which are already encoded, as they are."""
     from trl.trainer.sft_config import SFTConfig as TRLConfig
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -233,7 +233,7 @@ def trl(
 
 
 def _unpacked(collate: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """A batch of the sequences in `rows`, each in a row of its own."""
+    """Return a batch of the sequences in `rows`, each in its own row."""
     sequences: list[dict[str, list[int]]] = []
     for row in rows:
         ends = np.cumsum(row["seq_lengths"])
@@ -244,7 +244,7 @@ def _unpacked(collate: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class Clock(TrainerCallback):
-    """Time of the steps after the first ones, and memory above what was held before them."""
+    """The time of the steps after the first ones, and the memory above what was held before."""
 
     def __init__(self, device: torch.device, untimed: int = 1) -> None:
         self._device, self._untimed = device, untimed
@@ -263,24 +263,24 @@ class Clock(TrainerCallback):
         self.stop()
 
     def start(self) -> None:
-        """Takes what is held as the floor."""
+        """Take the memory held now as the floor."""
         self._held = self._peak()
 
     def step_done(self, number: int) -> None:
-        """Starts the clock after the last of the untimed steps."""
+        """Start the clock after the last of the untimed steps."""
         if number != self._untimed:
             return
         self._wait()
         self._seconds, self._cpu_seconds = -time.perf_counter(), -time.process_time()
 
     def stop(self) -> None:
-        """Stops the clock."""
+        """Stop the clock."""
         self._wait()
         self._seconds += time.perf_counter()
         self._cpu_seconds += time.process_time()
 
     def result(self) -> dict[str, float]:
-        """What was measured."""
+        """Return what was measured."""
         peak = self._peak()
         return {
             "seconds": self._seconds,
@@ -301,7 +301,7 @@ class Clock(TrainerCallback):
 
 
 def summary(rounds: Sequence[Mapping[str, Any]], device: str) -> dict[str, Any]:
-    """Medians of each side, and each beside ours; losses are held against the first's.
+    """Return the medians of each side, and their ratios to ours; losses must match the first's.
 
     Raises:
         SystemExit: losses differ by more than `TOLERANCE` in float32.

@@ -1,11 +1,11 @@
-"""Training on prepared data in one page of plain PyTorch: the readable twin of `anchored pretrain`.
+"""Train on prepared data in one page of plain PyTorch: the readable twin of `anchored pretrain`.
 
     anchored prepare config.yaml                        # -> a folder with data, masks and tokenizer
     python examples/minimal_loop.py FOLDER --preset 0.5m --steps 200 --out runs/minimal
 
-Same data, order, masks, optimizer and schedule as the stock `transformers.Trainer` that `anchored
-pretrain` and `anchored sft` use; a test holds the two equal. What the Trainer adds is left out:
-checkpoints, mixed precision, several devices.
+The loop has the same data, order, masks, optimizer and schedule as the stock `transformers.Trainer`
+that `anchored pretrain` and `anchored sft` use; a test checks that both give the same result. What
+the Trainer adds is left out: checkpoints, mixed precision, several devices.
 
 Shapes: B rows, T tokens in the longest row, H hidden, N tokens with loss, V vocabulary.
 """
@@ -34,7 +34,7 @@ NO_LOSS = -100
 
 @dataclass(frozen=True)
 class Settings:
-    """What Trainer calls `max_steps`, `per_device_train_batch_size` ..., with its defaults."""
+    """The Trainer's `max_steps`, `per_device_train_batch_size` and so on, with its defaults."""
 
     steps: int
     batch_size: int = 8
@@ -46,9 +46,9 @@ class Settings:
 
 
 def updates(dataset: Dataset, settings: Settings) -> Iterator[list[list[Row]]]:
-    """The rows of each optimizer step in micro-batches, in a new random order every epoch.
+    """Yield the rows of each optimizer step in micro-batches, in a new random order every epoch.
 
-    The last step of an epoch takes what is left.
+    The last step of an epoch has the remaining rows.
     """
     size, per_update = settings.batch_size, settings.batch_size * settings.accumulation
     for epoch in count():
@@ -61,10 +61,10 @@ def updates(dataset: Dataset, settings: Settings) -> Iterator[list[list[Row]]]:
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
-    """`input_ids`, `position_ids`, `targets` and `weights`, each (B, T), padded on the right.
+    """Return `input_ids`, `position_ids`, `targets` and `weights`, each (B, T), right-padded.
 
-    Positions start again at 0 for each document in a row, which is what keeps attention inside it.
-    The target of a position is the next token where that carries loss, with the weight it has.
+    Positions restart at 0 for each document in a row, which keeps attention within documents. The
+    target of a position is the next token, with its weight, if that carries loss.
     """
     width = max(len(row["input_ids"]) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
@@ -85,9 +85,10 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Weighted sum of the cross-entropy at the positions with loss; only they are projected.
+    """Return the weighted sum of the cross-entropy over the positions with loss.
 
-    The attention mask stays None and the cache off: with either, documents in a row would leak.
+    Only these positions are projected to the vocabulary. The attention mask must stay None and the
+    cache off: with either, attention would cross the documents of a row.
     """
     hidden_BTH = model.base_model(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
@@ -99,7 +100,7 @@ def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear from 0 over `warmup` steps, then linear to 0 at the end."""
+    """Return the rate of a step: linear warm-up over `warmup` steps, then linear decay to 0."""
     if step < settings.warmup:
         return settings.learning_rate * step / settings.warmup
     left = (settings.steps - step) / max(1, settings.steps - settings.warmup)
@@ -107,14 +108,14 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 def train(model: Any, dataset: Dataset, pad_id: int, settings: Settings) -> Iterator[float]:
-    """One optimizer step an item: the loss in nats a token before it."""
+    """Take one optimizer step per item; yield the loss before it, in nats per token."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     batches = updates(dataset.with_format("numpy"), settings)
     model.train()
     for step in range(settings.steps):
         micro_batches = [collate(rows, pad_id) for rows in next(batches)]
-        # Divided by the weights of the whole update, not of each micro-batch: otherwise a token
-        # would weigh more where its micro-batch has few.
+        # Divide by the weights of the whole update, not of each micro-batch: otherwise a token
+        # would weigh more if its micro-batch has few tokens.
         weights = sum(float(batch["weights"].sum()) for batch in micro_batches)
         total = 0.0
         for batch in micro_batches:
@@ -130,7 +131,7 @@ def train(model: Any, dataset: Dataset, pad_id: int, settings: Settings) -> Iter
 
 
 def main() -> None:
-    """Trains a preset from scratch, or goes on from a checkpoint."""
+    """Train a preset from scratch, or continue from a checkpoint."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder written by `anchored prepare`")
     start = parser.add_mutually_exclusive_group(required=True)

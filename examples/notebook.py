@@ -14,7 +14,7 @@ CHATS = [  # your fine-tuning data
 ]
 PROMPTS = ["Tell me a story.", "What happened next?"]
 
-model = anchored.load(sys.argv[1], dtype="float32")  # weights that learn are not rounded
+model = anchored.load(sys.argv[1], dtype="float32")  # train in full precision
 tags = anchored.annotate([answer for _, answer in CHATS], model.schema or "general")
 rows = []
 for (prompt, answer), annotation in zip(CHATS, tags, strict=True):

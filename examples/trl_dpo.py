@@ -1,10 +1,10 @@
-"""Preferences on an anchored model through TRL's DPOTrainer: Q moves, R stays.
+"""Train an anchored model on preferences with TRL's DPOTrainer: Q changes, R is kept.
 
     anchored preferences preferences.yaml         # trainer: dpo, out: runs/my/preferences
     python examples/trl_dpo.py MODEL runs/my/preferences/data --out runs/my/dpo
 
-The annotation is the end of the prompt, the same for both answers. The tokenizer puts it there by
-id; nothing else here knows of it.
+The annotation is the end of the prompt and the same for both answers. The tokenizer inserts it by
+id; nothing else in this file is aware of it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 
 
 def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrainer:
-    """A stock DPOTrainer.
+    """Build a stock DPOTrainer.
 
     Args:
         model: folder of an anchored model.
         pairs: dataset that `anchored preferences` wrote.
         out: folder of the run.
-        arguments: more fields of `trl.DPOConfig`.
+        arguments: other fields of `trl.DPOConfig`.
     """
     settings = DPOConfig(output_dir=str(out), **arguments)
     tokenizer = ConversationTokenizer.load(model, read_preferences(pairs, "dpo"), settings)
@@ -45,13 +45,13 @@ def dpo_trainer(model: str, pairs: Path, out: Path, **arguments: Any) -> DPOTrai
 
 
 def save(trainer: DPOTrainer, folder: Path) -> None:
-    """The model, with a tokenizer and a record by which `anchored` takes it for one of its own."""
+    """Save the model with the tokenizer and the record by which `anchored` recognises it."""
     trainer.save_model(str(folder))
     (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
 
 
 def main() -> None:
-    """One epoch at TRL's defaults."""
+    """Train for one epoch with TRL's defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="folder of an anchored model")
     parser.add_argument("pairs", type=Path, help="dataset that `anchored preferences` wrote")

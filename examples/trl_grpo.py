@@ -1,10 +1,10 @@
-"""Rewards on an anchored model through TRL's GRPOTrainer: Q moves, R stays.
+"""Train an anchored model on rewards with TRL's GRPOTrainer: Q changes, R is kept.
 
     anchored preferences preferences.yaml         # trainer: grpo, out: runs/my/prompts
     python examples/trl_grpo.py MODEL runs/my/prompts/data --reward mine:reward --out runs/my/grpo
 
-All answers of a group stand behind one annotation, so that an answer is better or worse than others
-with the same plan: the reward cannot say which plan to take.
+All answers of a group follow the same annotation, so an answer is only compared with others of the
+same annotation: the reward cannot favour an annotation.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from anchored.preferences.conversation_tokenizer import ConversationTokenizer
 def grpo_trainer(
     model: str, prompts: Path, reward: str, out: Path, **arguments: Any
 ) -> GRPOTrainer:
-    """A stock GRPOTrainer.
+    """Build a stock GRPOTrainer.
 
     Args:
         model: folder of an anchored model.
         prompts: dataset that `anchored preferences` wrote, each prompt with its annotation.
-        reward: `module:function`, as TRL calls it.
+        reward: `module:function`, with the signature of a TRL reward function.
         out: folder of the run.
-        arguments: more fields of `trl.GRPOConfig`.
+        arguments: other fields of `trl.GRPOConfig`.
     """
     learnt = {**read_preferences(prompts, "grpo"), "reward": reward}
     settings = GRPOConfig(output_dir=str(out), **arguments)
@@ -52,13 +52,13 @@ def grpo_trainer(
 
 
 def save(trainer: GRPOTrainer, folder: Path) -> None:
-    """The model, with a tokenizer and a record by which `anchored` takes it for one of its own."""
+    """Save the model with the tokenizer and the record by which `anchored` recognises it."""
     trainer.save_model(str(folder))
     (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
 
 
 def main() -> None:
-    """One epoch at TRL's defaults."""
+    """Train for one epoch with TRL's defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="folder of an anchored model")
     parser.add_argument("prompts", type=Path, help="dataset that `anchored preferences` wrote")

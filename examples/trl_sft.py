@@ -1,10 +1,10 @@
-"""Prepared data through TRL's SFTTrainer: masks and annotations come with the `labels` column.
+"""Train on prepared data with TRL's SFTTrainer: the `labels` column has masks and annotations.
 
     anchored prepare config.yaml            # with `packing: false`, objective: anchored
     python examples/trl_sft.py FOLDER MODEL --out runs/trl
 
-TRL does what it does elsewhere (PEFT, DPO afterwards, trackers); nothing here knows about masks.
-A test holds losses and weights equal to those of `anchored sft`.
+Everything else of TRL works as usual (PEFT, DPO afterwards, trackers); nothing in this file is
+aware of masks. A test checks that losses and weights are equal to those of `anchored sft`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from anchored.tokenizer import AnchoredTokenizer
 
 
 def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any) -> SFTTrainer:
-    """A stock SFTTrainer on a prepared dataset.
+    """Build a stock SFTTrainer on a prepared dataset.
 
     Args:
-        model: from `build_model`, so that its embedding has the control tokens.
+        model: a model from `build_model`, whose embedding has the control tokens.
         data: folder written by `anchored prepare`.
         out: folder of the run.
-        arguments: more fields of `trl.SFTConfig`; `packing=True, max_length=N` lets TRL pack.
+        arguments: other fields of `trl.SFTConfig`; `packing=True, max_length=N` lets TRL pack.
 
     Raises:
-        DataError: rows hold several sequences, which TRL's padded batches would not tell apart, or
-            tokens carry weights, which TRL does not read.
+        DataError: rows are packed, whose sequences TRL's padded batches would not separate, or
+            tokens have weights, which TRL does not read.
     """
     dataset, manifest = load_prepared(data)
     refuse_weights(data, manifest, "TRL")
@@ -54,7 +54,7 @@ def sft_trainer(model: PreTrainedModel, data: Path, out: Path, **arguments: Any)
 
 
 def main() -> None:
-    """One epoch at TRL's defaults."""
+    """Train for one epoch with TRL's defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder written by `anchored prepare`")
     parser.add_argument("model", help="folder or hub id of the pretrained model")
@@ -71,7 +71,7 @@ def main() -> None:
     (final / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, which `anchored push` refuses
     settings = trainer.args.to_dict()
     record = of_other_trainer(read_manifest(options.data), options.model, settings)
-    save_beside(final, tokenizer, record)  # by which `anchored` takes it for one of its own
+    save_beside(final, tokenizer, record)  # by which `anchored` recognises the model
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Studies of this repository, which the package does not carry: `anchored experiment CONFIG`."""
+"""Studies that are in this repository but not in the package: `anchored experiment CONFIG`."""

@@ -1,11 +1,12 @@
-"""Does diversity survive preference optimisation, where the annotation stands in the prompt.
+"""Study whether diversity survives preference optimisation with the annotation in the prompt.
 
     anchored experiment configs/storyworld/dpo.yaml --out runs/dpo [study=runs/demo-3]
 
-It starts from the models of a finished `storyworld` study. A rater likes short, well-told stories
-in the taught form and, as raters do, some contents more than others: those that fine-tuning
-favoured. Each treatment builds pairs of a model's own answers by that rater and trains on them with
-TRL's DPOTrainer; then all models are sampled and measured as in the study.
+The study starts from the models of a finished `storyworld` study. A simulated rater prefers short,
+well-told stories in the taught form and, as raters do, some content over other content: that which
+fine-tuning favoured. Each treatment uses this rater to build pairs of a model's own answers, and
+trains on them with TRL's DPOTrainer. Then all models are sampled and measured as in the storyworld
+study.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ from anchored.storyworld import Storyworld
 
 
 class Treatment(Config):
-    """One way of preference optimisation.
+    """A variant of preference optimisation.
 
     Args:
         init: the study's model that writes the answers and is trained.
-        annotation: where it stands; see `PreferencesConfig`.
+        annotation: place of the annotation; see `PreferencesConfig`.
     """
 
     init: str
@@ -55,21 +56,21 @@ class Treatment(Config):
 
 
 class DPOConfig(Config):
-    """The study of preferences.
+    """The configuration of the preference study.
 
     Args:
-        experiment: its name.
-        study: folder of the finished `storyworld` study that it starts from.
-        treatments: by name.
-        prompts: open story prompts that pairs are sampled for, for each seed.
-        candidates: answers to each; the best and the worst are the pair.
-        taste: what content weighs in the rater's score, beside 1 for each of: the taught form,
-            well-formed, consistent.
-        wordiness: what ten words cost in it.
-        steps, batch_size, learning_rate, beta: of DPO, the same for all treatments.
-        sft_weight: of the chosen answer's likelihood in the loss, beside 1 for DPO's, which alone
-            soon takes common words from answers that it rejects.
-        workers: stages that run at once.
+        experiment: name of the study.
+        study: folder of the finished `storyworld` study to start from.
+        treatments: treatments by name.
+        prompts: number of open story prompts that pairs are sampled for, for each seed.
+        candidates: answers to each prompt; the best and the worst form a pair.
+        taste: weight of the content in the rater's score; the taught form, well-formedness and
+            consistency have a weight of 1 each.
+        wordiness: penalty for ten words in that score.
+        steps, batch_size, learning_rate, beta: parameters of DPO, the same for all treatments.
+        sft_weight: weight of the chosen answer's likelihood in the loss, where DPO has a weight of
+            1. DPO alone soon suppresses common words of the answers that it rejects.
+        workers: number of stages that run in parallel.
     """
 
     experiment: Literal["dpo"] = "dpo"
@@ -88,10 +89,10 @@ class DPOConfig(Config):
 
 
 def run(config: DPOConfig, out: Path) -> dict[str, Any]:
-    """Runs the study, or goes on with it; results.json and table.md go to `out`.
+    """Run or resume the study; write results.json and table.md to `out`.
 
     Raises:
-        ConfigError: `out` holds another run.
+        ConfigError: `out` contains another run.
         DataError: `config.study` is not a finished study, or lacks a model to start from.
     """
     started = time.monotonic()
@@ -102,7 +103,7 @@ def run(config: DPOConfig, out: Path) -> dict[str, Any]:
     tokens = len(study.seeds) * len(config.treatments) * config.prompts * config.candidates
     console.print(
         f"{len(stages)} stages; answers to sample for pairs: {tokens:,}; DPO steps: "
-        f"{len(study.seeds) * len(config.treatments) * config.steps:,}; finished stages are found"
+        f"{len(study.seeds) * len(config.treatments) * config.steps:,}; finished stages are reused"
     )
     execute(stages, config.workers, console)
     path = out / "results.json"
@@ -116,28 +117,30 @@ def run(config: DPOConfig, out: Path) -> dict[str, Any]:
 
 
 def load_study(config: DPOConfig) -> DemoConfig:
-    """The configuration of the study that is started from.
+    """Load the configuration of the study to start from.
 
     Raises:
-        DataError: it is not finished, or lacks a model to start from.
+        DataError: that study is not finished, or lacks a model to start from.
     """
     folder = config.study
     if not (folder / "results.json").is_file():
         raise DataError(
-            f"study: {folder}: no results.json; run `anchored demo --seeds 3 --out {folder}` first"
+            f"study: {folder}: results.json is missing; first run `anchored demo --seeds 3 --out "
+            f"{folder}`"
         )
     study = load_config(DemoConfig, folder / "config.yaml")
     for name, treatment in config.treatments.items():
         if treatment.init not in study.treatments:
             known = ", ".join(study.treatments)
             raise DataError(
-                f"treatments.{name}.init: {treatment.init!r} is not one of the study's: {known}"
+                f"treatments.{name}.init: {treatment.init!r} is not a model of the study; use one "
+                f"of {known}"
             )
     return study
 
 
 def plan(config: DPOConfig, study: DemoConfig, out: Path) -> list[Stage]:
-    """All stages: pairs, DPO and samples of each treatment and seed."""
+    """List all stages: pairs, DPO and samples of each treatment and seed."""
     stages = []
     for seed in study.seeds:
         for name in config.treatments:
@@ -169,11 +172,11 @@ def rate(
     wordiness: Sequence[float],
     **_: Any,
 ) -> list[float]:
-    """The rater, as TRL calls a reward function: form, quality and length, and content by taste.
+    """Rate stories, with the signature of a TRL reward function.
 
-    One point each for the taught form, for a well-formed and for a consistent story, `taste` times
-    the share of attributes whose value is one that fine-tuning favoured, less `wordiness` for ten
-    words.
+    A story gets one point each if it has the taught form, is well-formed and is consistent; plus
+    `taste` times the share of attributes whose value is one that fine-tuning favoured; minus
+    `wordiness` for every ten words.
     """
     world = Storyworld(size[0])
     return [
@@ -189,18 +192,18 @@ def _score(world: Storyworld, text: str, taste: float, wordiness: float) -> floa
 
 
 def words(text: str) -> int:
-    """Words of a text, split at white space."""
+    """Count the words of a text, split at white space."""
     return len(text.split())
 
 
 def liked(world: Storyworld, attributes: Mapping[str, str]) -> float:
-    """Share of a story's attributes whose value is one that fine-tuning favoured."""
+    """Return the share of a story's attributes whose value is one that fine-tuning favoured."""
     favoured = world.narrow_values
     return sum(attributes.get(key) in favoured[key] for key in favoured) / len(favoured)
 
 
 def build_pairs(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed: int) -> None:
-    """Pairs of the initial model's answers to open prompts."""
+    """Build pairs of the initial model's answers to open prompts."""
     asked = folder / "prompts.jsonl"
     if not asked.is_file():
         rng = random.Random(f"{seed}:prompts")
@@ -229,7 +232,7 @@ def _initial(config: DPOConfig, treatment: Treatment, seed: int) -> Path:
 
 
 def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed: int) -> None:
-    """TRL's DPOTrainer on the pairs, as any user would run it."""
+    """Train on the pairs with TRL's DPOTrainer, as any user would."""
     from transformers.trainer import TRAINING_ARGS_NAME
     from trl.trainer import dpo_config, dpo_trainer
 
@@ -243,7 +246,7 @@ def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         warmup_steps=0.1,
-        adam_beta2=0.95,  # few steps: 0.999 would still follow the first
+        adam_beta2=0.95,  # with few steps, 0.999 would still be dominated by the first ones
         beta=config.beta,
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, config.sft_weight],
@@ -271,11 +274,11 @@ def optimise(config: DPOConfig, study: DemoConfig, name: str, folder: Path, seed
         write_json(folder / "log.json", trainer.state.log_history)
         with building(final) as partial:
             trainer.save_model(str(partial))
-            (partial / TRAINING_ARGS_NAME).unlink()  # a pickle; the record says the same
+            (partial / TRAINING_ARGS_NAME).unlink()  # a pickle; the record has the same content
 
 
 def collect(config: DPOConfig, study: DemoConfig, out: Path) -> dict[str, Any]:
-    """`results.json` but for its `seconds`, from the raw samples of the study and of this one."""
+    """Compute `results.json`, except for its `seconds`, from both studies' raw samples."""
     inits = dict.fromkeys(treatment.init for treatment in config.treatments.values())
     places = dict.fromkeys((*BASES, SFT, *inits), config.study)
     places |= dict.fromkeys(config.treatments, out)

@@ -1,10 +1,10 @@
-"""The demo's comparison on real text: stories, books and prose, annotated by the offline annotator.
+"""Repeat the demo's comparison on real text: stories, books and prose, annotated offline.
 
     anchored experiment configs/stories/experiment.yaml --out runs/stories
 
-It runs the stages of the command line (annotate, prepare, pretrain, sft, sample) on the
-configurations in `stages`, with their paths moved to the output folder. A stage that is done is
-found again. Then all models are measured alike; `results.json` has the demo's shape.
+The study runs the stages of the command line (annotate, prepare, pretrain, sft, sample) with the
+configurations in `stages`, whose paths are moved to the output folder. Finished stages are reused.
+Then all models are measured in the same way; `results.json` has the same form as the demo's.
 """
 
 from __future__ import annotations
@@ -41,27 +41,28 @@ from studies.tales import CorpusConfig, build_corpus
 
 OPENING = "Once upon a time"
 PRETRAINED = {**{name: base.objective for name, base in BASES.items()}, "reference": "reference"}
-FOR_ADOPTION = 1000  # added to the seed of the base's samples that adoption is learnt from
+FOR_ADOPTION = 1000  # added to the seed of the base's samples that train the adoption classifier
 C = TypeVar("C", bound=Config)
 
 
 class RealTextConfig(Config):
-    """The experiment.
+    """The configuration of the study on real text.
 
     Args:
-        experiment: its name.
+        experiment: name of the study.
         stages: folder of the stages' configurations.
-        overrides: for each of these files, by its name without `.yaml`, fields to replace.
-        corpus: what is cut out of the data.
-        seeds: of SFT and sampling, one run each.
-        pretrain_each_seed: bases of its own for each seed; False starts all seeds from one pair.
-        prompts: open prompts that no stage trains on. `Once upon a time` is asked of SFT models
-            as it stands, and is what base models' documents begin with.
-        samples_per_prompt: for each model and seed.
-        response: how responses are sampled, for all models alike; annotations at temperature 1. So
-            small a model rambles when the tail of its distribution is left in.
+        overrides: fields to replace in each of these files, by its name without `.yaml`.
+        corpus: what is taken from the data.
+        seeds: seeds of SFT and sampling, with one run each.
+        pretrain_each_seed: True to pretrain bases for each seed; False starts all seeds from one
+            pair of bases.
+        prompts: open prompts that no stage trains on. `Once upon a time` is added: SFT models get
+            it as a prompt, and base models continue it.
+        samples_per_prompt: samples per prompt, for each model and seed.
+        response: how responses are sampled, for all models; annotations have temperature 1. Such
+            small models ramble if the tail of the distribution is not cut.
         max_response_tokens: longer responses are cut.
-        workers: stages that run at once, one thread each.
+        workers: number of stages that run in parallel, with one thread each.
     """
 
     experiment: Literal["real-text"] = "real-text"
@@ -78,11 +79,11 @@ class RealTextConfig(Config):
 
 
 def run(config: RealTextConfig, out: Path) -> dict[str, Any]:
-    """Runs the experiment, or goes on with it; results.json, report.html and table.md go to `out`.
+    """Run or resume the study; write results.json, report.html and table.md to `out`.
 
     Raises:
-        ConfigError: a stage's configuration is wrong, or `out` holds another run.
-        DataError: the data is not where `ANCHORED_DATA` says.
+        ConfigError: a stage's configuration is wrong, or `out` contains another run.
+        DataError: the data is not in the folder `ANCHORED_DATA`.
     """
     started, console = time.monotonic(), Console(stderr=True)
     claim(out, config)
@@ -99,12 +100,12 @@ def run(config: RealTextConfig, out: Path) -> dict[str, Any]:
 
 
 def data_folder() -> Path:
-    """The shared data: `ANCHORED_DATA`, by default `../shared/data`."""
+    """Return the folder of the shared data: `ANCHORED_DATA`, by default `../shared/data`."""
     return Path(os.environ.get("ANCHORED_DATA", "../shared/data"))
 
 
 def plan(config: RealTextConfig, out: Path) -> list[Stage]:
-    """All stages, in an order in which they could run one by one."""
+    """List all stages, in an order in which they could run one after the other."""
     corpus = out / "corpus"
     stages = [
         Stage("corpus", build_corpus, (config.corpus, data_folder(), corpus), corpus),
@@ -173,7 +174,7 @@ def _samples(out: Path, name: str, seed: int) -> Path:
 
 
 def _load(config: RealTextConfig, cls: type[C], name: str, **fields: Any) -> C:
-    """A stage's configuration with the experiment's overrides and then `fields`."""
+    """Load a stage's configuration; apply the study's overrides and then `fields`."""
     given = [f"{field.replace('__', '.')}={json.dumps(v)}" for field, v in fields.items()]
     path = config.stages / f"{name}.yaml"
     return load_config(cls, path, [*config.overrides.get(name, ()), *given])
@@ -257,7 +258,7 @@ def _request(prompt: str, is_base: bool, annotated: bool) -> Request:
 
 
 def collect(config: RealTextConfig, out: Path) -> dict[str, Any]:
-    """`results.json` but for its `seconds`, from the raw samples."""
+    """Compute `results.json`, except for its `seconds`, from the raw samples."""
     rows = {
         name: [_rows(_samples(out, name, seed)) for seed in config.seeds]
         for name in (*BASES, *TREATMENTS)

@@ -1,8 +1,8 @@
-"""From raw samples of real text to the figures of `results.json`.
+"""Compute the figures of `results.json` from raw samples of real text.
 
-There is no exact parser here: attributes are what the offline annotator reads off a text, with the
-calibration of the pretraining corpus for all models alike; adoption is a classifier's verdict,
-quality the perplexity under a reference model that saw the taught style too.
+Real text has no exact parser. Attributes are read by the offline annotator, calibrated on the
+pretraining corpus for all models; adoption is a classifier's verdict; quality is the perplexity
+under a reference model that was also trained on the taught style.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from anchored.scoring.measure import Readers
 
 @dataclass(frozen=True)
 class ProseReaders:
-    """What reads all models' texts alike."""
+    """The readers of the texts of all models."""
 
     readers: Readers
     classifier: AdoptionClassifier
     reference: ReferenceModel
 
     def samples(self, rows: Sequence[Row]) -> SeedSamples:
-        """One seed's samples as read."""
+        """Read one seed's samples."""
         ordered, observed = observe(self.readers, rows)
         adopted = self.classifier.adopted([row["response"] for row in ordered])
         return SeedSamples(ordered, observed, {"adoption": adopted.tolist()})
 
     def figures(self, samples: SeedSamples) -> Figures:
-        """The scalar figures of one model and seed; None where one does not apply."""
+        """Return the scalar figures of one model and seed; None if one does not apply."""
         texts = samples.together.texts
         written = [text for text in texts if text]
         return {
@@ -67,11 +67,11 @@ class ProseReaders:
         }
 
     def perplexity(self, texts: Sequence[str]) -> float:
-        """Of texts without their prompts, all tokens together."""
+        """Return the perplexity of texts without their prompts, over all tokens together."""
         return pooled_perplexity(self.reference.losses(texts, [""] * len(texts)))
 
     def of_corpus(self, texts: Sequence[str]) -> dict[str, float | None]:
-        """How broad a corpus is, by the same readers: what R and R* look like."""
+        """Measure with the same readers how broad a corpus is, for comparison with R and R*."""
         _, observed = observe(self.readers, [{"prompt": "", "response": text} for text in texts])
         together = joined(observed)
         names = ("semantic_entropy", "semantic_entropy_miller_madow", "vendi")
@@ -92,17 +92,17 @@ def measure(
     calibration: Path,
     reference: Path,
 ) -> dict[str, Any]:
-    """`models`, `comparisons` and what they rest on.
+    """Return `models`, `comparisons`, and facts about the data, the classifier and the reference.
 
     Args:
-        rows: by model name, for each seed, its raw samples.
-        base_continuations: other samples of the base, of the same prompts; adoption is learnt
-            from these against `taught`.
+        rows: raw samples, by model name and seed.
+        base_continuations: other samples of the base on the same prompts; the adoption classifier
+            learns to tell `taught` from these.
         taught: answers of the SFT data that SFT did not see.
         corpus: answers to requests for stories in the pretraining data.
-        schema: of the offline annotator.
-        calibration: of the offline annotator.
-        reference: model folder.
+        schema: schema of the offline annotator.
+        calibration: calibration of the offline annotator.
+        reference: folder of the reference model.
     """
     annotator = Attributes(OfflineAnnotator.load(schema, calibration), str(calibration))
     readers = ProseReaders(
@@ -145,14 +145,14 @@ def _model(
 
 
 def _by_chance(samples: SeedSamples) -> float | None:
-    """Adherence to the annotation of another sample: what common values alone give."""
+    """Return the adherence to another sample's annotation: what common values alone give."""
     annotations = samples.annotations
     shifted = [*annotations[1:], *annotations[:1]]
     return adherence(shifted, samples.annotated_readings, samples.together.keys).mean
 
 
 def _samples(samples: SeedSamples) -> list[dict[str, Any]]:
-    """Each sample's form in `results.json`."""
+    """Return each sample's form in `results.json`."""
     read = zip(samples.rows, samples.together.readings, samples.shown["adoption"], strict=True)
     return [_sample(row, reading, bool(adopted)) for row, reading, adopted in read]
 

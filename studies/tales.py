@@ -1,7 +1,7 @@
-"""The text of the experiment on real text: what is pretrained on, and the tales that SFT teaches.
+"""Build the corpus of the study on real text: pretraining documents, and tales for SFT.
 
-Children's tales are held out of pretraining. A story is cut into its opening, which answers a
-request that leaves the content open, and its rest; all else is plain documents.
+Children's tales are held out of pretraining. A story is split into its opening, which becomes the
+answer to a request that leaves the content open, and the rest. Everything else is plain documents.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ REQUESTS = (
 
 
 class CorpusConfig(Config):
-    """What is cut out of the shared data.
+    """What is taken from the shared data.
 
     Args:
-        story_chars, book_chars, mixed_chars: text of each kind, drawn evenly from it.
+        story_chars, book_chars, mixed_chars: characters of each kind of text, drawn evenly.
         opening_chars: a story's first paragraphs up to this length answer a request for a story.
-        held_out: tales that SFT never sees, on which the adoption classifier learns the form.
-        seed: of all draws; the same for all seeds of the experiment.
+        held_out: number of tales that SFT never sees, for training the adoption classifier.
+        seed: seed of all draws; the same for all seeds of the study.
     """
 
     story_chars: int = 24_000_000
@@ -47,7 +47,7 @@ class CorpusConfig(Config):
 
 
 def build_corpus(config: CorpusConfig, data: Path, out: Path) -> None:
-    """Writes documents.jsonl (pretraining), sft.jsonl and held_out.jsonl (tales) into `out`."""
+    """Write documents.jsonl (pretraining), sft.jsonl and held_out.jsonl (tales) into `out`."""
     if out.exists():
         return
     rng = random.Random(f"{config.seed}:corpus")
@@ -70,7 +70,7 @@ def build_corpus(config: CorpusConfig, data: Path, out: Path) -> None:
 
 
 def _openings(stories: Iterable[dict[str, Any]], config: CorpusConfig) -> Iterator[dict[str, Any]]:
-    """Each story as its opening, with a request that leaves the content open, and its rest."""
+    """Yield each story's opening, with a request that leaves the content open, and its rest."""
     for row in stories:
         opening, rest = _opening(row["text"], config.opening_chars)
         request = _request(row["id"], row["labels"]["style"], config.seed)
@@ -80,7 +80,7 @@ def _openings(stories: Iterable[dict[str, Any]], config: CorpusConfig) -> Iterat
 
 
 def _opening(text: str, chars: int) -> tuple[str, str]:
-    """The first paragraphs, or sentences, up to `chars` characters; and what follows."""
+    """Split off the first paragraphs, or sentences, up to `chars` characters."""
     parts = split_chunks(text.strip(), min_chars=1, max_chars=chars)
     end, length = 1, len(parts[0])
     while end < len(parts) and length + len(parts[end].rstrip()) <= chars:
@@ -102,7 +102,7 @@ def _answer(row: dict[str, Any], config: CorpusConfig) -> dict[str, Any]:
 
 
 def _books(data: Path, config: CorpusConfig, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """From each book an equal stretch, cut at paragraphs, of about four pages a document."""
+    """Yield equally much text of each book, cut at paragraphs into documents of four pages."""
     books = [row for _, row in read_jsonl(data / "prose" / "books.jsonl.xz")]
     share = config.book_chars // len(books)
     for row in books:

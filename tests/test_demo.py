@@ -120,7 +120,7 @@ def test_the_studies_in_configs_load_and_plan_every_stage_they_need(tmp_path: Pa
 @pytest.mark.parametrize("names", [["anchored"], ["standard", "base"]])
 def test_treatments_have_a_standard_and_no_name_of_a_base(names: list[str]) -> None:
     treatments = json.dumps({name: {"objective": "standard", "base": "base"} for name in names})
-    with pytest.raises(ConfigError, match="needs a treatment `standard`, and none named as a base"):
+    with pytest.raises(ConfigError, match="`standard` is required, and no treatment may have"):
         load_config(demo_config.DemoConfig, None, [f"treatments={treatments}"])
 
 
@@ -151,8 +151,8 @@ def test_a_wrong_value_is_named_before_any_work(override: str, message: str) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ('pretrained={"base": {"objective": "plain"}}', "needs `base` and `annotated_base`"),
-        ("pretrained.base.init=annotated_base", r"base\.init: 'annotated_base' is no base that"),
+        ('pretrained={"base": {"objective": "plain"}}', "`base` and `annotated_base` are required"),
+        ("pretrained.base.init=annotated_base", r"base\.init: 'annotated_base' is not one of the"),
         ("treatments.standard.base=baes", r"treatments\.standard\.base: 'baes' is not one of base"),
     ],
 )

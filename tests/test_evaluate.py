@@ -465,7 +465,7 @@ def test_the_command_from_folders_to_a_table_and_from_a_file(
         (["a", "--benchmark", "stories", "--pin", "mood"], "write each pin as key=value"),
         (["./nowhere", "--benchmark", "stories"], "model './nowhere'"),
         (["none.yaml"], "none.yaml: no such file"),
-        (["none.yaml", "--pin", "a=b"], "--device-map: write them in the file"),
+        (["none.yaml", "--pin", "a=b"], "--device-map: not available with a conf"),
         (["a", "--dry-run"], "--dry-run: there are no texts yet to project from"),
     ],
 )

@@ -199,7 +199,7 @@ def test_any_row_of_any_split_can_be_seen(dataset: Path):
     everything = view_of(dataset, Shown(count=last + 1)).data["rows"]
     assert rows == everything[-1:]
     assert "Mara 7." in {span["text"] for document in rows[0] for span in document}
-    with pytest.raises(DataError, match=f"row {last + 1} of the train split was asked for"):
+    with pytest.raises(DataError, match=f"no row {last + 1} in the train split"):
         view_of(dataset, Shown(first=last + 1))
     with pytest.raises(DataError, match="no validation split"):
         view_of(dataset, Shown(split="validation"))
@@ -325,7 +325,7 @@ def test_a_corpus_in_the_terminal_and_html_shows_hidden_characters(tmp_path: Pat
 
 
 def test_a_corpus_without_annotations_points_to_annotate(tmp_path: Path):
-    with pytest.raises(DataError, match="no row carries an annotation; make them with `anchored"):
+    with pytest.raises(DataError, match="no row has an annotation; annotate it with `anchored"):
         view_of(corpus(tmp_path / "rows.jsonl", None))
 
 

@@ -628,11 +628,11 @@ def test_a_study_that_is_not_finished_or_lacks_the_model_is_refused(tmp_path: Pa
     config = load_config(DPOConfig, ROOT / "configs" / "storyworld" / "dpo.yaml")
     assert {one.init for one in config.treatments.values()} == {"anchored", "standard"}
     unfinished = config.model_copy(update={"study": tmp_path})
-    with pytest.raises(DataError, match=r"no results.json; run `anchored demo"):
+    with pytest.raises(DataError, match=r"results.json is missing; first run `anchored demo"):
         load_study(unfinished)
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "config.yaml").write_text(
         to_yaml(DemoConfig(treatments={"standard": TREATMENTS["standard"]}))
     )
-    with pytest.raises(DataError, match=r"anchored_dpo.init: 'anchored' is not one of the study's"):
+    with pytest.raises(DataError, match=r"anchored_dpo.init: 'anchored' is not a model of"):
         load_study(unfinished)

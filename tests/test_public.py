@@ -111,7 +111,7 @@ def test_each_option_reaches_its_part_and_an_unknown_one_is_named(
     assert not seen[1][0][0].annotated
     with pytest.raises(ConfigError, match=r"^sample: temperature: "):
         loaded.sample("x", temperature=-1)
-    with pytest.raises(ConfigError, match="no option 'temprature'; use one of pin, prefill"):
+    with pytest.raises(ConfigError, match="option 'temprature' is unknown; use one of pin,"):
         loaded.sample("x", temprature=1)  # pyright: ignore
     with pytest.raises(ConfigError, match=r"^pin mood=sad: schema 'test' has mood = calm, very"):
         loaded.sample("x", pin={"mood": "sad"})
@@ -134,9 +134,9 @@ def test_an_example_is_what_preparation_makes(loaded: anchored.Model, model: str
     assert anchored.build_example(own, tokenizer=tokenizer.hf) == example
     document = anchored.build_example("sea", Annotation(), tokenizer=model, objective="annotated")
     assert document["labels"] == [-100, control.open, control.close, *answer]
-    with pytest.raises(DataError, match="annotation: missing, and objective 'anchored' puts one"):
+    with pytest.raises(DataError, match="annotation: missing, but objective 'anchored' puts one"):
         anchored.build_example(CHAT, tokenizer=model)
-    with pytest.raises(ConfigError, match="objective 'sft': use one of plain, annotated"):
+    with pytest.raises(ConfigError, match="objective 'sft': unknown; use one of plain, annotated"):
         anchored.build_example(CHAT, tokenizer=model, objective="sft")
 
 
@@ -188,7 +188,7 @@ def test_the_plots_are_those_of_the_report():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"a": "text"}, "a: 'text' is no list of texts"),
+        ({"a": "text"}, "a: 'text' is not a list of texts"),
         ({"a": ["one"]}, "texts: there is one text per prompt"),
         ([{"prompt": "a"}], r"texts\[0\]: response: missing"),
         ([], "texts: holds no rows"),

@@ -394,4 +394,4 @@ def test_the_command_shows_and_writes_what_was_measured(tmp_path: Path, capsys, 
 
 def test_options_of_the_tags_without_them_are_refused(tmp_path: Path, capsys):
     assert main(["inspect", str(corpus(tmp_path / "a.jsonl")), "--against", "x"]) == 2
-    assert capsys.readouterr().err == "anchored: error: --against goes with --tags; add it\n"
+    assert capsys.readouterr().err == "anchored: error: --against requires --tags; add it\n"

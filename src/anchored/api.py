@@ -1,4 +1,4 @@
-"""The functions that `import anchored` offers, for notebooks and other people's scripts."""
+"""The public functions of `import anchored`, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Tags = Annotation | Mapping[str, str | Sequence[str]]
 Texts = Sequence[str | Sample]
 OneModel = Texts | Sequence[Mapping[str, Any]] | Mapping[str, Texts]
 
-_FIELDS = {  # of SampleConfig, by the keyword that sets each
+_FIELDS = {  # the field of SampleConfig that each keyword sets
     "temperature": "response.temperature",
     "top_p": "response.top_p",
     "min_p": "response.min_p",
@@ -64,8 +64,8 @@ class SamplingOptions(TypedDict, total=False):
 
     Attributes:
         pin: tags that every annotation starts with; the model samples the others after them.
-        prefill: text that every response starts with, which is not counted as new.
-        annotated: whether an annotation comes first; by default as the model was trained.
+        prefill: text that every response starts with; it does not count as new tokens.
+        annotated: True to write an annotation first; by default as the model was trained.
         temperature, top_p, min_p: how the response is sampled; temperature 1 by default.
         annotation_temperature, annotation_top_p, annotation_min_p: how the annotation is sampled;
             temperature 1 by default, which is the breadth of the pretrained model.
@@ -96,13 +96,13 @@ def load(path: str | Path, dtype: Dtype = "auto", device_map: DeviceMap | None =
     Args:
         path: a folder made by `anchored pretrain` or `anchored sft`, any other folder with a causal
             language model, or a hub id.
-        dtype: precision to load it in: `float32`, `bfloat16` or `float16`. `auto` takes the
-            precision of the model's training, or the one it was saved in if it is somebody else's.
-        device_map: see `from_pretrained` of `transformers`; None takes the GPU if there is one.
+        dtype: precision to load it in: `float32`, `bfloat16` or `float16`. `auto` uses the
+            precision of the model's training or, for other models, the one it was saved in.
+        device_map: see `from_pretrained` of `transformers`; None uses the GPU if there is one.
 
     Raises:
-        ConfigError: nothing there that can be loaded.
-        TokenizerMismatch: the tokenizer beside the model is not the one it was trained with.
+        ConfigError: there is no model at `path` that can be loaded.
+        TokenizerMismatch: the model's tokenizer is not the one it was trained with.
 
     Examples:
         >>> import anchored
@@ -116,15 +116,15 @@ def load(path: str | Path, dtype: Dtype = "auto", device_map: DeviceMap | None =
 
 
 class Model:
-    """A model to sample from, with its tokenizer and what its record says; see `load`.
+    """A model to sample from, with its tokenizer and its training record; see `load`.
 
     Attributes:
-        name: where it was loaded from.
-        model: the `transformers` model, to be trained further or used as any other.
-        tokenizer: encodes text so that it can never spell a control token; `tokenizer.hf` is the
-            tokenizer of `transformers`.
-        annotated: whether it was trained with annotations before its answers.
-        schema: of these annotations; None where they were free.
+        name: the folder or hub id that it was loaded from.
+        model: the `transformers` model, which you can train further or use like any other.
+        tokenizer: a tokenizer with which text can never spell a control token; `tokenizer.hf` is
+            the tokenizer of `transformers`.
+        annotated: True if the model was trained with annotations before its answers.
+        schema: schema of these annotations; None if they had no schema.
         dtype: the precision it computes in.
     """
 
@@ -156,7 +156,7 @@ class Model:
         Args:
             prompts: one prompt, or a list of prompts. A prompt is what the user says, or a list of
                 messages `{"role", "content"}`. None samples documents without a prompt.
-            n: answers to each prompt.
+            n: number of answers to each prompt.
             options: see `SamplingOptions`.
 
         Returns:
@@ -164,9 +164,8 @@ class Model:
             `.finished` and `.malformed`.
 
         Raises:
-            ConfigError: an option is wrong, the model takes no prompts, or it does not take these
-                pins.
-            DataError: a message is malformed, or the model's logits are not numbers.
+            ConfigError: an option is wrong, or the model does not accept prompts or these pins.
+            DataError: a message is malformed, or the model's logits are not finite.
 
         Examples:
             >>> import anchored
@@ -188,8 +187,8 @@ class Model:
         conversations = _conversations(prompts)
         if any(conversations) and sampler.chat == "none":
             raise ConfigError(
-                f"prompts: {self.name} has no chat format; use prompts=None and give it a "
-                "beginning with prefill"
+                f"prompts: {self.name} has no chat format; use prompts=None, and give the "
+                "beginning of the text with prefill"
             )
         requests = [
             Request(turns, sampler.annotated, pinned, options.get("prefill", ""))
@@ -209,9 +208,9 @@ def sample(
     """Sample `n` answers to each prompt: `load` and `Model.sample` in one call.
 
     Args:
-        model: from `load`, or what `load` takes.
+        model: a `Model` from `load`, or a path or hub id for `load`.
         prompts: see `Model.sample`.
-        n: answers to each prompt.
+        n: number of answers to each prompt.
         options: see `SamplingOptions`.
 
     Raises:
@@ -232,7 +231,7 @@ def _sample_config(options: Mapping[str, Any]) -> SampleConfig:
     unknown = options.keys() - SamplingOptions.__annotations__.keys()
     if unknown:
         raise ConfigError(
-            f"sample: no option {min(unknown)!r}; use one of "
+            f"sample: option {min(unknown)!r} is unknown; use one of "
             f"{', '.join(SamplingOptions.__annotations__)}"
         )
     given: dict[str, Any] = {}
@@ -262,21 +261,23 @@ def annotate(
     schema: str | Schema = "general",
     calibration: str | Path | None = None,
 ) -> list[Annotation]:
-    """Annotate texts with the offline annotator: rules, lexicons and static vectors, no download.
+    """Annotate texts with the offline annotator, which downloads nothing.
+
+    The annotator uses rules, lexicons and static vectors.
 
     Args:
-        texts: one text or several; a long document is better cut into paragraphs.
-        schema: which keys to write: `general`, `stories`, `code`, `math`, a YAML file, or a
+        texts: one text or several; it is better to cut a long document into paragraphs.
+        schema: the keys to write: `general`, `stories`, `code`, `math`, a YAML file, or a
             `Schema`.
-        calibration: `calibration.json` that `anchored annotate` wrote, by which all texts of one
-            project are read alike. Without it the annotator calibrates itself on `texts`.
+        calibration: a `calibration.json` from `anchored annotate`, so that all texts of a project
+            are read in the same way. Without it the annotator calibrates itself on `texts`.
 
     Returns:
-        One annotation per text, without the keys that nothing in the text speaks for.
+        One annotation per text, without the keys that the text gives no evidence for.
 
     Raises:
-        ConfigError: there is no such schema, or the annotator can read none of its keys.
-        DataError: there is no text, or no calibration in that file.
+        ConfigError: the schema is unknown, or the annotator can read none of its keys.
+        DataError: there is no text, or the file has no calibration.
 
     Examples:
         >>> import anchored
@@ -304,25 +305,25 @@ def build_example(
     tokenizer: AnchoredTokenizer | PreTrainedTokenizerBase | str | Path,
     objective: str = "anchored",
 ) -> dict[str, list[int]]:
-    """Build one training example: ids, labels and what each token is.
+    """Build one training example: the ids, the labels and the kind of each token.
 
     Args:
-        source: the messages of a conversation that ends with the assistant's, or the text of a
-            document.
-        annotation: of the answer or document, as an `Annotation` or `{key: value}`. None takes the
-            `annotation` of the last message.
-        tokenizer: that of `load(...)`, one of `transformers`, a folder or a hub id. One of
-            `transformers` is not changed; where it lacks the tokens of annotations, the ids are
-            those that `load` would give them.
+        source: the messages of a conversation that ends with the assistant's answer, or the text
+            of a document.
+        annotation: the annotation of the answer or document, as an `Annotation` or `{key: value}`.
+            None uses the `annotation` of the last message.
+        tokenizer: the tokenizer of a `Model`, one of `transformers`, a folder or a hub id. A
+            tokenizer of `transformers` is not changed; if it has no tokens for annotations, they
+            get the ids that `load` would give them.
         objective: what carries loss: `anchored`, `standard`, `tagged` or `replay` for
             conversations, `annotated` or `plain` for documents.
 
     Returns:
-        `input_ids`; `labels`, unshifted and -100 where nothing is learnt; `kinds`, see
+        `input_ids`; `labels`, unshifted and -100 where there is no loss; `kinds`, see
         `anchored.segments.Kind`. `DataCollator` makes batches of such rows.
 
     Raises:
-        ConfigError: there is no such objective, or no tokenizer that can be used.
+        ConfigError: the objective is unknown, or the tokenizer cannot be used.
         DataError: a message is malformed, or the annotation that the objective needs is missing.
 
     Examples:
@@ -338,7 +339,7 @@ def build_example(
         'sea<|endoftext|>'
     """
     if objective not in OBJECTIVES:
-        raise ConfigError(f"objective {objective!r}: use one of {', '.join(OBJECTIVES)}")
+        raise ConfigError(f"objective {objective!r}: unknown; use one of {', '.join(OBJECTIVES)}")
     form, ours = OBJECTIVES[objective], _tokenizer(tokenizer)
     tags = annotation if isinstance(annotation, Annotation | None) else Annotation.of(annotation)
     if isinstance(source, str):
@@ -367,8 +368,8 @@ def _columns(segments: Sequence[Segment]) -> dict[str, list[int]]:
 def _check_annotation(annotation: Annotation | None, objective: str) -> None:
     if annotation is None and OBJECTIVES[objective].annotated:
         raise DataError(
-            f"annotation: missing, and objective {objective!r} puts one before the text; give it "
-            "(an empty Annotation() if nothing is to be said), or use objective standard or plain"
+            f"annotation: missing, but objective {objective!r} puts one before the text; give one "
+            "(Annotation() for an empty one), or use objective standard or plain"
         )
 
 
@@ -384,21 +385,21 @@ def _tokenizer(
 
 
 def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **settings: Any) -> Score:
-    """Measure how diverse texts are and, of several models, which are more so.
+    """Measure how diverse texts are, and compare the diversity of several models.
 
     Args:
-        texts: of one model a list of texts or samples (answers to one prompt),
+        texts: for one model, a list of texts or samples (answers to one prompt),
             `{prompt: [texts]}`, or rows `{"prompt", "generations": [...]}` or `{"prompt",
-            "response"}`; of several models `{name: {prompt: [texts]}}` or `{name: rows}`, all with
-            the same prompts. Two texts per prompt at least, and as many for every prompt.
-        n: takes the first `n` texts of each prompt.
+            "response"}`; for several models, `{name: {prompt: [texts]}}` or `{name: rows}`, all
+            with the same prompts. Every prompt needs the same number of texts, at least two.
+        n: use only the first `n` texts of each prompt.
         settings: fields of `anchored.scoring.score.ComparisonConfig`: `embedder`, `equivalence`,
             `quality`, `attributes`, `schema_name`, `compare="pairwise"`, `seed` and so on, as for
             `anchored score`.
 
     Raises:
         ConfigError: a setting is wrong, or a backend cannot be loaded.
-        DataError: the texts are not in one of these forms, or do not compare.
+        DataError: the texts are not in one of these forms, or are not comparable.
         EndpointError: a judge's server does not answer.
 
     Examples:
@@ -413,7 +414,7 @@ def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **sett
     """
     config = validated(ComparisonConfig, {"n": n, **settings}, source="score")
     if config.judged and config.journal is None:
-        raise ConfigError("journal: a judge's answers are paid for and must be kept; name a file")
+        raise ConfigError("journal: a judge's paid answers need a file to be kept in; name a file")
     sets = side_by_side(_sets(texts), config.n)
     console = Console(stderr=True)
     journal = config.journal and Path(config.journal)
@@ -430,7 +431,7 @@ def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **sett
 
 
 def _sets(texts: Any) -> list[Generations]:
-    """`{name: ...}` is told from `{prompt: [texts]}` by its values, which are no lists of texts."""
+    """Tell `{name: ...}` from `{prompt: [texts]}` by its values, which are not lists of texts."""
     if isinstance(texts, Mapping) and texts and not any(map(_are_texts, texts.values())):
         return [_set(str(name), one) for name, one in texts.items()]
     return [_set("texts", texts)]
@@ -453,8 +454,8 @@ def _set(name: str, given: Any) -> Generations:
         rows = given
     else:
         raise DataError(
-            f"{name}: {str(given)[:80]!r} is no list of texts, no {{prompt: [texts]}} and no list "
-            "of rows with prompt and generations"
+            f"{name}: {str(given)[:80]!r} is not a list of texts, not {{prompt: [texts]}} and not "
+            "a list of rows; give one of these, the rows with prompt and generations"
         )
     return generations_of(name, [(f"{name}[{i}]", row) for i, row in enumerate(rows)])
 
@@ -465,7 +466,7 @@ def _row(prompt: str, text: str | Sample) -> dict[str, Any]:
 
 @dataclass(frozen=True, repr=False)
 class Score:
-    """What `score` found; a notebook shows it as a table.
+    """The result of `score`; a notebook shows it as a table.
 
     Attributes:
         results: the same dictionary that `anchored score` writes to `results.json`.
@@ -484,7 +485,7 @@ class Score:
 
     @property
     def table(self) -> str:
-        """Each metric of each model with its interval, then each difference, as text."""
+        """Each metric of each model with its interval, then each difference, as plain text."""
         console = Console(file=StringIO(), width=100, no_color=True)
         for part in rich_tables(self.results):
             console.print(part)
@@ -492,12 +493,12 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """What the comparison says: a sentence per pair of models, one per line."""
+        """The findings of the comparison: one sentence per pair of models, one per line."""
         return "\n".join(verdicts(self.results))
 
     @property
     def by_prompt(self) -> pd.DataFrame:
-        """A `pandas.DataFrame` with one record per model and prompt."""
+        """A `pandas.DataFrame` with one row per model and prompt."""
         return pd.DataFrame(
             {"model": name, **row}
             for name, model in self.results["models"].items()
@@ -532,7 +533,7 @@ def _html_row(tag: str, cells: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Plots:
-    """Plots that a notebook shows; each of `svgs` is one as an SVG element."""
+    """Plots that a notebook shows; each of `svgs` is one plot as an SVG element."""
 
     svgs: tuple[str, ...]
 

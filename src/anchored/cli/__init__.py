@@ -1,8 +1,8 @@
-"""The `anchored` command: arguments to configurations, results to the terminal, errors to one line.
+"""The `anchored` command: parse arguments, run a stage, print its result, report errors.
 
-Exit status 0: done. 1: a bug, with its traceback; or a run with parts missing, one line on stderr.
-2: bad usage or input, one line on stderr. 130: interrupted. Everything heavy is imported inside the
-handlers, so that `--help` is instant.
+Exit status 0: done. 1: a bug, with its traceback, or a run with missing parts, with one line on
+stderr. 2: bad usage or input, with one line on stderr. 130: interrupted. Everything heavy is
+imported inside the handlers, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anchored.errors import AnchoredError, Incomplete
 
 
 class _Version(argparse.Action):
-    """`--version`: versions of this package and its main dependencies, as results record them."""
+    """The action of `--version`: print versions of this package and its main dependencies."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from anchored.config import versions
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options of one command, its `handler` among them; exit with 2 on bad usage."""
+    """Parse the options of one command, including its `handler`; exit with 2 on bad usage."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse before 3.13 does not match a `*` positional behind an option (cpython #59317).

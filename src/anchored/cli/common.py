@@ -1,4 +1,4 @@
-"""What all commands share: types of arguments, overrides, JSON output, missing extras."""
+"""Helpers that all commands share: argument types, overrides, JSON output, missing extras."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OVERRIDES = Option(
 LOADING = (
     Option(
         "--dtype",
-        "precision to load in; default: auto, that of the training, else of the saved weights",
+        "precision to load in; default: auto, the training's or else the saved weights' precision",
         field="dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
@@ -37,10 +37,10 @@ LOADING = (
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line, without the whole usage."""
+    """A parser that reports an error in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 

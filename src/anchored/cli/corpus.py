@@ -215,7 +215,7 @@ def _run_annotate(options: argparse.Namespace) -> None:
     if named == "endpoint" or (named is None and (options.url or options.serve)):
         manifest = _annotate_by_endpoint(options, path, overrides, flags)
     elif options.dry_run or options.shard:
-        raise AnchoredError("--dry-run and --shard require `--annotator endpoint`")
+        raise AnchoredError("--dry-run and --shard require --annotator endpoint; add it")
     else:
         from anchored.config import load_config
         from anchored.corpus.offline_run import AnnotateConfig, run
@@ -435,7 +435,7 @@ def _run_inspect(options: argparse.Namespace) -> None:
         return
     for name in ("against", "canonical", "embedder", "sample"):
         if getattr(options, name) is not None:
-            raise AnchoredError(f"--{name} goes with --tags; add it")
+            raise AnchoredError(f"--{name} requires --tags; add it")
     from anchored.inspection.inspect import Shown, run
 
     shown = Shown(first=options.row, count=options.n, split=options.split)

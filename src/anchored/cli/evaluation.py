@@ -265,8 +265,8 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     if words[0].endswith((".yaml", ".yml")):
         if options.pin or options.ask or options.no_annotation or loading:
             raise AnchoredError(
-                "--pin, --ask, --no-annotation, --dtype, --device-map: write them in the file, by "
-                "model"
+                "--pin, --ask, --no-annotation, --dtype, --device-map: not available with a "
+                "configuration; set them in the file, for each model"
             )
         path, rest = Path(words[0]), words[1:]
     else:
@@ -287,10 +287,10 @@ def _run_evaluate(options: argparse.Namespace) -> None:
 
 
 def _evaluate_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of an `EvaluateConfig` that were given, except for the models."""
+    """Return the fields of an `EvaluateConfig` that were given, except for the models."""
     if options.dry_run:
         raise AnchoredError(
-            "--dry-run: there are no texts yet to project from; sample without a judge, then "
+            "--dry-run: there are no texts yet to project from; sample without a judge, then run "
             "anchored score --dry-run on the samples"
         )
     fields = fields_given(_EVALUATE, options)
@@ -303,13 +303,13 @@ def _evaluate_fields(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate_flags() -> dict[str, str]:
-    """Names in errors, by field of an `EvaluateConfig`."""
+    """Return the name in errors of each field of an `EvaluateConfig`."""
     readers = names_in_errors((*_READERS, *_JUDGE), under="readers.")
     return {**names_in_errors(_EVALUATE), "concurrency": "--concurrency", **readers}
 
 
 def _judge_together(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields with those of the judge in one mapping, which replaces that of a file as a whole."""
+    """Put the judge's fields into one mapping, which replaces the file's judge as a whole."""
     under = "readers.judge."
     judge = {n.removeprefix(under): v for n, v in fields.items() if n.startswith(under)}
     others = {name: value for name, value in fields.items() if not name.startswith(under)}

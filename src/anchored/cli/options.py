@@ -1,4 +1,4 @@
-"""A command's options, each declared once: for the parser, its help, the fields and the errors."""
+"""Declare each option of a command once, for the parser, its help, the fields and the errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Option:
         name: the flag, or the name of a positional argument.
         help: text for `--help`.
         field: dotted name of the configuration field that it sets; None if the handler reads it.
-        value: makes the field's value from the argument.
+        value: converts the argument to the field's value.
         shown: name of the field in errors; the flag by default.
-        repeatable: collect the values of all occurrences in a list.
-        switch: a flag without a value.
+        repeatable: True to collect the values of all occurrences in a list.
+        switch: True for a flag without a value.
         metavar, type, choices, nargs, default, required: as for `ArgumentParser.add_argument`.
     """
 
@@ -51,12 +51,12 @@ class Option:
             "nargs": self.nargs,
             "default": self.default,
             "action": "append" if self.repeatable else None,
-            "required": self.required or None,  # argparse refuses the word for positionals
+            "required": self.required or None,  # argparse rejects `required` for positionals
         }
         parser.add_argument(self.name, help=self.help, **_known(more))
 
     def given(self, parsed: argparse.Namespace) -> Any:
-        """The field's value, or None where the command line says nothing of it."""
+        """Return the field's value, or None if the command line does not set it."""
         found = getattr(parsed, self.name.lstrip("-").replace("-", "_"))
         if found is None or found is False or found == []:
             return None
@@ -70,12 +70,12 @@ def add_options(parser: argparse._ActionsContainer, options: Iterable[Option]) -
 
 
 def fields_given(options: Iterable[Option], parsed: argparse.Namespace) -> dict[str, Any]:
-    """Values of the fields that the command line sets, by dotted name."""
+    """Return the values of the fields that the command line sets, by dotted name."""
     return _known({one.field: one.given(parsed) for one in options if one.field})
 
 
 def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by dotted name as nested mappings."""
+    """Convert fields by dotted name to nested mappings."""
     data: dict[str, Any] = {}
     for field, value in fields.items():
         *parents, last = field.split(".")
@@ -87,12 +87,12 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_overrides(fields: Mapping[str, Any]) -> list[str]:
-    """Fields by dotted name as `a.b=c` arguments."""
+    """Convert fields by dotted name to `a.b=c` arguments."""
     return [f"{field}={json.dumps(value)}" for field, value in fields.items()]
 
 
 def names_in_errors(options: Iterable[Option], under: str = "") -> dict[str, str]:
-    """What an error calls each field: its flag. `under` comes before the fields' names."""
+    """Return each field's name in errors, its flag; `under` is put before the fields' names."""
     return {
         f"{under}{one.field}": one.shown or one.name
         for one in options
@@ -106,13 +106,13 @@ def flags_used(
     config: Path | None,
     overrides: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The flags that an error should name in place of fields.
+    """Return the flags that an error should name instead of fields.
 
     Args:
-        flags: by field.
+        flags: flags by field.
         given: the fields that were set by flags.
-        config: the file that all others come from; without one a missing field is a missing flag.
-        overrides: `a.b=c` arguments, which come after flags.
+        config: file with the other fields; without a file, a missing field is a missing flag.
+        overrides: `a.b=c` arguments, which take precedence over flags.
     """
     replaced = {override.partition("=")[0] for override in overrides}
     wanted = given if config else flags

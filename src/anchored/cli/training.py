@@ -176,7 +176,7 @@ def _run_plan(options: argparse.Namespace) -> None:
 
 
 def _stage(config: str) -> tuple[Option, ...]:
-    """The arguments of a command that a configuration alone describes."""
+    """Return the arguments of a command that needs only a configuration."""
     return (
         Option(
             "config", f"YAML file with the fields of {config}", type=existing_file, metavar="CONFIG"
@@ -242,7 +242,7 @@ def _print_model(model: Path, options: argparse.Namespace) -> None:
 
 
 def _sampling(part: str, prefix: str) -> tuple[Option, ...]:
-    """Options for sampling one part of an answer."""
+    """Return the options for sampling one part of an answer."""
     return tuple(
         Option(
             f"--{prefix}{name}",

@@ -1,7 +1,7 @@
-"""Studies, each one configuration: bases, treatments, samples, measures, report.
+"""Run studies, each described by one configuration: bases, treatments, samples, metrics, report.
 
-The storyworld's is part of the package. The others lie in the folder `studies` of the repository,
-and are run from a checkout of it.
+The storyworld study is part of the package. The others are in the folder `studies` of the
+repository, and are run from a checkout of it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from anchored.config import Config, load_config, read_yaml
 from anchored.errors import ConfigError
 
 STORYWORLD = "storyworld"
-STUDIES = {"real-text": "studies.real_text", "dpo": "studies.dpo"}  # by name, the modules
-CHECKOUT = Path(__file__).resolve().parents[3]  # the folder of `src`, in a checkout
+STUDIES = {"real-text": "studies.real_text", "dpo": "studies.dpo"}  # modules by name
+CHECKOUT = Path(__file__).resolve().parents[3]  # in a checkout, the folder that contains `src`
 
 Run = Callable[[Any, Path], dict[str, Any]]
 
 
 def run(config: Path, out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run, or go on with, the study that the field `experiment` of the YAML file names.
+    """Run or resume the study that the field `experiment` of the YAML file names.
 
     Returns:
-        What it wrote to `out`/results.json.
+        The content of `out`/results.json.
 
     Raises:
-        ConfigError: there is no such study, it is not in this installation, or its configuration
-            is wrong.
+        ConfigError: the study is unknown or not in this installation, or its configuration is
+            wrong.
         AnchoredError: see the study's own `run`.
     """
     data = read_yaml(config)
@@ -49,12 +49,12 @@ def _storyworld() -> tuple[type[Config], Run]:
 
 
 def _from_checkout(config: Path, name: str) -> tuple[type[Config], Run]:
-    """The configuration and the function of a study of the repository."""
+    """Return the configuration class and the function of a study of the repository."""
     if not (CHECKOUT / "studies" / "__init__.py").is_file():
         raise ConfigError(
             f"{config}: experiment: {name!r} is not part of the installed package; run it from a "
             "checkout of the repository, installed with pip install -e '.[all]'"
         )
-    if str(CHECKOUT) not in sys.path:  # processes of their own that run its stages inherit it
+    if str(CHECKOUT) not in sys.path:  # inherited by the processes that run the study's stages
         sys.path.append(str(CHECKOUT))
     return import_module(STUDIES[name]).STUDY

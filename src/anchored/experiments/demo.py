@@ -1,8 +1,8 @@
-"""`anchored demo`: does SFT collapse a storyworld model, does anchoring prevent it, by how much.
+"""`anchored demo`: measure how far SFT collapses a storyworld model, and what anchoring keeps.
 
-For each seed a plain and an annotated base are pretrained on the same number of tokens, SFT runs
-(the treatments) start from them, and all models are sampled. A stage owns its folder, finished
-stages are found again, and those that do not need each other run side by side, one thread each.
+For each seed, a plain and an annotated base are pretrained on the same number of tokens, SFT runs
+(the treatments) start from them, and all models are sampled. Each stage has its own folder.
+Finished stages are reused, and independent stages run in parallel, with one thread each.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from anchored.train.config import PretrainConfig, SFTConfig
 from anchored.train.metrics_log import measure_matmul_peak
 from anchored.workflow import pretrain, sft
 
-_FRESH_DOCUMENTS = 1000  # added to the seed where a base goes on from another
+_FRESH_DOCUMENTS = 1000  # added to the data seed if a base continues another base
 
 
 def run(config: DemoConfig, out: Path) -> dict[str, Any]:
-    """Runs the study, or goes on with it; results.json, report.html and table.md go to `out`.
+    """Run or resume the study; write results.json, report.html and table.md to `out`.
 
     Raises:
-        ConfigError: `out` holds another run.
+        ConfigError: `out` contains another run.
     """
     started = time.monotonic()
     console = Console(stderr=True)
@@ -63,17 +63,17 @@ def run(config: DemoConfig, out: Path) -> dict[str, Any]:
 
 
 def _seconds_before(out: Path) -> float:
-    """Seconds of an earlier, finished run: its stages were found, not run again."""
+    """Return the seconds of an earlier, finished run, whose stages are not run again."""
     path = out / "results.json"
     return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
 
 
 def plan(config: DemoConfig, out: Path) -> list[Stage]:
-    """All stages of all seeds, the longest first where nothing forbids it."""
+    """List all stages of all seeds; where the order is free, the longest stages come first."""
     bases = config.bases or out / "bases"
     tokenizer = Stage("tokenizer", learn_tokenizer, (config, bases), bases / "tokenizer")
     seeds = [_seed_stages(config, bases, out, seed) for seed in config.seeds]
-    # Distilled once a machine, while there is no tokenizer yet and a process has nothing to do.
+    # Distilled once per machine, while the tokenizer is being trained and a process is idle.
     vectors = Stage("static vectors", distil, (), bases)
     return [tokenizer, vectors, *(stage for column in zip(*seeds, strict=True) for stage in column)]
 
@@ -122,17 +122,17 @@ def _samples(out: Path, seed: int, name: str) -> Path:
 
 
 def pretrain_tokens(config: DemoConfig, name: str) -> int:
-    """The token budget of a base."""
+    """Return the token budget of a base."""
     return round(config.pretrain.tokens * config.pretrained[name].share)
 
 
 def pretrain_steps(config: DemoConfig, name: str) -> int:
-    """Steps of `batch_size` packed rows that use the token budget up (rows are all but full)."""
+    """Return the steps that use up the token budget, with `batch_size` almost full rows each."""
     return max(pretrain_tokens(config, name) // (config.pretrain.batch_size * config.max_length), 1)
 
 
 def sft_steps(config: DemoConfig, name: str) -> int:
-    """Steps over the examples and, on top, over what is replayed."""
+    """Return the steps over the examples and, in addition, over replayed examples."""
     settings, treatment = config.sft, config.treatments[name]
     examples = settings.examples
     if treatment.objective == "anchored-replay":
@@ -147,7 +147,7 @@ def _documents(settings: SFTSettings, treatment: Treatment) -> int:
 
 
 def learn_tokenizer(config: DemoConfig, bases: Path) -> None:
-    """One tokenizer for all models, from documents that no model is trained on."""
+    """Train one tokenizer for all models, on documents that no model is trained on."""
     folder = bases / "tokenizer"
     if folder.exists():
         return
@@ -161,7 +161,7 @@ def learn_tokenizer(config: DemoConfig, bases: Path) -> None:
 
 
 def distil() -> None:
-    """Fills the cache of static vectors that dissimilarity is measured with."""
+    """Fill the cache of static vectors that dissimilarity is measured with."""
     load_static_model()
 
 
@@ -170,7 +170,7 @@ def _world(config: DemoConfig) -> str:
 
 
 def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None:
-    """One of the bases."""
+    """Pretrain one of the bases."""
     settings, base = config.pretrain, config.pretrained[name]
     documents = seed if base.init is None else seed + _FRESH_DOCUMENTS
     world = f"{_world(config)}?seed={documents}"
@@ -206,7 +206,7 @@ def pretrain_base(config: DemoConfig, name: str, bases: Path, seed: int) -> None
 
 
 def fine_tune(config: DemoConfig, name: str, base: Path, out: Path, seed: int) -> None:
-    """One treatment: the same examples for all."""
+    """Run one treatment's SFT; all treatments use the same examples."""
     settings, treatment = config.sft, config.treatments[name]
     cover = "true" if config.regime == "broad" else "false"
     source = (
@@ -257,10 +257,10 @@ def _trainer(steps: int, learning_rate: float, batch_size: int) -> dict[str, Any
 
 
 def sample_model(config: DemoConfig, model: Path, path: Path, seed: int) -> None:
-    """Stories at temperature 1 for every open prompt, answers at 0 to every question.
+    """Sample stories at temperature 1 for every open prompt, and answers at 0 to every question.
 
-    That is the temperature of the annotation too: a question has one right answer, so both parts
-    are greedy, as for the models that write no annotation.
+    Annotations have the same temperatures: a question has one right answer, so both parts are
+    greedy, as they are for models that write no annotation.
     """
     if path.is_file():
         return
@@ -300,7 +300,7 @@ def _ask(
 
 
 def collect(config: DemoConfig, out: Path) -> dict[str, Any]:
-    """`results.json` but for its `seconds`, from the raw samples."""
+    """Compute `results.json`, except for its `seconds`, from the raw samples."""
     rows = {
         name: [[row for _, row in read_jsonl(_samples(out, seed, name))] for seed in config.seeds]
         for name in config.models
@@ -315,10 +315,10 @@ def collect(config: DemoConfig, out: Path) -> dict[str, Any]:
 
 
 def cost(config: DemoConfig, stages: list[Stage]) -> str:
-    """What the run will take, from its training tokens and this machine's measured speed."""
+    """Describe the cost of the run by its training tokens and this machine's measured speed."""
     tokens = len(config.seeds) * sum(pretrain_tokens(config, name) for name in config.pretrained)
     peak = measure_matmul_peak(torch.device("cpu"), torch.float32) / torch.get_num_threads()
     return (
         f"{len(stages)} stages, {tokens / 1e6:.1f}M pretraining tokens on {config.workers} "
-        f"processes of one thread ({peak / 1e9:.0f} GFLOP/s each); finished stages are found again"
+        f"processes of one thread ({peak / 1e9:.0f} GFLOP/s each); finished stages are reused"
     )

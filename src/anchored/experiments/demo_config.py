@@ -1,4 +1,4 @@
-"""What the demo, and every study on the storyworld, is told: bases, treatments, settings."""
+"""The configuration of the demo and of every storyworld study: bases, treatments, settings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Strength = Literal["light", "hard"]
 
 
 class Base(Config):
-    """One way of pretraining.
+    """A pretrained base.
 
     Args:
         objective: `plain` or `annotated`.
-        init: the base that it goes on from, in the place of fresh weights.
-        share: of `pretrain.tokens` that it is trained on.
-        tag_noise: share of tags, in SFT that starts from it too, whose value was drawn at random.
+        init: the base to continue from, instead of fresh weights.
+        share: share of `pretrain.tokens` that the base is trained on.
+        tag_noise: share of tags whose value is drawn at random, also in SFT that starts from it.
     """
 
     objective: Literal["plain", "annotated"]
@@ -37,14 +37,14 @@ BASES = {"base": Base(objective="plain"), "annotated_base": Base(objective="anno
 
 
 class Treatment(Config):
-    """One way of SFT.
+    """A variant of SFT.
 
     Args:
-        base: what it starts from, by name.
+        base: name of the base that it starts from.
         objective: see `segments.OBJECTIVES`.
-        replay: instead of the study's own.
+        replay: replay settings, instead of the study's own.
         documents: share of the examples that are pretraining documents with their tags, learnt
-            whole, on top of the SFT data.
+            whole, in addition to the SFT data.
     """
 
     base: str = "annotated_base"
@@ -62,7 +62,7 @@ TREATMENTS = {
 
 
 class PretrainSettings(Config):
-    """Pretraining of both bases: the same tokens, annotations included."""
+    """Pretraining settings of both bases: equally many tokens, counting annotations."""
 
     tokens: int = Field(default=2_200_000, gt=0)
     batch_size: int = Field(default=4, gt=0)
@@ -71,10 +71,10 @@ class PretrainSettings(Config):
 
 
 class SFTSettings(Config):
-    """Light SFT of all treatments: the same examples, the same optimizer.
+    """Light SFT settings of all treatments: the same examples and the same optimizer.
 
-    Small batches, because updates are what so short an SFT lacks: 250 of 16 examples each teach the
-    form to half as many stories as 1,000 of 4, in the same time.
+    Batches are small, because so short an SFT needs more updates: 250 updates of 16 examples teach
+    the form to half as many stories as 1,000 updates of 4, in the same time.
     """
 
     examples: int = Field(default=2000, gt=0)
@@ -85,7 +85,7 @@ class SFTSettings(Config):
 
 
 class HardSFT(SFTSettings):
-    """Hard SFT: as many updates at more than three times the rate."""
+    """Hard SFT settings: equally many updates at more than three times the learning rate."""
 
     learning_rate: float = Field(default=5e-3, gt=0)
 
@@ -94,23 +94,23 @@ class DemoConfig(Config):
     """The demo; every field can be overridden on the command line.
 
     Args:
-        experiment: its name.
-        size: of the storyworld.
-        preset: of the models.
-        vocab_size: at most; the small world's words need fewer.
+        experiment: name of the study.
+        size: size of the storyworld.
+        preset: size of the models.
+        vocab_size: maximum vocabulary size; the small world's words need fewer entries.
         max_length: tokens in a packed row.
-        seeds: one run each: data, weights, samples.
-        regime: `broad`: SFT's semantics cover everything, `narrow_mass` of them on two or three
-            values a key (the paper's case); `narrow`: nothing but those values.
-        strength: `light` or `hard` SFT, with its settings below.
+        seeds: one run for each seed, with its own data, weights and samples.
+        regime: `broad`: SFT's semantics cover everything, with a share of `narrow_mass` on two or
+            three values per key (the paper's case); `narrow`: only those values.
+        strength: `light` or `hard` SFT, with the settings below.
         narrow_mass: see `regime`.
         pretrain, light, hard, replay: settings of the stages.
-        pretrained: by name; `base` and `annotated_base` are what gaps and drift are measured from.
-        treatments: by name; `standard` is what the others are compared with.
-        samples_per_prompt: stories sampled for each open prompt, for each seed and model.
+        pretrained: bases by name; gaps and drift are measured from `base` and `annotated_base`.
+        treatments: treatments by name; the others are compared with `standard`.
+        samples_per_prompt: stories sampled per open prompt, for each seed and model.
         max_response_tokens: longer responses are cut.
-        bases: where the pretrained bases are kept or found; inside the output folder if None.
-        workers: stages that run at once.
+        bases: folder of the pretrained bases; None keeps them in the output folder.
+        workers: number of stages that run in parallel.
     """
 
     experiment: Literal["storyworld"] = "storyworld"
@@ -142,11 +142,11 @@ class DemoConfig(Config):
     @classmethod
     def _with_bases(cls, pretrained: dict[str, Base]) -> dict[str, Base]:
         if not BASES.keys() <= pretrained.keys():
-            raise ValueError("needs `base` and `annotated_base`")
+            raise ValueError("`base` and `annotated_base` are required; add both")
         known: set[str] = set()
         for name, base in pretrained.items():
             if base.init is not None and base.init not in known:
-                raise ValueError(f"{name}.init: {base.init!r} is no base that stands before it")
+                raise ValueError(f"{name}.init: {base.init!r} is not one of the bases before it")
             known.add(name)
         return pretrained
 
@@ -155,7 +155,7 @@ class DemoConfig(Config):
         treatments, bases = self.treatments, self.pretrained
         if "standard" not in treatments or not bases.keys().isdisjoint(treatments):
             raise ValueError(
-                "treatments: needs a treatment `standard`, and none named as a base is"
+                "treatments: `standard` is required, and no treatment may have the name of a base"
             )
         for name, treatment in treatments.items():
             if treatment.base not in bases:
@@ -166,7 +166,7 @@ class DemoConfig(Config):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """All that is sampled and measured: of the bases, the two that others are compared with."""
+        """The models that are sampled and measured: two of the bases, and all treatments."""
         return (*BASES, *self.treatments)
 
     @property

@@ -1,8 +1,9 @@
-"""From raw samples of a study's models to the figures of `results.json`, by the table of metrics.
+"""Compute the figures of `results.json` from the raw samples of a study's models.
 
-Texts are read by the readers of `anchored score` and `anchored evaluate`. A study's prompts all ask
-for the same, so that its entropies are over all texts of a seed, where those two take each prompt
-by itself; dissimilarity is within prompts everywhere.
+Metrics are those of the table of metrics, and texts are read with the readers of `anchored score`
+and `anchored evaluate`. A study's prompts all ask for the same thing, so its entropies are taken
+over all texts of a seed, not prompt by prompt as in those two commands. Dissimilarity is always
+within prompts.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from anchored.scoring.score import of_share, sampled_intervals
 Row = Mapping[str, Any]
 Figures = dict[str, float | None]
 BASE, SFT, ANNOTATED_BASE = "base", "standard", "annotated_base"
-GAP_METRIC = "semantic_entropy_miller_madow"  # `gap_closed` is by it, if nothing else is said
-SETTINGS = ReadersConfig()  # of intervals
+GAP_METRIC = "semantic_entropy_miller_madow"  # the default metric of `gap_closed`
+SETTINGS = ReadersConfig()  # resamples and seed of intervals
 
 
 @dataclass(frozen=True)
 class SeedSamples:
-    """One model's samples of one seed as read, prompt by prompt.
+    """One model's samples of one seed, and what was read from them, prompt by prompt.
 
     Attributes:
-        rows: as they were sampled.
-        observed: what was read off each prompt's texts, in the order of `rows`.
-        shown: by the name of a share, such as `adoption`, whether each text counts for it; None
-            where that is not asked of the text.
+        rows: the raw samples.
+        observed: what was read from each prompt's texts, in the order of `rows`.
+        shown: for each share, such as `adoption`, whether each text counts towards it; None for
+            texts that the share does not apply to.
     """
 
     rows: list[Row]
@@ -52,12 +53,12 @@ class SeedSamples:
 
     @cached_property
     def together(self) -> Observed:
-        """All texts as those of one prompt."""
+        """All texts, joined as if of one prompt."""
         return joined(self.observed)
 
     @cached_property
     def annotations(self) -> list[Annotation]:
-        """What the model wrote before its texts, where it wrote something."""
+        """The annotations that the model wrote before its texts, of the texts that have one."""
         return [Annotation.from_rows(row["annotation"]) for row in self._annotated(self.rows)]
 
     @cached_property
@@ -66,11 +67,11 @@ class SeedSamples:
         return self._annotated(self.together.readings)
 
     def share(self, name: str) -> float | None:
-        """The share of texts that count, among those that it is asked of."""
+        """Return the share of texts that count, among those it applies to."""
         return mean(self.shown[name])
 
     def by_prompt(self, name: str) -> list[list[float]]:
-        """The flags of a share that is asked of every text, prompt by prompt."""
+        """Return the flags of a share that applies to every text, prompt by prompt."""
         flags = iter(self.shown[name])
         return [[float(next(flags) or 0) for _ in one.texts] for one in self.observed]
 
@@ -80,7 +81,7 @@ class SeedSamples:
 
 
 def observe(readers: Readers, rows: Sequence[Row]) -> tuple[list[Row], list[Observed]]:
-    """Read raw samples: the rows by prompt, and what was read off each prompt's texts."""
+    """Read raw samples; return the rows ordered by prompt, and what was read from each prompt."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["prompt"], []).append(row)
@@ -92,7 +93,7 @@ def observe(readers: Readers, rows: Sequence[Row]) -> tuple[list[Row], list[Obse
 
 
 def semantics(samples: SeedSamples) -> Figures:
-    """Entropies and adherence of one model and seed."""
+    """Return the entropies and adherence of one model and seed."""
     together, annotations = samples.together, samples.annotations
     return {
         "n": len(samples.rows),
@@ -105,7 +106,7 @@ def semantics(samples: SeedSamples) -> Figures:
 
 
 def spread(samples: SeedSamples) -> Figures:
-    """How far one model's texts of one seed lie apart, and how varied their words are."""
+    """Return how dissimilar one model's texts of one seed are, and how varied their words."""
     distance = METRICS["dissimilarity"]
     return {
         "dissimilarity": mean([distance.function(one) for one in samples.observed]),
@@ -120,13 +121,13 @@ def of_model(
     before: Sequence[Annotation],
     uncertain: Sequence[str],
 ) -> dict[str, Any]:
-    """One model's entry below `models`, but for its samples.
+    """Return one model's entry in `models`, except for its samples.
 
     Args:
-        seeds: its samples.
-        by_seed: its figures, one for each seed.
-        before: annotations of the annotated base, which drift is from.
-        uncertain: figures that get an interval.
+        seeds: the model's samples, by seed.
+        by_seed: the model's figures, by seed.
+        before: annotations of the annotated base, from which drift is measured.
+        uncertain: names of the figures that get an interval.
     """
     annotations = [annotation for seed in seeds for annotation in seed.annotations]
     keys = seeds[0].together.keys
@@ -144,7 +145,7 @@ def of_model(
 
 
 def _resampled(seeds: Sequence[SeedSamples], name: str) -> Sampled:
-    """A metric of the table over all texts of a seed, or a share of them."""
+    """Return what to resample for a metric over all texts of a seed, or for a share."""
     if name in METRICS:
         return METRICS[name].sampled_together([seed.observed for seed in seeds])
     return mean_of, [seed.by_prompt(name) for seed in seeds]
@@ -171,7 +172,7 @@ def _by_key(seeds: Sequence[SeedSamples], keys: Sequence[str]) -> dict[str, Any]
 def comparisons(
     models: Mapping[str, Sequence[SeedSamples]], metric: str = GAP_METRIC
 ) -> dict[str, dict[str, Any]]:
-    """`gap_closed` and `collapse_reduction` by a metric, of all but the base and standard SFT."""
+    """Return `gap_closed` and `collapse_reduction` for all models but base and standard SFT."""
     runs = {name: _resampled(seeds, metric) for name, seeds in models.items()}
     return {
         name: gap(runs[BASE], runs[SFT], run, SETTINGS)
@@ -183,7 +184,7 @@ def comparisons(
 def kept(
     init: Sequence[SeedSamples], sft: Sequence[SeedSamples], run: Sequence[SeedSamples]
 ) -> dict[str, Any]:
-    """What `run`, trained from `init`, keeps of the gap that `init` closes.
+    """Return what `run`, trained from `init`, keeps of the gap that `init` closes.
 
     (D_run - D_sft) / (D_init - D_sft) by semantic entropy, with its 95 % interval.
     """
@@ -192,6 +193,6 @@ def kept(
 
 
 def mean(values: Iterable[float | bool | None]) -> float | None:
-    """Mean of what is there; None where nothing is."""
+    """Return the mean of the values that are not None; None if there are none."""
     known = [float(value) for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -1,4 +1,4 @@
-"""Stages of a study: resumable pieces of work in processes of their own, as their needs are met."""
+"""Run the stages of a study: resumable pieces of work in separate processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from anchored.train.metrics_log import read_metrics
 class Stage:
     """One resumable piece of work: `work(*arguments)` in another process, once `needs` are done.
 
-    `steps` is its length in training steps, read from `folder`/metrics.jsonl; 0 without training.
+    `steps` is its number of training steps, 0 without training; progress is read from
+    `folder`/metrics.jsonl.
     """
 
     name: str
@@ -34,14 +35,14 @@ class Stage:
 
 
 def execute(stages: list[Stage], workers: int, console: Console) -> None:
-    """Runs stages as their needs are met, at most `workers` at a time, with a bar for each.
+    """Run each stage once its needs are done, at most `workers` at a time, with a progress bar.
 
-    The first failure stops what has not begun and is raised.
+    The first failure is raised, and no further stage is started.
     """
     waiting, done = list(stages), set[str]()
     running: dict[Future[Any], Stage] = {}
     context = multiprocessing.get_context("spawn")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # in the workers: libraries' bars
+    os.environ.setdefault("TQDM_DISABLE", "1")  # hides libraries' bars in the workers
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with (
         Progress(

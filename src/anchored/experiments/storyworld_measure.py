@@ -1,4 +1,4 @@
-"""What the storyworld's exact parser says of a model's samples."""
+"""Measure a model's samples with the storyworld's exact parser."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from anchored.models.embedders import StaticEmbedder
 from anchored.scoring.measure import Readers
 from anchored.storyworld import Reading, Storyworld
 
-Rows = Mapping[str, Sequence[Sequence[Row]]]  # by model, for each seed, its raw samples
+Rows = Mapping[str, Sequence[Sequence[Row]]]  # raw samples, by model and seed
 
 
 class StoryworldReader:
-    """The parser as a reader of attributes; see `AttributeReader`."""
+    """An `AttributeReader` that uses the storyworld's parser."""
 
     def __init__(self, world: Storyworld) -> None:
         self.world = world
@@ -43,11 +43,11 @@ class StoryworldReader:
         return self.world.attributes
 
     def as_json(self) -> dict[str, Any]:
-        """The parser, its world and the attributes."""
+        """Return the parser, its world and the attributes."""
         return {"name": "storyworld parser", "schema": self.world.size, "keys": list(self.keys)}
 
     def read(self, found: Generations, p: int) -> list[Annotation | None]:
-        """See `AttributeReader`; the parser reads any text."""
+        """See `AttributeReader`; the parser can read any text."""
         return [Annotation.of(self.parse(text).attributes) for text in found.texts[p]]
 
     def counted(self, p: int) -> None:
@@ -64,7 +64,7 @@ class StoryReaders:
         self.readers = Readers(StaticEmbedder(), Exact(), self.parser, None, (1.0,), "13a")
 
     def stories(self, rows: Sequence[Row]) -> SeedSamples:
-        """The stories among one seed's samples, with whether each is adopted, well-formed, ..."""
+        """Return the stories among one seed's samples, with a flag per story for each share."""
         rows, observed = observe(self.readers, [row for row in rows if row["kind"] == "story"])
         parsed = [self.parser.parse(row["response"]) for row in rows]
         shown = {
@@ -76,7 +76,7 @@ class StoryReaders:
         return SeedSamples(rows, observed, shown)
 
     def figures(self, stories: SeedSamples, rows: Sequence[Row]) -> Figures:
-        """The scalar figures of one model and seed; None where one does not apply."""
+        """Return the scalar figures of one model and seed; None if one does not apply."""
         asked = [row for row in rows if row["kind"] == "question"]
         return {
             **semantics(stories),
@@ -90,7 +90,7 @@ class StoryReaders:
         }
 
     def as_json(self, row: Row) -> dict[str, Any]:
-        """A story's form in `results.json`."""
+        """Return a story's form in `results.json`."""
         reading = self.parser.parse(row["response"])
         tags = row["annotation"]
         return {
@@ -106,12 +106,12 @@ class StoryReaders:
         }
 
     def _is_far(self, reading: Reading) -> bool:
-        """True if a story's attributes lie far from SFT's narrow values."""
+        """Return True if a story's attributes are far from SFT's narrow values."""
         return self.world.far(reading.attributes)
 
 
 def measure(world: Storyworld, rows: Rows) -> dict[str, Any]:
-    """`models` and `comparisons` of `results.json`.
+    """Return `models` and `comparisons` of `results.json`.
 
     Args:
         world: the storyworld that the models were trained on.
@@ -132,7 +132,7 @@ def measure(world: Storyworld, rows: Rows) -> dict[str, Any]:
 
 
 def kept_of(world: Storyworld, rows: Rows, init: str, name: str) -> dict[str, Any]:
-    """What `name`, trained from `init`, keeps of the gap that `init` closes."""
+    """Return what `name`, trained from `init`, keeps of the gap that `init` closes."""
     readers = StoryReaders(world)
     start, sft, run = ([readers.stories(s) for s in rows[model]] for model in (init, SFT, name))
     return kept(start, sft, run)

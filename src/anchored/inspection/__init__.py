@@ -1,1 +1,1 @@
-"""`anchored inspect`: datasets, models and tags, shown."""
+"""`anchored inspect`: show prepared datasets, models and tags."""

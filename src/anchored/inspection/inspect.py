@@ -1,4 +1,4 @@
-"""`anchored inspect`: a dataset's tokens with their mask, a corpus's tags, a model's facts."""
+"""Show a dataset's tokens with their loss mask, statistics of a corpus's tags, or model facts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RECORD = "anchored.json"
 
 @dataclass(frozen=True)
 class Shown:
-    """Which rows of a prepared dataset: `count` of them from `first` on (counted from 0)."""
+    """The rows of a prepared dataset to show: `count` rows from `first` on (counted from 0)."""
 
     first: int = 0
     count: int = 3
@@ -60,24 +60,24 @@ def run(
 
     Args:
         path: folder or file.
-        shown: rows of a dataset.
-        html: file to write the same view to as well, self-contained.
+        shown: rows of a dataset to show.
+        html: file to write the same view to, as a self-contained page.
         as_json: print data instead of the view.
 
     Raises:
-        DataError: there is nothing at `path` that can be inspected, or it is damaged.
+        DataError: `path` cannot be inspected, or is damaged.
     """
     show(view_of(path, shown), html, as_json)
 
 
 def view_of(path: Path, shown: Shown = Shown()) -> View:
-    """The view of whatever lies at `path`.
+    """Return the view of the dataset, model or corpus at `path`.
 
     Raises:
-        DataError: nothing there, or nothing that can be inspected.
+        DataError: `path` does not exist, or cannot be inspected.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder; give a dataset, a model or rows")
     if (path / "dataset_info.json").is_file() and (path / MANIFEST).is_file():
         return dataset_view(path, shown)
     for model in (path, path / "model"):
@@ -87,17 +87,17 @@ def view_of(path: Path, shown: Shown = Shown()) -> View:
 
 
 def dataset_view(path: Path, which: Shown) -> View:
-    """Rows of a prepared dataset, and its manifest's account.
+    """Return the view of a prepared dataset: some rows, and the counts in its manifest.
 
     Raises:
-        DataError: the folder is not what its manifest describes, or has no such row or split.
-        TokenizerMismatch: the tokenizer saved with it encodes differently.
+        DataError: the folder does not match its manifest, or has no such row or split.
+        TokenizerMismatch: the tokenizer saved with the dataset encodes differently.
     """
     dataset, manifest = load_prepared(path, split=which.split)
     if which.first >= len(dataset):
         raise DataError(
-            f"{path}: row {which.first} of the {which.split} split was asked for, but it has "
-            f"{len(dataset)} rows, counted from 0"
+            f"{path}: there is no row {which.first} in the {which.split} split; give a row from 0 "
+            f"to {len(dataset) - 1}"
         )
     tokenizer = AnchoredTokenizer.load(path / "tokenizer")
     places = range(which.first, min(which.first + which.count, len(dataset)))
@@ -122,7 +122,7 @@ def _columns(row: Mapping[str, Any]) -> tuple[list[int], list[int], list[int], l
 
 
 def manifest_facts(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What a manifest says about how its data was made, as plain text."""
+    """Return how a dataset was made, according to its manifest, as plain text."""
     tokenizer = manifest["tokenizer"]
     return {
         "objective": manifest["objective"],
@@ -197,7 +197,7 @@ def _dataset_page(
 
 
 def _account(name: str, split: Mapping[str, Any]) -> tuple[Cells, list[Cells]]:
-    """Head and rows of a split's tokens by kind."""
+    """Return the head and rows of the table of a split's tokens by kind."""
     rows = [
         (_plain(kind), tokens, split["supervised_by_kind"][kind])
         for kind, tokens in split["by_kind"].items()
@@ -212,11 +212,13 @@ def _account(name: str, split: Mapping[str, Any]) -> tuple[Cells, list[Cells]]:
 
 
 def model_view(path: Path) -> View:
-    """Configuration, tokenizer and training of a model folder; weights are measured, not loaded.
+    """Return the view of a model folder: configuration, tokenizer and training.
+
+    The sizes of the weights are read without loading them.
 
     Raises:
-        DataError: a file of it is not JSON.
-        TokenizerMismatch: its tokenizer encodes differently from the one it was trained with.
+        DataError: a file of the folder is not JSON.
+        TokenizerMismatch: the tokenizer encodes differently from the one used in training.
     """
     facts = {**_architecture(path), **_tokenizer_facts(path), **_training(path)}
     return View(
@@ -303,14 +305,15 @@ def _plain(name: str) -> str:
 
 
 def corpus_view(path: Path) -> View:
-    """Tag statistics of annotated rows: in any format `prepare` reads, or stand-off.
+    """Return the view of annotated rows, in any format that `prepare` reads or stand-off.
 
     Raises:
-        DataError: no rows there, a damaged one (named by file and line), or no annotation at all.
+        DataError: there are no rows, a row is damaged (file and line are named), or no row has an
+            annotation.
     """
     found = statistics(_annotations(path))
     if not found.annotations:
-        raise DataError(f"{path}: no row carries an annotation; make them with `anchored annotate`")
+        raise DataError(f"{path}: no row has an annotation; annotate it with `anchored annotate`")
     title = f"{path.name}: {found.annotations:,} annotations"
     head, cells = statistics_cells(found)
     return View(

@@ -1,4 +1,4 @@
-"""`anchored inspect --tags`: what is measured of a corpus's tags, as tables, HTML and JSON."""
+"""`anchored inspect --tags`: show the quality of a corpus's tags as tables, HTML and JSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def run(
     html: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Measures and shows the tags of a corpus.
+    """Measure and show the tags of a corpus.
 
     Args:
         config: what to read.
         canonical: file to write the proposed canonical values to.
-        html: file to write the view to as well.
+        html: file to write the view to, as a page.
         as_json: print data instead of the view.
 
     Raises:
@@ -41,7 +41,7 @@ def run(
 
 
 def view_of(quality: TagQuality) -> View:
-    """The view of what was measured."""
+    """Return the view of the measured quality."""
     title = f"{Path(quality.source).name}: {quality.statistics.annotations:,} annotations"
     sections = list(_sections(quality))
     notes = [quality.note] if quality.note else []
@@ -79,8 +79,8 @@ def _variants(quality: TagQuality) -> TagTable:
         for key, groups in quality.variants.items()
     ]
     intro = (
-        "Values that may be one, and how many tags would change; a proposal: read it before you "
-        "apply it."
+        "Values that may mean the same, and how many tags would change. This is a proposal: check "
+        "it before you apply it."
     )
     return TagTable("Variants", intro, ("key", "groups", "tags", "most frequent groups"), rows)
 
@@ -100,7 +100,7 @@ def _informativeness(quality: TagQuality) -> TagTable:
     rows += [(key, percent(r2), "") for key, r2 in found.by_key.items()]
     intro = (
         f"Held-out share of the variance of {found.texts:,} texts' embeddings ({found.embedder}) "
-        "that a ridge regression from the tags explains; of each key alone."
+        "that a ridge regression on the tags explains, for all keys and for each key alone."
     )
     return TagTable("Informativeness", intro, ("key", "explained", "by chance"), rows)
 
@@ -120,8 +120,8 @@ def _prompts(quality: TagQuality) -> TagTable:
     ]
     intro = (
         f"{found.rows:,} prompted rows, {found.groups:,} {found.grouped_by}s. Decided: share of "
-        "the value's entropy that the prompt gives away, chance taken off; from clusters of "
-        "prompts a lower bound. Named: tags whose words stand in the prompt."
+        "the value's entropy that the prompt determines, corrected for chance; a lower bound if "
+        "prompts were clustered. Named: tags whose words occur in the prompt."
     )
     head = ("key", "decided", "p", "named", "named by chance")
     return TagTable("What prompts decide", intro, head, rows)
@@ -141,7 +141,7 @@ def _agreement(quality: TagQuality) -> TagTable:
     ]
     intro = (
         f"{found.texts:,} texts that both annotators tagged. Exact: same values where either has "
-        "the key. Kappa: Cohen's, a missing key being a category; for keys that never repeat."
+        "the key. Kappa: Cohen's, with a missing key as a category; for keys that never repeat."
     )
     head = ("key", "texts", "coverage 1", "coverage 2", "exact", "Jaccard", "kappa")
     return TagTable("Agreement", intro, head, rows)

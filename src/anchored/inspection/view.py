@@ -1,4 +1,4 @@
-"""A view of something: for the terminal, as HTML and as JSON data; and the tables in it."""
+"""Views for the terminal, as HTML and as JSON data, and the tables in them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from anchored.report.page import render
 from anchored.tags.statistics import KeyStatistics, TagStatistics
 
 COVERAGE_INTRO = (
-    "Coverage: share of annotations with the key. Entropy: of its values, in nats, plug-in and "
-    "Miller-Madow. Once: values seen a single time."
+    "Coverage: share of annotations with the key. Entropy: entropy of its values in nats, plug-in "
+    "and Miller-Madow. Once: number of values that occur only once."
 )
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of one path: for the terminal, as a page and as JSON data.
+    """A view of one path: for the terminal, as a page and as JSON data.
 
-    `template` of `report/templates` shows `page` under the title.
+    The page is rendered from `page` by `template`, a file in `report/templates`.
     """
 
     title: str
@@ -38,7 +38,7 @@ class View:
 
 @dataclass(frozen=True)
 class TagTable:
-    """A table of plain text, its title (empty for that of the page) and what its columns mean."""
+    """A table of plain text, with a title (empty to use the page's) and an explanation."""
 
     title: str
     intro: str
@@ -47,7 +47,7 @@ class TagTable:
 
 
 def show(view: View, html: Path | None = None, as_json: bool = False) -> None:
-    """Print a view, or its data as JSON; write it as one self-contained HTML file too."""
+    """Print a view, or its data as JSON; with `html`, also write it as a self-contained page."""
     if html is not None:
         atomic_write(html, render(view.template, title=view.title, **view.page))
     if as_json:
@@ -57,7 +57,7 @@ def show(view: View, html: Path | None = None, as_json: bool = False) -> None:
 
 
 def statistics_cells(found: TagStatistics) -> tuple[Cells, list[Cells]]:
-    """Head and rows of the table of a corpus's tags, as plain text."""
+    """Return the head and rows of the table of a corpus's tags, as plain text."""
     head = ("key", "coverage", "entropy", "corrected", "distinct", "once", "most frequent values")
     return head, [_key_cells(key, key_statistics) for key, key_statistics in found.keys.items()]
 
