@@ -407,7 +407,7 @@ def test_a_revoked_key_ends_the_run_and_the_next_goes_on(
     source = write(tmp_path / "in.jsonl", [document(i) for i in range(20)])
     with serving(script) as server:
         settings = config(source, tmp_path / "out", server.url, endpoint={"concurrency": 4})
-        with pytest.raises(EndpointError, match=r"revoked: \*\*\*; put another key into"):
+        with pytest.raises(EndpointError, match=r"revoked: \*\*\*; put another key in"):
             run(settings, QUIET)
         before, revoked = len(server.seen), False
         assert before < 30
