@@ -276,10 +276,14 @@ def test_data_is_not_prepared_for_a_missing_checkpoint_or_with_a_tokenizer_of_it
 ):
     init, out = base if given else tmp_path / "nothing", tmp_path / "run"
     sources = {"sources": [{"path": str(rows)}], **given}
-    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+    with pytest.raises(
+        ConfigError, match="data.tokenizer: a new tokenizer" if given else "nothing"
+    ):
         sft(sft_config(rows, init, out, data=sources), quiet=True)
     fields = {"out": out, "data": {"tokenizer": str(base), **sources}, "model": {"init": str(init)}}
-    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+    with pytest.raises(
+        ConfigError, match="data.tokenizer: a new tokenizer" if given else "nothing"
+    ):
         pretrain(PretrainConfig.model_validate(fields), quiet=True)
     assert not out.exists()
 
@@ -356,7 +360,7 @@ def test_growing_an_embedding_keeps_the_old_rows(tmp_path: Path):
 
 
 def test_a_model_folder_that_is_not_ours_has_no_record(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no anchored\.json"):
+    with pytest.raises(DataError, match=r"anchored\.json is missing"):
         read_record(tmp_path)
 
 
