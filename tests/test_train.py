@@ -276,14 +276,10 @@ def test_data_is_not_prepared_for_a_missing_checkpoint_or_with_a_tokenizer_of_it
 ):
     init, out = base if given else tmp_path / "nothing", tmp_path / "run"
     sources = {"sources": [{"path": str(rows)}], **given}
-    with pytest.raises(
-        ConfigError, match="data.tokenizer: a new tokenizer" if given else "nothing"
-    ):
+    with pytest.raises(ConfigError, match="tokenizer: a new tokenizer" if given else "nothing"):
         sft(sft_config(rows, init, out, data=sources), quiet=True)
     fields = {"out": out, "data": {"tokenizer": str(base), **sources}, "model": {"init": str(init)}}
-    with pytest.raises(
-        ConfigError, match="data.tokenizer: a new tokenizer" if given else "nothing"
-    ):
+    with pytest.raises(ConfigError, match="tokenizer: a new tokenizer" if given else "nothing"):
         pretrain(PretrainConfig.model_validate(fields), quiet=True)
     assert not out.exists()
 
