@@ -488,7 +488,7 @@ def test_a_tokenizer_that_loses_line_breaks_is_refused_for_annotations_alone(run
     folder = str(tmp_path / "words")
     line_breaks_lost().save_pretrained(folder)
     message = (
-        rf"tokenizer '{folder}': annotations do not come back .* 'topic : topic topic : topic'"
+        rf"tokenizer '{folder}': annotations do not survive .* 'topic : topic topic : topic'"
     )
     for objective in ("annotated", "anchored"):
         with pytest.raises(ConfigError, match=message):
