@@ -2,7 +2,7 @@
 
     document        bos  (open tags close)  chunk  (open tags close)  chunk ...  eos
     conversation    bos  system text  user text  assistant  (open tags close)  response  eos
-    by a template   the prompt as the model's chat template writes it  (open tags close)  response  end
+    by a template   prompt as the chat template writes it  (open tags close)  response  end
 
 Annotation and text are encoded separately and their ids joined, in training and in sampling alike,
 so that no token straddles the two. Control tokens are inserted by id; text is encoded with them
@@ -409,5 +409,6 @@ def check_annotations_come_back(tokenizer: AnchoredTokenizer, schema: Schema | N
         raise ConfigError(
             f"tokenizer {tokenizer.hf.name_or_path!r}: annotations do not survive encoding and "
             f"decoding: {str(annotation)[:60]!r} becomes {text[:60]!r}; use a tokenizer that keeps "
-            "line breaks (a byte-level BPE does), or train without annotations (objective plain or standard)"
+            "line breaks (a byte-level BPE does), or train without annotations (objective plain or "
+            "standard)"
         )
