@@ -188,7 +188,7 @@ def test_the_plots_are_those_of_the_report():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"a": "text"}, "a: 'text' is not a list of texts"),
+        ({"a": "text"}, "a: 'text' is neither a list of texts"),
         ({"a": ["one"]}, "texts: there is one text per prompt"),
         ([{"prompt": "a"}], r"texts\[0\]: response: missing"),
         ([], "texts: has no rows"),

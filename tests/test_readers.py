@@ -184,7 +184,7 @@ def test_a_wrong_storyworld_address_is_a_config_error(path):
 def test_an_endless_source_needs_a_limit_or_a_budget(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("sources: [{path: 'storyworld://small'}]\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="never ends: give it a limit, or a token_budget"):
+    with pytest.raises(ConfigError, match="never ends: set its limit, or a token_budget"):
         load_config(PrepareConfig, path)
     assert load_config(PrepareConfig, path, ["token_budget=1000"]).token_budget == 1000
     assert load_config(PrepareConfig, path, ["sources.0.limit=10"]).sources[0].limit == 10

@@ -170,7 +170,7 @@ def test_data_without_a_supervised_token_is_refused(data: Path, tmp_path: Path):
     manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
     manifest["splits"]["train"]["supervised"] = 0
     (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(DataError, match="no token carries loss, so nothing would be learnt"):
+    with pytest.raises(DataError, match="no token carries loss; prepare the data again"):
         pretrain(config(copy, tmp_path / "run"), quiet=True)
 
 
@@ -215,7 +215,7 @@ def test_data_prepared_anew_under_the_same_name_is_refused(rows: Path, data: Pat
         "max_length": 64,
     }
     prepare(PrepareConfig.model_validate(again), Console(quiet=True))
-    with pytest.raises(DataError, match=r"prepared anew since .*run was trained on it"):
+    with pytest.raises(DataError, match=r"prepared again since .*run was trained on it"):
         pretrain(run, quiet=True)
 
 
@@ -245,7 +245,9 @@ def test_the_first_batch_that_is_trained_on_is_the_one_shown(
 
 def test_a_mistyped_data_folder_is_named_and_the_output_stays_free(data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    with pytest.raises(DataError, match=r"no/such: no manifest\.json, so no prepared dataset"):
+    with pytest.raises(
+        DataError, match=r"no/such: not a prepared dataset \(manifest\.json is missing"
+    ):
         pretrain(config(tmp_path / "no/such", out), quiet=True)
     assert not out.exists()
     assert pretrain(config(data, out), quiet=True).is_dir()
