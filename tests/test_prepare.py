@@ -487,9 +487,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, tmp_path, monkeypatch):
 def test_a_tokenizer_that_loses_line_breaks_is_refused_for_annotations_alone(run, tmp_path):
     folder = str(tmp_path / "words")
     line_breaks_lost().save_pretrained(folder)
-    message = (
-        rf"tokenizer '{folder}': annotations do not come back .* 'topic : topic topic : topic'"
-    )
+    message = rf"tokenizer '{folder}': annotations do not survive .* 'topic : topic topic : topic'"
     for objective in ("annotated", "anchored"):
         with pytest.raises(ConfigError, match=message):
             run([CHAT], tokenizer=folder, objective=objective)
@@ -539,13 +537,13 @@ def test_an_annotated_folder_is_told_from_a_prepared_one(tmp_path):
     with pytest.raises(DataError) as caught:
         load_prepared(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: annotated text, not a prepared dataset; run `anchored prepare` with it among "
-        "the sources"
+        f"{tmp_path}: annotated text, not a prepared dataset; run `anchored prepare` with it as a "
+        "source"
     )
 
 
 def test_a_folder_without_a_manifest_is_refused_at_load(tmp_path):
-    with pytest.raises(DataError, match=r"no manifest\.json, so no prepared dataset"):
+    with pytest.raises(DataError, match=r"not a prepared dataset \(manifest\.json is missing"):
         load_prepared(tmp_path)
 
 

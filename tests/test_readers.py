@@ -67,7 +67,7 @@ def test_a_hub_dataset_takes_its_configuration_and_split_from_the_address(tmp_pa
     assert rows_of("hf://owner/name/one", split="validation") == [{"text": "one-validation"}]
     ((place, _),) = read_rows(SourceConfig(path="hf://owner/name/one"))
     assert place == "hf://owner/name/one: row 1"
-    with pytest.raises(ConfigError, match="'config' is no option of a hub dataset"):
+    with pytest.raises(ConfigError, match="'config' is not an option of a hub dataset"):
         rows_of("hf://owner/name?config=one")
     with pytest.raises(DataError, match=r"hf://owner/other: not readable as a hub dataset: "):
         rows_of("hf://owner/other")
@@ -161,7 +161,7 @@ def test_an_unreadable_file_is_named_with_its_line(tmp_path, name, content, mess
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no file of a kind that can be read"):
+    with pytest.raises(DataError, match="has no readable file; add one of these kinds"):
         rows_of(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_a_wrong_storyworld_address_is_a_config_error(path):
 def test_an_endless_source_needs_a_limit_or_a_budget(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("sources: [{path: 'storyworld://small'}]\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="never ends: give it a limit, or a token_budget"):
+    with pytest.raises(ConfigError, match="never ends: set its limit, or a token_budget"):
         load_config(PrepareConfig, path)
     assert load_config(PrepareConfig, path, ["token_budget=1000"]).token_budget == 1000
     assert load_config(PrepareConfig, path, ["sources.0.limit=10"]).sources[0].limit == 10

@@ -449,7 +449,7 @@ def test_behind_pinned_tags_the_tokenizers_own_lead_to_a_line_break_may_come(mon
 def test_a_tokenizer_that_loses_line_breaks_is_refused_where_annotations_are_sampled(schema):
     lossy = AnchoredTokenizer.adopt(line_breaks_lost())
     model = scripted(lossy, writes(lossy, [], "sea"))
-    with pytest.raises(ConfigError, match="annotations do not come back from its ids"):
+    with pytest.raises(ConfigError, match="annotations do not survive encoding and decoding"):
         one(model, lossy, Request(USER, annotated=True), schema=schema)
     assert one(model, lossy, Request(USER), schema=schema).response == "sea"
 

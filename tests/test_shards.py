@@ -115,7 +115,7 @@ def test_a_budget_beyond_the_corpus_is_refused_and_what_is_done_can_be_used(
     straight: Path, tmp_path: Path
 ):
     fields = {"tokenizer": str(straight / "tokenizer"), "token_budget": 10**6}
-    refused = "1000000 tokens asked for, but the sources end .* or lower shards"
+    refused = "1000000 tokens asked for, but the sources end .* or use fewer shards"
     with pytest.raises(DataError, match=refused):
         prepare(config(tmp_path / "data", **fields), QUIET)
     assert not (tmp_path / "data").exists()

@@ -170,7 +170,7 @@ def test_data_without_a_supervised_token_is_refused(data: Path, tmp_path: Path):
     manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
     manifest["splits"]["train"]["supervised"] = 0
     (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(DataError, match="no token carries loss, so nothing would be learnt"):
+    with pytest.raises(DataError, match="no token carries loss; prepare the data again"):
         pretrain(config(copy, tmp_path / "run"), quiet=True)
 
 
@@ -215,7 +215,7 @@ def test_data_prepared_anew_under_the_same_name_is_refused(rows: Path, data: Pat
         "max_length": 64,
     }
     prepare(PrepareConfig.model_validate(again), Console(quiet=True))
-    with pytest.raises(DataError, match=r"prepared anew since .*run was trained on it"):
+    with pytest.raises(DataError, match=r"prepared again since .*run was trained on it"):
         pretrain(run, quiet=True)
 
 
@@ -245,7 +245,9 @@ def test_the_first_batch_that_is_trained_on_is_the_one_shown(
 
 def test_a_mistyped_data_folder_is_named_and_the_output_stays_free(data: Path, tmp_path: Path):
     out = tmp_path / "run"
-    with pytest.raises(DataError, match=r"no/such: no manifest\.json, so no prepared dataset"):
+    with pytest.raises(
+        DataError, match=r"no/such: not a prepared dataset \(manifest\.json is missing"
+    ):
         pretrain(config(tmp_path / "no/such", out), quiet=True)
     assert not out.exists()
     assert pretrain(config(data, out), quiet=True).is_dir()
@@ -276,10 +278,10 @@ def test_data_is_not_prepared_for_a_missing_checkpoint_or_with_a_tokenizer_of_it
 ):
     init, out = base if given else tmp_path / "nothing", tmp_path / "run"
     sources = {"sources": [{"path": str(rows)}], **given}
-    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+    with pytest.raises(ConfigError, match="tokenizer: a new tokenizer" if given else "nothing"):
         sft(sft_config(rows, init, out, data=sources), quiet=True)
     fields = {"out": out, "data": {"tokenizer": str(base), **sources}, "model": {"init": str(init)}}
-    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+    with pytest.raises(ConfigError, match="tokenizer: a new tokenizer" if given else "nothing"):
         pretrain(PretrainConfig.model_validate(fields), quiet=True)
     assert not out.exists()
 
@@ -356,7 +358,7 @@ def test_growing_an_embedding_keeps_the_old_rows(tmp_path: Path):
 
 
 def test_a_model_folder_that_is_not_ours_has_no_record(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no anchored\.json"):
+    with pytest.raises(DataError, match=r"anchored\.json is missing"):
         read_record(tmp_path)
 
 
@@ -457,7 +459,7 @@ def test_a_full_disk_under_the_optimizer_state_is_an_os_error(
     ("models", "message"),
     [
         (0.5, "{out}: No space left on device"),
-        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; make room and"),
+        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; free some space"),
     ],
 )
 def test_a_real_full_disk_is_one_line_and_leaves_no_half_checkpoint(
@@ -602,7 +604,7 @@ def test_replay_without_a_prompt_to_ask_is_refused(base: Path, tmp_path: Path):
     turn = {"role": "assistant", "content": "Hello."}
     rows.write_text(json.dumps({"messages": [turn]}) + "\n", encoding="utf-8")
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay")
-    with pytest.raises(DataError, match="no answer stands behind a prompt"):
+    with pytest.raises(DataError, match="no answer follows a prompt"):
         sft(run, quiet=True)
 
 

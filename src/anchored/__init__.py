@@ -1,4 +1,4 @@
-"""Annotation-anchored training: post-train a language model and keep its range."""
+"""Annotation-anchored training: post-train a language model and keep its diversity."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = [
     "score",
 ]
 
-# On a CPU, peft and transformers import bitsandbytes, which asks for a kernel without a backward
-# and complains that it is missing; `models.lora` keeps training off that kernel. It is silenced
-# here, because any module of ours may be the first to import them.
+# On a CPU, bitsandbytes warns at import that a kernel is missing. `models.lora` never uses that
+# kernel, which has no backward pass. The warning is silenced here, because peft and transformers
+# import bitsandbytes, and any module of this package may be the first to import them.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # Loaded when first asked for: importing torch takes seconds, and the command line needs none of it

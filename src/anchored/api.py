@@ -64,11 +64,11 @@ class SamplingOptions(TypedDict, total=False):
 
     Attributes:
         pin: tags that every annotation starts with; the model samples the others after them.
-        prefill: text that every response starts with; it does not count as new tokens.
+        prefill: text that every response starts with; not counted in `max_new_tokens`.
         annotated: True to write an annotation first; by default as the model was trained.
         temperature, top_p, min_p: how the response is sampled; temperature 1 by default.
         annotation_temperature, annotation_top_p, annotation_min_p: how the annotation is sampled;
-            temperature 1 by default, which is the breadth of the pretrained model.
+            temperature 1 by default, which keeps the pretrained model's distribution.
         max_new_tokens: length limit of the response; 256 by default.
         max_annotation_tokens: length limit of the annotation; 160 by default.
         batch_size: sequences decoded together; samples do not depend on it.
@@ -101,7 +101,7 @@ def load(path: str | Path, dtype: Dtype = "auto", device_map: DeviceMap | None =
         device_map: see `from_pretrained` of `transformers`; None uses the GPU if there is one.
 
     Raises:
-        ConfigError: there is no model at `path` that can be loaded.
+        ConfigError: `path` holds no model that can be loaded.
         TokenizerMismatch: the model's tokenizer is not the one it was trained with.
 
     Examples:
@@ -116,7 +116,7 @@ def load(path: str | Path, dtype: Dtype = "auto", device_map: DeviceMap | None =
 
 
 class Model:
-    """A model to sample from, with its tokenizer and its training record; see `load`.
+    """A model to sample from, with its tokenizer and the record of its training; see `load`.
 
     Attributes:
         name: the folder or hub id that it was loaded from.
@@ -124,7 +124,7 @@ class Model:
         tokenizer: a tokenizer with which text can never spell a control token; `tokenizer.hf` is
             the tokenizer of `transformers`.
         annotated: True if the model was trained with annotations before its answers.
-        schema: schema of these annotations; None if they had no schema.
+        schema: schema of its annotations; None if any key was allowed.
         dtype: the precision it computes in.
     """
 
@@ -269,11 +269,12 @@ def annotate(
         texts: one text or several; it is better to cut a long document into paragraphs.
         schema: the keys to write: `general`, `stories`, `code`, `math`, a YAML file, or a
             `Schema`.
-        calibration: a `calibration.json` from `anchored annotate`, so that all texts of a project
-            are read in the same way. Without it the annotator calibrates itself on `texts`.
+        calibration: a `calibration.json` from `anchored annotate`; use the same file for all texts
+            of a project, so that they are tagged alike. Without it the annotator calibrates itself
+            on `texts`.
 
     Returns:
-        One annotation per text, without the keys that the text gives no evidence for.
+        One annotation per text; a key is left out if nothing in the text supports a value.
 
     Raises:
         ConfigError: the schema is unknown, or the annotator can read none of its keys.
@@ -305,7 +306,7 @@ def build_example(
     tokenizer: AnchoredTokenizer | PreTrainedTokenizerBase | str | Path,
     objective: str = "anchored",
 ) -> dict[str, list[int]]:
-    """Build one training example: the ids, the labels and the kind of each token.
+    """Build one training example: token ids, labels and token kinds.
 
     Args:
         source: the messages of a conversation that ends with the assistant's answer, or the text
@@ -313,10 +314,10 @@ def build_example(
         annotation: the annotation of the answer or document, as an `Annotation` or `{key: value}`.
             None uses the `annotation` of the last message.
         tokenizer: the tokenizer of a `Model`, one of `transformers`, a folder or a hub id. A
-            tokenizer of `transformers` is not changed; if it has no tokens for annotations, they
-            get the ids that `load` would give them.
-        objective: what carries loss: `anchored`, `standard`, `tagged` or `replay` for
-            conversations, `annotated` or `plain` for documents.
+            `transformers` tokenizer is not modified; if it lacks the annotation tokens, they get
+            the ids that `load` would assign.
+        objective: what carries loss: `anchored`, `anchored-replay`, `standard`, `tagged` or
+            `replay` for conversations, `annotated` or `plain` for documents.
 
     Returns:
         `input_ids`; `labels`, unshifted and -100 where there is no loss; `kinds`, see
@@ -369,7 +370,7 @@ def _check_annotation(annotation: Annotation | None, objective: str) -> None:
     if annotation is None and OBJECTIVES[objective].annotated:
         raise DataError(
             f"annotation: missing, but objective {objective!r} puts one before the text; give one "
-            "(Annotation() for an empty one), or use objective standard or plain"
+            "(Annotation() if there are no tags), or use objective standard or plain"
         )
 
 
@@ -391,7 +392,9 @@ def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **sett
         texts: for one model, a list of texts or samples (answers to one prompt),
             `{prompt: [texts]}`, or rows `{"prompt", "generations": [...]}` or `{"prompt",
             "response"}`; for several models, `{name: {prompt: [texts]}}` or `{name: rows}`, all
-            with the same prompts. Every prompt needs the same number of texts, at least two.
+            with the same prompts. Every prompt needs the same number of texts, at least two. A
+            mapping is `{name: ...}` if none of its values is a list of texts, else `{prompt:
+            [texts]}`: `{"before": [texts], "after": [texts]}` is one model with two prompts.
         n: use only the first `n` texts of each prompt.
         settings: fields of `anchored.scoring.score.ComparisonConfig`: `embedder`, `equivalence`,
             `quality`, `attributes`, `schema_name`, `compare="pairwise"`, `seed` and so on, as for
@@ -399,7 +402,7 @@ def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **sett
 
     Raises:
         ConfigError: a setting is wrong, or a backend cannot be loaded.
-        DataError: the texts are not in one of these forms, or are not comparable.
+        DataError: the texts are in none of these forms, or cannot be compared.
         EndpointError: a judge's server does not answer.
 
     Examples:
@@ -454,7 +457,7 @@ def _set(name: str, given: Any) -> Generations:
         rows = given
     else:
         raise DataError(
-            f"{name}: {str(given)[:80]!r} is not a list of texts, not {{prompt: [texts]}} and not "
+            f"{name}: {str(given)[:80]!r} is neither a list of texts, nor {{prompt: [texts]}}, nor "
             "a list of rows; give one of these, the rows with prompt and generations"
         )
     return generations_of(name, [(f"{name}[{i}]", row) for i, row in enumerate(rows)])

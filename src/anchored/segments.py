@@ -1,11 +1,11 @@
-"""Text to segments: what stands where in a sequence, of which kind, and how much loss it carries.
+"""From text to segments: the parts of a sequence, their order, kinds and weights in the loss.
 
     document        bos  (open tags close)  chunk  (open tags close)  chunk ...  eos
     conversation    bos  system text  user text  assistant  (open tags close)  response  eos
-    by a template   what the model's own chat template writes  (open tags close)  response  end
+    by a template   prompt as the chat template writes it  (open tags close)  response  end
 
-Annotation and text are encoded apart and their ids joined, in training and in sampling alike, so
-that no token straddles the two. Control tokens are put here by id; text is encoded with them
+Annotation and text are encoded separately and their ids joined, in training and in sampling alike,
+so that no token straddles the two. Control tokens are inserted by id; text is encoded with them
 disabled.
 """
 
@@ -32,7 +32,7 @@ KeyOrder = Literal["shuffled", "canonical"]
 
 
 class Kind(IntEnum):
-    """What a token is part of; the `kinds` column of a prepared dataset."""
+    """The part of a sequence that a token belongs to; the `kinds` column of a prepared dataset."""
 
     CONTROL = 0
     PROMPT = 1
@@ -40,18 +40,19 @@ class Kind(IntEnum):
     TAG_VALUE = 3
     TEXT = 4
 
-    __hash__ = int.__hash__  # that of Enum is written in Python, and every piece is looked up
+    __hash__ = int.__hash__  # Enum's is slow Python, and every piece is hashed
 
 
 @dataclass(frozen=True)
 class Objective:
     """How much loss each kind carries, as data.
 
-    Args:
-        name: as in the command line and configurations.
-        annotated: True if annotations stand before chunks and responses.
-        weights: of a token's loss, by kind; a kind that is not named carries none. Role tokens go
-            with PROMPT, the two annotation tokens with TAG_KEY, eos with TEXT; bos is never learnt.
+    Attributes:
+        name: the name in the command line and in configurations.
+        annotated: True if annotations precede chunks and responses.
+        weights: weight of a token's loss, by kind; a kind that is not named carries no loss. Role
+            tokens go with PROMPT, the two annotation tokens with TAG_KEY, eos with TEXT; bos never
+            carries loss.
         format_share: share of examples in which the tag keys carry loss too (paper, section 3:
             0.3 %).
         replay: True if examples of annotation replay are added: a prompt and an annotation sampled
@@ -68,7 +69,7 @@ class Objective:
         assert all(0 <= w < math.inf for w in self.weights.values()), self.weights
 
     def weight(self, kind: Kind) -> float:
-        """Weight of the loss of a token of this kind."""
+        """Return the weight of the loss of a token of this kind."""
         return self.weights.get(kind, 0.0)
 
     @cached_property
@@ -78,7 +79,7 @@ class Objective:
 
     @property
     def is_weighted(self) -> bool:
-        """True if any weight is neither 0 nor 1, so that labels alone cannot say it."""
+        """True if any weight is neither 0 nor 1, so that labels alone cannot express it."""
         return not {0.0, 1.0}.issuperset(self.weights.values())
 
 
@@ -103,9 +104,9 @@ OBJECTIVES = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of a document and what is said about it; None where nobody annotated it.
+    """A part of a document and its annotation, which is None if it was never annotated.
 
-    `text` keeps the white space that follows it.
+    `text` includes the white space that follows it.
     """
 
     text: str
@@ -114,7 +115,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `annotation` is that of an assistant turn; None where nobody annotated it."""
+    """One turn. Only an assistant turn has an `annotation`; None if it was never annotated."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -122,17 +123,16 @@ class Message:
 
 
 class Segment(NamedTuple):
-    """A stretch of one kind and one weight: text before it is encoded, ids after.
+    """A part of a sequence with one kind and one weight: text until it is encoded, then ids.
 
-    A tuple, because every segment is hashed and made anew once: both take a dataclass twice as
-    long.
+    A tuple, because hashing and creating a dataclass take twice as long.
 
-    Args:
-        kind: what it is part of.
-        weight: of the loss of each of its tokens; 0 for no loss, 1 in the ordinary case.
+    Attributes:
+        kind: the kind of its tokens.
+        weight: weight of the loss of each of its tokens; 0 for no loss, usually 1.
         text: plain text or, for `Kind.CONTROL`, the name of a control token. A chat template's
-            special tokens go by their spelling. Empty once encoded.
-        ids: its tokens; empty before it is encoded.
+            special tokens are named by their spelling. Empty once encoded.
+        ids: token ids; empty until encoded.
     """
 
     kind: Kind
@@ -145,7 +145,7 @@ class Segment(NamedTuple):
 class Example:
     """Equal-length columns of a training sequence.
 
-    `labels` are unshifted, `NO_LOSS` where nothing is learnt, which is where `weights` are 0.
+    `labels` are unshifted, and `NO_LOSS` where `weights` are 0.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -161,11 +161,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 
 
 def split_chunks(text: str, min_chars: int = 200, max_chars: int = 1500) -> list[str]:
-    """`text` cut at blank lines; `"".join(split_chunks(text)) == text`, always.
+    """Cut a text at blank lines; `"".join(split_chunks(text)) == text` always holds.
 
-    A chunk shorter than `min_chars` joins the next, one above `max_chars` is cut at sentence ends,
-    or at `max_chars` where there is none. No chunk is blank unless the text is: white space goes
-    with what it follows, even beyond `max_chars`.
+    A chunk shorter than `min_chars` is joined to the next. A chunk longer than `max_chars` is cut
+    at sentence ends, or at `max_chars` if there are none. No chunk is blank unless the text is:
+    white space stays with the text before it, even beyond `max_chars`.
     """
     paragraphs = _cut(text, _BLANK)
     chunks: list[str] = []
@@ -210,7 +210,7 @@ def _split_long(chunk: str, max_chars: int) -> Iterator[str]:
 
 
 def annotation_pieces(annotation: Annotation, objective: Objective) -> list[Segment]:
-    """Opening token, keys and values, closing token."""
+    """Return the opening token, the keys and values, and the closing token."""
     on_key, on_value = objective.weight(Kind.TAG_KEY), objective.weight(Kind.TAG_VALUE)
     opening, closing = _brackets(on_key)
     pieces = [opening]
@@ -228,13 +228,13 @@ def _brackets(weight: float) -> tuple[Segment, Segment]:
 
 @lru_cache(maxsize=1 << 14)
 def _tag_pieces(tag: Tag, first: bool, on_key: float, on_value: float) -> tuple[Segment, ...]:
-    """Cached, because the same tags come up all through a corpus."""
+    """Return the pieces of one tag; cached, because a corpus repeats its tags."""
     parts = {"key": (Kind.TAG_KEY, on_key), "value": (Kind.TAG_VALUE, on_value)}
     return tuple([Segment(*parts[part], text) for part, text in tag.pieces(first)])
 
 
 def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Segment]:
-    """A document: bos, each chunk behind its annotation if the objective is annotated, eos."""
+    """Return a document: bos, each chunk after its annotation if the objective has any, eos."""
     weight = objective.weight(Kind.TEXT)
     pieces = [BOS]
     for i, chunk in enumerate(chunks):
@@ -249,15 +249,15 @@ def document_pieces(chunks: Sequence[Chunk], objective: Objective) -> list[Segme
 def conversation_pieces(
     messages: Sequence[Message], objective: Objective, chat: ChatTemplate | None = None
 ) -> list[Segment]:
-    """A conversation whose last message is learnt if it is the assistant's.
+    """Return a conversation, whose last message is the response if it is the assistant's.
 
-    Earlier turns are prompt and go without their annotations, because clients send back what they
-    saw. An assistant message with empty content ends after its annotation: a replay example, or a
-    prefix to sample from.
+    Earlier turns belong to the prompt and have no annotations, because clients send back only what
+    they saw. An assistant message with empty content ends after its annotation: it is a replay
+    example, or a prefix to sample from.
 
     Args:
         messages: the turns.
-        objective: what carries loss.
+        objective: decides what carries loss.
         chat: the template that writes the prompt; None for this package's own format.
 
     Raises:
@@ -282,10 +282,10 @@ def conversation_pieces(
 def _template_pieces(
     messages: Sequence[Message], objective: Objective, chat: ChatTemplate
 ) -> list[Segment]:
-    """The template's own prompt up to the answer, then as in our format.
+    """Return the prompt as the template writes it, then the response as in our own format.
 
-    What a template puts before an answer only when it is a part of history (an empty thought) is
-    left out: the prompt ends as it will when the model is asked.
+    Text that a template writes only before earlier answers (an empty thought) is left out, so that
+    the prompt ends as it does at sampling.
     """
     weight = objective.weight(Kind.PROMPT)
     learnt = bool(messages) and messages[-1].role == "assistant"
@@ -310,14 +310,14 @@ def _response_pieces(message: Message, objective: Objective, end: str) -> Iterat
 
 
 def turns_to_learn(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """One prefix of the conversation for each assistant turn, ending with it: n give n examples."""
+    """Yield the prefix that ends with each assistant turn: n assistant turns give n examples."""
     for i, message in enumerate(messages):
         if message.role == "assistant":
             yield messages[: i + 1]
 
 
 def format_variant(objective: Objective, seed: int, example_id: str) -> Objective:
-    """`objective` itself or, for a seeded `format_share` of the ids, with loss on tag keys too."""
+    """Return `objective`; for a seeded `format_share` of the ids, with loss on tag keys too."""
     if (
         objective.format_share
         and random.Random(f"{seed}:format:{example_id}").random() < objective.format_share
@@ -328,14 +328,14 @@ def format_variant(objective: Objective, seed: int, example_id: str) -> Objectiv
 
 
 def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: str) -> Annotation:
-    """Key order of one annotation in one sequence.
+    """Return an annotation with its keys in the order that they have in one sequence.
 
-    Shuffled (the default) makes the model meet every subset of keys as a prefix, so that any of
-    them can later be pinned and the rest sampled given them. `canonical` keeps the order given.
+    With `shuffled`, the default, the model sees every subset of keys as a prefix, so that any of
+    them can later be pinned and the rest sampled after them. `canonical` keeps the given order.
     """
     if order == "canonical":
         return annotation
-    # A hash, because seeding a generator takes longer than all else that is planned for a chunk.
+    # A hash, because seeding a generator takes longer than all other work on a chunk.
     digest = blake2b(f"{seed}:order:{example_id}".encode()).digest()
     return annotation.shuffled(int.from_bytes(digest, "big"))
 
@@ -343,7 +343,7 @@ def order_keys(annotation: Annotation, order: KeyOrder, seed: int, example_id: s
 def encode_pieces(
     sequences: Sequence[Sequence[Segment]], tokenizer: AnchoredTokenizer
 ) -> list[list[Segment]]:
-    """Encodes many sequences with one call into the tokenizer, each distinct text once.
+    """Encode many sequences in two calls to the tokenizer, each distinct text once.
 
     Equal segments share their ids.
     """
@@ -368,21 +368,21 @@ def encode_pieces(
 def document_segments(
     chunks: Sequence[Chunk], tokenizer: AnchoredTokenizer, objective: Objective
 ) -> list[Segment]:
-    """`document_pieces`, encoded."""
+    """Return the encoded `document_pieces`."""
     return encode_pieces([document_pieces(chunks, objective)], tokenizer)[0]
 
 
 def conversation_segments(
     messages: Sequence[Message], tokenizer: AnchoredTokenizer, objective: Objective
 ) -> list[Segment]:
-    """`conversation_pieces`, encoded."""
+    """Return the encoded `conversation_pieces`."""
     return encode_pieces([conversation_pieces(messages, objective, tokenizer.chat)], tokenizer)[0]
 
 
 def assemble(segments: Sequence[Segment]) -> Example:
-    """Segments joined into columns.
+    """Join segments into columns.
 
-    The first token never has a label: nothing in its own sequence predicts it.
+    The first token never has a label, because nothing in its sequence predicts it.
     """
     example = Example()
     for segment in segments:
@@ -396,10 +396,10 @@ def assemble(segments: Sequence[Segment]) -> Example:
 
 
 def check_annotations_come_back(tokenizer: AnchoredTokenizer, schema: Schema | None) -> None:
-    """Sees that annotations of two tags and more can be read from their ids again.
+    """Check that an annotation survives encoding and decoding.
 
     Raises:
-        ConfigError: the tokenizer loses line breaks, or a letter of the keys of `schema`.
+        ConfigError: the tokenizer loses line breaks, or a character of the schema's keys.
     """
     names = schema.names if schema else ("topic",)
     annotation = Annotation(tuple(Tag(name, name) for name in (*names, names[0])))
@@ -407,7 +407,8 @@ def check_annotations_come_back(tokenizer: AnchoredTokenizer, schema: Schema | N
     text = tokenizer.decode_pieces(ids)
     if text != str(annotation):
         raise ConfigError(
-            f"tokenizer {tokenizer.hf.name_or_path!r}: annotations do not come back from its ids: "
-            f"{str(annotation)[:60]!r} reads {text[:60]!r}; use a tokenizer that keeps line breaks "
-            "(a byte-level BPE does), or train without annotations (objective plain or standard)"
+            f"tokenizer {tokenizer.hf.name_or_path!r}: annotations do not survive encoding and "
+            f"decoding: {str(annotation)[:60]!r} becomes {text[:60]!r}; use a tokenizer that keeps "
+            "line breaks (a byte-level BPE does), or train without annotations (objective plain or "
+            "standard)"
         )

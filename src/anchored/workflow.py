@@ -1,4 +1,4 @@
-"""Training runs as users start them: watched for collapse, and described by a model card."""
+"""Training runs as users start them: with a collapse monitor if configured, and a model card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anchored.train.run import Hooks, run
 
 
 def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
-    """Prepare the data if need be, train or resume, and return the folder of the final model.
+    """Prepare the data if it is not prepared yet, train or resume; return the final model's folder.
 
     Raises:
         ConfigError: `config.trainer` is refused, or `config.out` holds another run.

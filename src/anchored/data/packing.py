@@ -1,10 +1,10 @@
-"""Sequences to rows of bounded length: long documents split at chunk boundaries, short ones packed.
+"""Rows of bounded length: long documents are split between chunks, short ones packed.
 
-A document that does not fit `max_length` becomes several sequences. Each takes as many whole chunks
-as fit and starts with the annotation of its first chunk; only the first starts with bos and only
-the last ends with eos, because the others neither open nor close a document. A chunk that alone is
-too long is cut between tokens, and its annotation stands before every part: learnt before the
-first, given before the others, so that no plan counts twice.
+A document longer than `max_length` becomes several sequences. Each takes as many whole chunks as
+fit and starts with the annotation of its first chunk; only the first starts with bos and only the
+last ends with eos, because the others neither open nor close a document. A chunk that alone is too
+long is cut between tokens, and each part starts with its annotation, which carries loss only in the
+first part, so that no annotation counts twice.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Segments = Sequence[Segment]
 
 
 def token_count(segments: Segments) -> int:
-    """Tokens of a sequence."""
+    """Return the number of tokens of a sequence."""
     return sum([len(segment.ids) for segment in segments])
 
 
 def has_loss(sequence: Segments) -> bool:
-    """True if any token is learnt; the first never is: nothing in its sequence predicts it."""
+    """True if any token carries loss; the first never does: nothing in its sequence predicts it."""
     first, *rest = sequence
     return (first.weight > 0 and len(first.ids) > 1) or any(s.weight and s.ids for s in rest)
 
 
 def split_document(document: Segments, max_length: int) -> tuple[list[Segments], int]:
-    """The sequences of a document, and how many of its tokens were dropped.
+    """Return the sequences of a document, and the number of its tokens that were dropped.
 
-    Dropped are chunks that do not fit and whose annotation takes more than half of `max_length`.
+    A chunk that does not fit is dropped if its annotation takes more than half of `max_length`.
     """
     if token_count(document) <= max_length:
         return [document], 0
@@ -55,7 +55,7 @@ def split_document(document: Segments, max_length: int) -> tuple[list[Segments],
 
 
 def _units(segments: Segments) -> list[Segments]:
-    """Each chunk with its annotation; bos goes with the first, eos with the last."""
+    """Return each chunk with its annotation; bos goes with the first, eos with the last."""
     ends = [i for i, segment in enumerate(segments, 1) if segment.kind is Kind.TEXT]
     return [segments[a:b] for a, b in pairwise([0, *ends[:-1], len(segments)])]
 
@@ -77,7 +77,7 @@ def _cut(unit: Segments, max_length: int) -> list[Segments]:
 
 
 def _bos(lead: Segments) -> int:
-    """1 if bos stands first: an annotation has two control tokens, bos makes their number odd."""
+    """Return 1 if bos is first: an annotation has two control tokens, so bos makes three."""
     return sum(segment.kind is Kind.CONTROL for segment in lead) % 2
 
 
@@ -85,8 +85,8 @@ class BestFit:
     """Packs sequences into rows of `capacity` tokens: each goes where it leaves the least room.
 
     Args:
-        capacity: tokens a row holds.
-        open_rows: rows kept open; beyond that the fullest is given out, so that memory is bounded.
+        capacity: tokens per row.
+        open_rows: rows kept open; beyond these the fullest is closed, so that memory is bounded.
     """
 
     def __init__(self, capacity: int, open_rows: int = 256) -> None:
@@ -97,7 +97,7 @@ class BestFit:
         self._serials = count()
 
     def add(self, sequence: Segments) -> Iterator[list[Segments]]:
-        """Places one sequence; yields the row that it closes, if any."""
+        """Place one sequence; yield the row that it closes, if any."""
         length = token_count(sequence)
         at = bisect_left(self._free, (length, -1))
         if at < len(self._free):
@@ -111,7 +111,7 @@ class BestFit:
             yield self._rows.pop(self._free.pop(0)[1])
 
     def flush(self) -> Iterator[list[Segments]]:
-        """The rows still open, in the order they were opened."""
+        """Yield the rows still open, in the order in which they were opened."""
         yield from self._rows.values()
         self._rows.clear()
         self._free.clear()

@@ -1,4 +1,4 @@
-"""`anchored prepare`: sources to a prepared dataset, in one stream or in shards side by side."""
+"""`anchored prepare`: make a prepared dataset from sources, in one stream or in parallel shards."""
 
 from __future__ import annotations
 
@@ -53,17 +53,19 @@ _ACCOUNT, _SOURCES = "account.json", "sources.json"
 
 
 class NewTokenizer(Config):
-    """A tokenizer to be learnt from the sources."""
+    """A new tokenizer, trained on the sources."""
 
     vocab_size: int = Field(ge=300)
-    max_chars: int = Field(default=50_000_000, ge=1, description="text it is learnt from")
+    max_chars: int = Field(
+        default=50_000_000, ge=1, description="characters of text to train it on"
+    )
 
 
 class PrepareConfig(Config):
-    """What `anchored prepare` reads.
+    """The configuration of `anchored prepare`.
 
-    The objective says whether annotations are written and what carries loss. `out` and `tokenizer`
-    may be left out only inside a training configuration.
+    The objective decides whether annotations are written and what carries loss. `out` and
+    `tokenizer` may be left out only inside a training configuration.
     """
 
     out: Path | None = None
@@ -77,14 +79,14 @@ class PrepareConfig(Config):
     )
     canonical: Path | None = Field(
         default=None,
-        description="file of spellings that are one value; `anchored inspect --tags` proposes one",
+        description="file of spellings to merge into one; `anchored inspect --tags` proposes one",
     )
     key_order: KeyOrder = "shuffled"
     prompted_share: float = Field(
         default=0.15,
         ge=0,
         le=1,
-        description="share of documents with a prompt that pretraining sees behind it",
+        description="share of the documents with a prompt that pretraining sees after their prompt",
     )
     annotated_share: float = Field(
         default=1.0,
@@ -93,12 +95,12 @@ class PrepareConfig(Config):
         description="share of the rows that pretraining sees with their annotations; the others "
         "are written plain",
     )
-    max_length: int = Field(default=1024, ge=16, description="tokens in a row")
+    max_length: int = Field(default=1024, ge=16, description="tokens per row")
     packing: bool = True
     token_budget: int | None = Field(
         default=None,
         ge=1,
-        description="tokens kept, annotations included: these replace text, not add to it",
+        description="tokens to keep, annotations included: they replace text",
     )
     validation_share: float = Field(
         default=0.0, ge=0, lt=1, description="share of rows held out, by id"
@@ -109,16 +111,16 @@ class PrepareConfig(Config):
         default=None,
         ge=0,
         le=1,
-        description="instead of the objective's own (0.3 % where it masks the plan)",
+        description="share of examples with loss on tag keys; replaces the objective's own",
     )
     skip_bad_rows: bool = Field(
-        default=False, description="count rows that would be an error, and go on"
+        default=False, description="count malformed rows and skip them instead of stopping"
     )
     shards: int = Field(
         default=1,
         ge=1,
-        description="parts, each every n-th row, that are prepared side by side in processes of "
-        "their own; those that are done are kept when a run is stopped",
+        description="number of parts, each with every n-th row, prepared in parallel processes; a "
+        "stopped run keeps its finished parts",
     )
     seed: int = 0
 
@@ -126,27 +128,24 @@ class PrepareConfig(Config):
     def _ends(self) -> PrepareConfig:
         endless = [source.path for source in self.sources if source.endless]
         if endless and self.token_budget is None:
-            raise ValueError(
-                f"source {endless[0]!r} never ends: give it a limit, or a token_budget"
-            )
+            raise ValueError(f"source {endless[0]!r} never ends: set its limit, or a token_budget")
         return self
 
 
 def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
-    """Writes the prepared dataset that `config` describes and prints an account of its tokens.
+    """Write the prepared dataset that `config` describes, and print its token counts.
 
     Args:
-        config: the run.
-        console: where the account goes; `Console(quiet=True)` for nowhere.
+        config: the configuration.
+        console: prints the counts; `Console(quiet=True)` prints nothing.
 
     Returns:
-        `config.out`, which is there whole or not at all.
+        `config.out`, which is complete or does not exist.
 
     Raises:
         ConfigError: `out` or `tokenizer` is missing, the tokenizer or schema cannot be loaded, or
-            the tokenizer loses what an annotation is read by.
-        DataError: a source or a row is at fault, `out` holds something already, or nothing that
-            carries loss is left.
+            the tokenizer loses characters that annotations need.
+        DataError: a source or a row is malformed, `out` is not empty, or no token carries loss.
     """
     console = console or Console()
     if config.out is None:
@@ -168,11 +167,11 @@ def prepare(config: PrepareConfig, console: Console | None = None) -> Path:
 def _in_shards(
     config: PrepareConfig, out: Path, schema: Schema | None, console: Console
 ) -> dict[str, Any]:
-    """By way of a folder beside `out` that is there until all shards are done."""
+    """Prepare the shards in a folder beside `out`, which is removed once all are joined."""
     staging = out.with_name(f".{out.name}.shards")
     names = [f"shard-{number:05d}" for number in range(config.shards)]
     if (out / MANIFEST).is_file():
-        shutil.rmtree(staging, ignore_errors=True)  # killed while it took this away
+        shutil.rmtree(staging, ignore_errors=True)  # killed while removing this
     with building(out) as folder:
         _claim_staging(staging, config)
         with _kept_if_begun(staging, names):
@@ -195,28 +194,28 @@ def _in_shards(
 
 
 def _claim_staging(staging: Path, config: PrepareConfig) -> None:
-    """Makes `staging` that of this very configuration and of sources as they are now.
+    """Claim `staging` for this configuration and the present state of its sources.
 
     Raises:
-        ConfigError: its shards were made of others.
+        ConfigError: its shards were made with another configuration or other sources.
     """
     try:
         claim(staging, config)
     except ConfigError as error:
-        raise ConfigError(f"{error}; or remove {staging} to begin anew") from None
+        raise ConfigError(f"{error}; or remove {staging} to start again") from None
     found, path = _source_files(config), staging / _SOURCES
     before = json.loads(path.read_bytes()) if path.is_file() else found
     for name in {**before, **found}:
         if before.get(name) != found.get(name):
             raise ConfigError(
-                f"{name}: changed since shards were made of it; bring it back, or remove {staging} "
-                "to begin anew"
+                f"{name}: changed since shards were made of it; restore it, or remove {staging} to "
+                "start again"
             )
     write_json(path, found)
 
 
 def _source_files(config: PrepareConfig) -> dict[str, list[int]]:
-    """Size and time of every local file that rows come from."""
+    """Return the size and modification time of every local file that rows come from."""
     given = (Path(p) for s in config.sources for p in (s.path, s.annotations) if p is not None)
     files = (file for path in given for file in (path, *sorted(path.rglob("*"))) if file.is_file())
     return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
@@ -224,7 +223,7 @@ def _source_files(config: PrepareConfig) -> dict[str, list[int]]:
 
 @contextmanager
 def _kept_if_begun(staging: Path, names: Sequence[str]) -> Iterator[None]:
-    """Takes `staging` away if a run fails on its input before any shard is done."""
+    """Remove `staging` if a run fails on its input before any shard is done."""
     try:
         yield
     except AnchoredError:
@@ -241,8 +240,8 @@ def _write_missing(
         return
     workers = min(len(missing), os.cpu_count() or 1)
     console.print(
-        f"{len(missing)} of {len(names)} shards to prepare, {workers} at once; stopped, it goes on "
-        "with those that are left"
+        f"{len(missing)} of {len(names)} shards to prepare, {workers} at once; a stopped run "
+        "resumes with the missing ones"
     )
     bar = Console(stderr=True)
     with ProcessPoolExecutor(workers, _forks(), _become_worker, (workers,)) as pool:
@@ -260,14 +259,14 @@ def _write_missing(
         except BrokenProcessPool:
             raise AnchoredError(
                 f"{staging}: a process that prepared a shard was killed, perhaps for its memory; "
-                "run again to go on"
+                "run again to resume"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _forks() -> BaseContext:
-    """Processes forked by one that has done the imports and nothing else, where there are such."""
+    """Return a context whose processes fork from one that only did the imports, if possible."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -319,7 +318,7 @@ def _check(config: PrepareConfig, account: Account) -> None:
         raise DataError(
             f"token_budget: {budget} tokens asked for, but the sources end after "
             f"{budget - account.left}; lower the budget or add sources"
-            + (", or lower shards, whose parts are uneven" if config.shards > 1 else "")
+            + (", or use fewer shards, whose parts are uneven" if config.shards > 1 else "")
         )
 
 
@@ -351,7 +350,7 @@ def _first_chars(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def _texts(items: Iterable[Item]) -> Iterator[str]:
-    """All that is ever encoded, tags included."""
+    """Yield all text that is encoded, tags included."""
     for item in items:
         if isinstance(item, Document):
             for chunk in item.chunks:
@@ -369,7 +368,7 @@ def _progress(console: Console, items: Iterable[Sourced]) -> Iterator[Sourced]:
         TimeElapsedColumn(),
     )
     stderr = Console(stderr=True)
-    hidden = console.quiet or not stderr.is_interactive  # else it would leave an empty line
+    hidden = console.quiet or not stderr.is_interactive  # otherwise it leaves an empty line
     with Progress(*columns, console=stderr, transient=True, disable=hidden) as bar:
         task = bar.add_task("prepare", total=None)
         for number, sourced in enumerate(items, 1):
@@ -409,7 +408,7 @@ def _manifest(
 
 
 def account_table(manifest: dict[str, Any]) -> Table:
-    """The tokens of a manifest: kept, with loss, masked, by kind; what was missing or left out."""
+    """Return the token counts of a manifest: kept, with loss, masked, by kind, and left out."""
     title = f"{manifest['config']['out']}: {manifest['objective']}"
     table = Table("", "rows", "tokens", "with loss", "masked", title=title)
     for column in table.columns[1:]:

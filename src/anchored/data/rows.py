@@ -1,4 +1,4 @@
-"""Row formats: the one place that looks at a row's fields.
+"""Row formats: the one place that reads the fields of input rows.
 
     documents, conversations        `canonical_row`   -> `Document`, `Conversation`
     prompts, pairs of answers       `asked_row`       -> `Asked`
@@ -6,8 +6,8 @@
     several answers to a prompt     `answers_rows`    -> `Answers`
 
 A new format of documents or conversations is one function, its entry in `FORMATS`, one test, and
-the entry's line in docs/cli.md. A format that only spells another one differently rewrites its
-fields and calls that one's function; what it was rewritten to is then what writers write.
+the entry's line in docs/cli.md. A format that is another one with different field names renames the
+fields and calls the other's function; writers then write the renamed fields.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ Scores = tuple[float | None, ...]
 
 
 def uncut(text: str) -> list[str]:
-    """The text as one chunk."""
+    """Return the text as one chunk."""
     return [text]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text in chunks.
+    """A text in chunks.
 
     Attributes:
         id: the row's own, or its place without the folders.
-        chunks: the text. A chunk that nobody annotated has no annotation, not an empty one.
-        prompt: what asks for the whole text.
-        annotation: what describes the whole text.
-        divided: whether the row itself said where its chunks end.
-        raw: the row as it was read, whose other fields writers carry through.
+        chunks: the text. A chunk without an annotation has None, not an empty annotation.
+        prompt: a request for the whole text.
+        annotation: the annotation of the whole text.
+        divided: True if the row came already cut into chunks.
+        raw: the row as it was read; writers keep its other fields.
     """
 
     id: str
@@ -63,15 +63,15 @@ class Document:
 
     @property
     def text(self) -> str:
-        """All chunks, as `document_pieces` writes them."""
+        """The joined chunks, as `document_pieces` writes them."""
         *first, last = (chunk.text for chunk in self.chunks)
         return "".join(text if text[-1:].isspace() else text + "\n\n" for text in first) + last
 
     @property
     def whole_annotation(self) -> Annotation | None:
-        """The given one or, key by key, the most frequent value among the chunks.
+        """The document's own annotation or, for each key, the most frequent value among its chunks.
 
-        None if neither the document nor any chunk of it was annotated.
+        None if neither the document nor any of its chunks has an annotation.
         """
         if self.annotation is not None or len(self.chunks) == 1:
             first = self.chunks[0].annotation
@@ -87,12 +87,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns up to the last of the assistant's, whose content is empty in a row for replay.
+    """A conversation that ends with an assistant turn, which is empty in a replay row.
 
     Attributes:
-        id: the row's own, or its place without the folders.
+        id: id of the row, or its place without the folders.
         messages: the turns.
-        raw: the row as it was read, whose other fields writers carry through.
+        raw: the row as it was read; writers keep its other fields.
     """
 
     id: str
@@ -109,9 +109,9 @@ class Asked:
 
     Attributes:
         place: file and line, for errors.
-        turns: what is asked.
-        annotation: what both answers follow, if it is given.
-        pair: the better and the worse answer, if they are given.
+        turns: the conversation to be answered.
+        annotation: the annotation of both answers, if the row has one.
+        pair: the better and the worse answer, if the row has them.
         fields: all other fields of the row.
     """
 
@@ -122,7 +122,7 @@ class Asked:
     fields: Row
 
     def as_json(self) -> dict[str, Any]:
-        """The form by which a journal recognizes it."""
+        """Return the form that a journal makes its key from."""
         return {**asdict(self), "annotation": self.annotation and self.annotation.rows()}
 
 
@@ -131,14 +131,14 @@ class Answers:
     """One or several texts that a model wrote for a prompt.
 
     Attributes:
-        prompt: empty for texts that were written without one.
+        prompt: the prompt; empty for texts without one.
         texts: the answers.
-        annotations: what the model wrote before each text, None before one without; None as a whole
-            where the format has no place for them.
-        partition: the class of each text, as the row gives it.
-        scores: the score of each text, as the row gives it.
-        partition_stamp, score_stamp: by which protocol these were made.
-        model: who wrote the texts, if the row says so.
+        annotations: the annotation that the model wrote before each text, None for a text without
+            one; None as a whole if the format has no field for annotations.
+        partition: the class of each text, as in the row.
+        scores: the score of each text, as in the row.
+        partition_stamp, score_stamp: the protocols that produced the partition and the scores.
+        model: the model that wrote the texts, if the row names it.
     """
 
     prompt: str
@@ -156,10 +156,10 @@ class Format:
     """A format of documents or conversations.
 
     Attributes:
-        fields: a row that has all of these is read by this format.
-        example: the row, as docs/cli.md shows it.
-        says: what it becomes, as docs/cli.md says it.
-        read: makes the canonical row of a row, its id and what cuts texts into chunks.
+        fields: the fields that a row must have to be in this format.
+        example: an example row, as shown in docs/cli.md.
+        says: what such a row becomes, as described in docs/cli.md.
+        read: takes a row, its id and a function that cuts texts; returns the canonical row.
     """
 
     fields: tuple[str, ...]
@@ -169,19 +169,19 @@ class Format:
 
     @property
     def name(self) -> str:
-        """The fields, as errors list them."""
+        """The fields of this format, as errors list them."""
         return " + ".join(self.fields)
 
 
 def canonical_row(row: Row, place: str, split: Split = uncut) -> Item:
-    """A row in any of `FORMATS`; the first whose fields it has decides, whatever else is there.
+    """Convert a row into a document or conversation, by the first of `FORMATS` that fits it.
 
-    A field that is null counts as absent: tables have every column in every row.
+    A field that is null counts as absent, because tables have every column in every row.
 
     Args:
-        row: as it was read.
-        place: file and line, for the error. A row without an `id` is known by it, without the
-            folders: a corpus that is moved stays the same.
+        row: the row as it was read.
+        place: file and line, for errors. Without its folders it is the id of a row that has none,
+            so that a corpus can be moved.
         split: cuts a document's text into chunks.
 
     Raises:
@@ -222,9 +222,9 @@ def _read_chunks(row: Row, name: str, split: Split) -> Document:
 
 
 def _read_messages(row: Row, name: str, split: Split) -> Conversation:
-    """The messages, up to the last of the assistant's: nothing that follows it can be learnt.
+    """Read the messages up to the last assistant turn: nothing after it can be learned.
 
-    With an `annotation` and no answer after the last message, a replay row.
+    A row with an `annotation` whose last message is not the assistant's is a replay row.
     """
     turns = [_turn(message) for message in _objects(row, "messages")]
     annotation = _annotation(row)
@@ -252,7 +252,7 @@ def _read_output(row: Row, name: str, split: Split) -> Conversation:
 
 
 def _read_conversations(row: Row, name: str, split: Split) -> Conversation:
-    """ShareGPT's turns as messages; whatever else a turn has stays with it."""
+    """Read ShareGPT's turns as messages; each turn keeps its other fields."""
     turns = []
     for turn in _objects(row, "conversations"):
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
@@ -323,10 +323,10 @@ FORMATS = (
 
 
 def annotated_row(item: Item, found: Mapping[str, Annotation]) -> dict[str, Any]:
-    """The row of an item with its annotations in their stored form, and all its other fields.
+    """Return an item's row with annotations in their stored form, and all its other fields.
 
     Args:
-        item: annotations that it came with are kept.
+        item: the item; annotations that it already has are kept.
         found: annotation by text, for all texts of the item that have none.
     """
     row = {"id": item.id, **item.raw}
@@ -362,12 +362,14 @@ def _annotated_turn(turn: Row, found: Mapping[str, Annotation]) -> dict[str, Any
 
 
 def asked_row(row: Row, place: str) -> Asked:
-    """A row `{prompt}` or `{messages}`, with or without `annotation`, `chosen` and `rejected`.
+    """Read a row `{prompt}` or `{messages}`, optionally with `annotation`, `chosen`, `rejected`.
 
-    Where only the two answers are there, as lists of messages, the prompt is what comes before.
+    If the row has only the two answers, as lists of messages, the prompt is all messages but the
+    last of `chosen`.
 
     Raises:
-        DataError: no prompt, one answer without the other, or a field of the wrong type.
+        DataError: the row has no prompt, one answer without the other, or a field of the wrong
+            type.
     """
     with _named(place):
         if ("chosen" in row) != ("rejected" in row):
@@ -394,7 +396,7 @@ def _no_prompt() -> DataError:
 
 
 def _answer(row: Row, name: str) -> str:
-    """Text, or the last of a list of messages."""
+    """Return an answer given as text, or as the last of a list of messages."""
     value = row[name]
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
@@ -406,10 +408,10 @@ def _answer(row: Row, name: str) -> str:
 
 
 def prompt_turns(row: Row, place: str, name: str = "prompt") -> tuple[Message, ...]:
-    """The prompt in a row of a benchmark: its `messages`, its field `name`, or its `prompt`.
+    """Read the prompt of a benchmark's row: its `messages`, its field `name`, or its `prompt`.
 
     Raises:
-        DataError: there is none, or it is not text or turns that end with the user.
+        DataError: there is no prompt, or it is neither text nor turns that end with the user.
     """
     with _named(place):
         if "messages" in row:
@@ -436,14 +438,14 @@ def _prompt_messages(messages: Any) -> tuple[Message, ...]:
 
 
 def answers_rows(rows: Sequence[tuple[str, Row]]) -> list[Answers]:
-    """Rows of generations with their places; all are in the format of the first.
+    """Read rows of generations, given with their places; all are in the format of the first.
 
-    They are `{prompt, generations: [...]}`, one record per prompt, optionally with NoveltyBench's
+    A row is `{prompt, generations: [...]}`, one record per prompt, optionally with NoveltyBench's
     `partition` and `generation_scores`; or `{prompt, response}`, one record per text, optionally
     with the `annotation` that the model wrote first.
 
     Raises:
-        DataError: a field is missing or of the wrong type; its place is named.
+        DataError: a field is missing or of the wrong type; the message names its place.
     """
     several = bool(rows) and "generations" in rows[0][1]
     name, read = ("generations", _several_answers) if several else ("response", _one_answer)
@@ -484,7 +486,7 @@ def _model(row: Row) -> str | None:
 
 
 def _answered_prompt(row: Row) -> str:
-    """The prompt; empty where it is null, as in samples without one."""
+    """Return the prompt; empty if it is null, as in samples without a prompt."""
     if "prompt" not in row:
         raise DataError(f"prompt: missing; a row has {GENERATIONS_FORMATS}")
     return "" if row["prompt"] is None else _text(row, "prompt", empty_ok=True)
@@ -499,7 +501,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _per_answer(row: Row, name: str, what: str, kind: Any) -> tuple[Any, ...] | None:
-    """What the row says of each of its generations, if anything."""
+    """Return a list with one item for each generation; None if the row has no such field."""
     value, wanted = row.get(name), len(row["generations"])
     if value is None:
         return None
@@ -516,7 +518,7 @@ def _per_answer(row: Row, name: str, what: str, kind: Any) -> tuple[Any, ...] | 
 
 @contextmanager
 def _named(place: str) -> Iterator[None]:
-    """Puts the place before what is wrong there."""
+    """Prefix the message of a `DataError` with the place of the row."""
     try:
         yield
     except DataError as error:

@@ -1,4 +1,4 @@
-"""What each row becomes: which sequences of pieces, under which objective, in which split."""
+"""From rows to drafts: sequences of pieces, each with its objective and split."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _KNOWN_TAGS = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A sequence that is not encoded yet; a document becomes several where it is too long for one.
+    """A sequence before encoding; a document that is too long for one sequence is split later.
 
-    `instead` is what to write if this one is longer than a row: a document behind its prompt falls
-    back to the document alone.
+    `instead` replaces a draft that is longer than a row: a document after its prompt falls back to
+    the document alone.
     """
 
     pieces: list[Segment]
@@ -45,12 +45,12 @@ class Draft:
 
 @dataclass
 class Drafter:
-    """Drafts sequences by seed and row id alone: the rest of the corpus does not affect them.
+    """Drafts sequences from seed and row id alone: the rest of the corpus does not affect them.
 
-    Args:
-        seed: of every choice below.
+    Attributes:
+        seed: seed of every choice below.
         schema: tags are checked against it; None for no check.
-        key_order: of the tags in each annotation.
+        key_order: order of the tags in each annotation.
         prompted_share: share of the documents with a prompt that become conversations in
             pretraining; in SFT all do.
         annotated_share: share of the rows that pretraining sees with their annotations.
@@ -72,9 +72,9 @@ class Drafter:
         self._known_tags: set[Tag] = set()
 
     def drafts(self, item: Item, objective: Objective) -> Iterator[Draft]:
-        """One draft for a document or a conversation; in SFT one for each turn to learn.
+        """Yield the draft of a document or conversation; in SFT one draft for each assistant turn.
 
-        Replay learns the last annotation alone: earlier turns were never sampled.
+        Replay learns only the last annotation: those of earlier turns were not sampled.
         """
         split = (
             "validation"
@@ -99,10 +99,10 @@ class Drafter:
         yield (self._prompted if prompted else self._document)(item, split, objective)
 
     def check(self, item: Item, place: str, objective: Objective) -> None:
-        """Check that the chat template takes a row's turns and its annotations fit the schema.
+        """Check that the chat template takes a row's turns, and the schema its annotations.
 
         Raises:
-            DataError: one does not; `place` is named.
+            DataError: either check fails; the error names `place`.
         """
         if self.chat is not None and isinstance(item, Conversation):
             self._check_turns(item, place, objective)
@@ -152,7 +152,7 @@ class Drafter:
     def _annotation(
         self, annotation: Annotation | None, name: str, objective: Objective
     ) -> Annotation:
-        """Checked, in SFT without the keys that it is meant to change, in this example's order."""
+        """Return it with canonical spelling, in this example's order, in SFT only anchored keys."""
         if not objective.annotated:
             return Annotation()
         self.counts["annotations" if annotation else "annotations missing"] += 1
@@ -171,7 +171,7 @@ class Drafter:
                 raise DataError(f"{place}: {error}") from None
 
     def _check(self, annotation: Annotation, place: str, schema: Schema) -> None:
-        """`Schema.check`, left out for tags that passed it before: it is slower than encoding."""
+        """Run `Schema.check`, which is slower than encoding, unless all tags passed it before."""
         if len(annotation.keys) == len(annotation) and self._known_tags.issuperset(annotation):
             return
         try:
@@ -183,5 +183,5 @@ class Drafter:
 
 
 def is_pretraining(objective: Objective) -> bool:
-    """True if everything is learnt, prompts included."""
+    """True if everything carries loss, prompts included."""
     return Kind.PROMPT in objective.loss

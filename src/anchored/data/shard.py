@@ -1,4 +1,4 @@
-"""Rows to one shard of a prepared dataset: read, mixed, segmented, masked, packed, written."""
+"""One shard of a prepared dataset: rows are read, mixed, segmented, masked, packed, written."""
 
 from __future__ import annotations
 
@@ -35,20 +35,24 @@ Check = Callable[[Item, str, Objective], None]
 
 @dataclass
 class Dropped:
-    """What was left out and why: examples and tokens by reason."""
+    """Counts of the examples and tokens that were left out, by reason."""
 
     reasons: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, reason: str, tokens: int) -> None:
-        """Counts one example."""
+        """Count one example."""
         self.reasons.setdefault(reason, Counter()).update(examples=1, tokens=tokens)
 
 
 @dataclass
 class Account:
-    """What came of rows: splits as `SplitWriter.close` gives them, what was read and left out.
+    """The counts of a shard or dataset.
 
-    `left` is what the token budget still had when the sources ended.
+    Attributes:
+        splits: counts of each split, as returned by `SplitWriter.close`.
+        read: what was read, by name.
+        dropped: what was left out, by reason.
+        left: tokens of the budget that remained when the sources ended.
     """
 
     splits: dict[str, dict[str, Any]]
@@ -58,14 +62,14 @@ class Account:
 
     @classmethod
     def load(cls, path: Path) -> Account:
-        """One that was written as JSON."""
+        """Load an account that was written as JSON."""
         found = json.loads(path.read_bytes())
         dropped = {reason: Counter(counts) for reason, counts in found["dropped"].items()}
         return cls(found["splits"], Counter(found["read"]), dropped, found["left"])
 
     @classmethod
     def total(cls, accounts: Sequence[Account]) -> Account:
-        """All together; the files of a split come from nowhere: they are named anew."""
+        """Add accounts up; the files of a split are left empty, because joining renames them."""
         read, dropped = Counter[str](), dict[str, Counter[str]]()
         for account in accounts:
             read.update(account.read)
@@ -97,9 +101,9 @@ def sourced_items(
     check: Check = lambda *_: None,
     number: int | None = None,
 ) -> Iterator[Sourced]:
-    """All sources, mixed: next comes the one that is furthest behind its weight in characters.
+    """Yield the rows of all sources, next from the one furthest behind its share of characters.
 
-    With a `number`, what belongs to that shard: every `config.shards`-th row of each source.
+    With a `number`, yield the rows of that shard: every `config.shards`-th row of each source.
     """
     streams = [_stream(source, config, dropped, check, number) for source in config.sources]
     drawn = dict.fromkeys(range(len(streams)), 0.0)
@@ -142,11 +146,13 @@ def _stream(
         else:
             yield item, objective
     if place is None and not number:  # the first shard has the first row
-        raise DataError(f"{source.path}: no row; see the file and its where, skip and limit")
+        raise DataError(
+            f"{source.path}: no rows; check the file and the source's where, skip and limit"
+        )
 
 
 def is_weighted(config: PrepareConfig) -> bool:
-    """True if tokens are to carry a weight that is neither 0 nor 1."""
+    """True if any token carries a weight that is neither 0 nor 1."""
     names = {source.objective or config.objective for source in config.sources}
     return any(OBJECTIVES[name].is_weighted for name in names)
 
@@ -157,7 +163,7 @@ def _objective(name: str, format_share: float | None) -> Objective:
 
 
 def characters(item: Item) -> int:
-    """Of its texts, annotations left out."""
+    """Return the number of characters of an item's texts, without annotations."""
     if isinstance(item, Document):
         return sum(len(chunk.text) for chunk in item.chunks)
     return sum(len(message.content) for message in item.messages)
@@ -168,16 +174,16 @@ class _BudgetSpent(Exception):
 
 
 class Shard:
-    """Every `config.shards`-th row from row `number` on, on its way to `folder`.
+    """Writes every `config.shards`-th row, starting at row `number`, to `folder`.
 
-    Holds drafter, packers, writers and accounts. Rows of one shard never meet those of another.
+    Rows of one shard are never packed with rows of another.
 
     Args:
-        config: the run.
-        tokenizer: encodes.
+        config: the configuration.
+        tokenizer: encodes the rows.
         schema: tags are checked against it; None for no check.
-        folder: where the splits are written.
-        number: of the shard, from 0.
+        folder: the splits are written here.
+        number: number of the shard, from 0.
     """
 
     def __init__(
@@ -212,10 +218,10 @@ class Shard:
         self._packers = {name: BestFit(config.max_length) for name in self._writers}
 
     def write(self, watch: Callable[[Iterable[Sourced]], Iterable[Sourced]] = iter) -> Account:
-        """Runs all rows through, closes the splits and gives their account.
+        """Write all rows, close the splits and return their account.
 
         Args:
-            watch: sees the rows as they are read.
+            watch: wraps the rows, to show progress while they are read.
         """
         rows = sourced_items(self.config, self._dropped, self.drafter.check, self._number)
         try:
@@ -231,7 +237,7 @@ class Shard:
         return Account(splits, self.drafter.counts, self._dropped.reasons, self._left or 0)
 
     def _drafted(self, items: Iterable[Sourced]) -> Iterator[list[Draft]]:
-        """Batches of drafts, made as the rows come, so that no batch of rows is held too."""
+        """Yield batches of drafts, made row by row, so that rows are not held in memory too."""
         batch: list[Draft] = []
         chars = 0
         for item, objective in items:
@@ -246,7 +252,7 @@ class Shard:
     def _encoded_ahead(
         self, batches: Iterable[list[Draft]]
     ) -> Iterator[tuple[list[Draft], list[Segments]]]:
-        """Encodes in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
+        """Encode in a second thread, two batches ahead: the tokenizer does not hold the GIL."""
         waiting: deque[tuple[list[Draft], Future[list[Segments]]]] = deque()
         with ThreadPoolExecutor(max_workers=1) as pool:
             for drafts in batches:

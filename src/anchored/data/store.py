@@ -1,10 +1,10 @@
-"""Prepared datasets on disk: written in bounded memory, and refused at load if they have changed.
+"""Prepared datasets on disk: written in bounded memory, refused on loading if they have changed.
 
 out/                    a `datasets.Dataset` with the columns of `features_of`
   manifest.json         configuration, versions, tokenizer, schema, counts, digests of the files
   config.yaml           the configuration alone
   tokenizer/
-  validation/           a second `datasets.Dataset`, if asked for
+  validation/           a second `datasets.Dataset`, if there is a validation split
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ _BLOCKS = 64
 
 
 def features_of(weighted: bool) -> Features:
-    """Columns of a prepared dataset.
+    """Return the columns of a prepared dataset.
 
-    A weight for each token is stored only where one may be neither 0 nor 1: the others are in
+    Token weights are stored only if one may be neither 0 nor 1: weights of 0 and 1 follow from
     `labels`, which are `NO_LOSS` where the weight is 0.
     """
     return Features({**FEATURES, WEIGHTS: List(Value("float32"))}) if weighted else FEATURES
 
 
 def to_table(rows: Sequence[Sequence[Segments]], weighted: bool = False) -> pa.Table:
-    """Packed rows as columns: `assemble` of each sequence, joined, with no step of Python a token.
+    """Return packed rows as columns: each sequence as by `assemble`, without a loop over tokens.
 
     `seq_lengths` holds the lengths of the sequences in a row.
     """
@@ -108,10 +108,10 @@ def _lists(values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> pa.ListAr
 
 
 class SplitWriter:
-    """Writes one split row by row and keeps its account.
+    """Writes one split row by row and counts its tokens.
 
     Args:
-        folder: where to.
+        folder: the folder of the split.
         weighted: True if a weight may be neither 0 nor 1.
     """
 
@@ -128,7 +128,7 @@ class SplitWriter:
         self._supervised: Counter[int] = Counter()
 
     def write(self, row: list[Segments]) -> None:
-        """Adds one row."""
+        """Add one row."""
         self._buffer.append(row)
         self._buffered += _tokens(row)
         if self._buffered >= _FLUSH_TOKENS:
@@ -153,7 +153,7 @@ class SplitWriter:
         self._longest = max(self._longest, max(map(_tokens, self._buffer)))
 
     def close(self) -> dict[str, Any]:
-        """Writes what is left; returns the account: rows, sequences, tokens by kind, digests."""
+        """Write the remaining rows; return counts of rows, sequences, tokens, and digests."""
         self._flush()
         self._writer.finalize()
         files = {}
@@ -175,10 +175,10 @@ class SplitWriter:
 
 
 def save_rows(rows: Path, folder: Path, features: Features) -> dict[str, str]:
-    """Moves an Arrow file into `folder`, with the files `Dataset.save_to_disk` puts around one.
+    """Move an Arrow file into `folder`, beside the files that `Dataset.save_to_disk` writes.
 
     Returns:
-        The name of the data file, and its digest.
+        The digest of the data file, by its name.
     """
     fingerprint = digest(rows)
     (data,) = _save_empty(folder, features, fingerprint, files=1)
@@ -187,10 +187,10 @@ def save_rows(rows: Path, folder: Path, features: Features) -> dict[str, str]:
 
 
 def join_shards(shards: Sequence[Path], folder: Path, weighted: bool) -> dict[str, str]:
-    """Makes the datasets in `shards` one in `folder`: their data files, linked.
+    """Join the datasets in `shards` into one in `folder`, with links to their data files.
 
     Returns:
-        Names of the data files, and their digests.
+        The digests of the data files, by name.
     """
     parts = [file for shard in shards for file in sorted(shard.glob("*.arrow"))]
     digests = [digest(part) for part in parts]
@@ -200,15 +200,15 @@ def join_shards(shards: Sequence[Path], folder: Path, weighted: bool) -> dict[st
         file.unlink()
         try:
             os.link(part, file)
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no links
             shutil.copyfile(part, file)
     return {file.name: found for file, found in zip(files, digests, strict=True)}
 
 
 def _save_empty(folder: Path, features: Features, fingerprint: str, files: int) -> list[Path]:
-    """What `datasets` writes around an empty table; its data files are to be replaced.
+    """Save an empty table with `datasets`, and return its data files for the caller to replace.
 
-    So rows are not read back to be saved.
+    This way rows need not be read again to be saved.
     """
     empty = InMemoryTable(features.arrow_schema.empty_table())
     with _no_progress_bars():
@@ -230,7 +230,7 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """Hash of a file's size and contents; above 64 MiB, of 64 blocks of 1 MiB spread over it."""
+    """Hash a file's size and contents; above 64 MiB, 64 blocks of 1 MiB spread over the file."""
     size = path.stat().st_size
     found = hashlib.blake2b(str(size).encode(), digest_size=16)
     step = max(_BLOCK, (size - _BLOCK) // (_BLOCKS - 1))
@@ -242,21 +242,22 @@ def digest(path: Path) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a prepared dataset.
+    """Read the manifest of a prepared dataset.
 
     Raises:
-        DataError: there is none, or it is of another format or of annotated text.
+        DataError: it is missing, has another format, or belongs to annotated text.
     """
     file = path / MANIFEST
     if not file.is_file():
         raise DataError(
-            f"{path}: no {MANIFEST}, so no prepared dataset; make one with `anchored prepare`"
+            f"{path}: not a prepared dataset ({MANIFEST} is missing); make one with "
+            "`anchored prepare`"
         )
     manifest = json.loads(file.read_text(encoding="utf-8"))
     if "annotator" in manifest:
         raise DataError(
-            f"{path}: annotated text, not a prepared dataset; run `anchored prepare` with it among "
-            "the sources"
+            f"{path}: annotated text, not a prepared dataset; run `anchored prepare` with it as a "
+            "source"
         )
     if manifest.get("format") != FORMAT:
         raise DataError(
@@ -269,17 +270,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def load_prepared(
     path: str | Path, tokenizer: AnchoredTokenizer | None = None, split: str = "train"
 ) -> tuple[Dataset, dict[str, Any]]:
-    """One split of a dataset written by `prepare`, verified, and its manifest.
+    """Load and verify one split of a prepared dataset; return it with its manifest.
 
     Args:
         path: the folder.
-        tokenizer: the one the model uses; by default the one saved with the data.
+        tokenizer: the tokenizer of the model; by default the one saved with the data.
         split: `train` or `validation`.
 
     Raises:
         TokenizerMismatch: the tokenizer encodes differently from the one the data was made with.
-        DataError: no manifest, no such split, files that differ from the manifest, or no token
-            with loss.
+        DataError: the manifest or the split is missing, files differ from the manifest, or no
+            token carries loss.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -289,14 +290,16 @@ def load_prepared(
     if account is None:
         raise DataError(f"{path}: no {split} split; prepare the data again with a validation_share")
     if not account["supervised"]:
-        raise DataError(f"{path}: no token carries loss, so nothing would be learnt")
+        raise DataError(
+            f"{path}: no token carries loss; prepare the data again under another objective"
+        )
     folder = path if split == "train" else path / split
     return _load_split(folder, account, manifest.get(WEIGHTS, False)), manifest
 
 
 def _load_split(folder: Path, account: dict[str, Any], weighted: bool) -> Dataset:
     found = sorted(folder.glob("*.arrow"))
-    # What other trainers derive from the rows, `datasets` keeps beside them.
+    # Other trainers derive data from the rows; `datasets` caches them in the same folder.
     files = {path.name: digest(path) for path in found if not path.name.startswith("cache-")}
     for name in {**account["files"], **files}:
         before, now = account["files"].get(name), files.get(name)
@@ -315,14 +318,14 @@ def _load_split(folder: Path, account: dict[str, Any], weighted: bool) -> Datase
 
 
 def refuse_weights(data: Path, manifest: Mapping[str, Any], reader: str) -> None:
-    """Check that a prepared dataset says all in its labels, for a trainer that reads nothing else.
+    """Check that labels alone say what carries loss, for a trainer that reads no weights.
 
     Raises:
-        DataError: tokens carry weights, which `reader` would all take for 1.
+        DataError: tokens carry weights, all of which `reader` would take for 1.
     """
     if manifest.get(WEIGHTS):
         raise DataError(
-            f"{data}: objective {manifest['objective']!r} weighs tokens, and {reader} would learn "
-            "all with weight 1; train with `anchored`, or prepare the data under an objective "
+            f"{data}: objective {manifest['objective']!r} weighs tokens, and {reader} would give "
+            "each the weight 1; train with `anchored`, or prepare the data under an objective "
             "whose weights are 0 and 1"
         )

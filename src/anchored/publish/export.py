@@ -1,13 +1,13 @@
-"""Prepared data for other trainers: one sequence a row, under the names that each of them reads.
+"""Prepared data for other trainers: one sequence per row, with each trainer's column names.
 
-out/                    a `datasets.DatasetDict`; `train`, and `validation` where there is one
-  export.json           columns, labels, how documents are kept apart, counts, tokenizer, versions
-  tokenizer/            beside a model trained on this, its `anchored.json` makes it one of ours
+out/                    a `datasets.DatasetDict`: `train`, and `validation` if there is one
+  export.json           columns, labels, separation of documents, counts, tokenizer, versions
+  tokenizer/            its `anchored.json`, copied beside a model trained on this, lets us load it
 
-Rows are never packed, because none of these trainers keeps the documents of a packed row apart:
-Axolotl and torchtune number a row's positions from 0 to its end when they pack rows themselves, and
-beside an attention mask, which the collators of Axolotl and LLaMA-Factory add, transformers does
-not isolate by positions.
+Rows are never packed, because none of these trainers keeps the documents of a packed row apart.
+Axolotl and torchtune number a row's positions from 0 to its end when they pack rows themselves. The
+collators of Axolotl and LLaMA-Factory add an attention mask, and with one transformers does not
+separate documents by their positions.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _DTYPES = {"ids": "int32", "labels": "int32", "mask": "int8"}
 
 @dataclass(frozen=True)
 class Format:
-    """What one trainer reads.
+    """The format that one trainer reads.
 
-    Args:
-        columns: their names by what they hold: `ids`, `labels`, and `mask`, which is 1 everywhere.
-            No other column is written: LLaMA-Factory's collator pads all that it is given.
-        length: the setting that has to be at least the longest row: longer ones are dropped, cut or
-            refused; None where the trainer does not look.
+    Attributes:
+        columns: column names by content: `ids`, `labels`, and `mask`, which is 1 everywhere. No
+            other column is written, because LLaMA-Factory's collator pads every column.
+        length: the trainer's setting that must be at least the longest row, because longer rows are
+            dropped, cut or refused; None if the trainer ignores lengths.
     """
 
     columns: Mapping[str, str]
@@ -53,7 +53,7 @@ class Format:
 
     @property
     def features(self) -> Features:
-        """Columns as `datasets` types them."""
+        """The types of the columns for `datasets`."""
         return Features({name: List(Value(_DTYPES[of])) for of, name in self.columns.items()})
 
 
@@ -67,7 +67,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What was written of one split; `supervised` counts the tokens with loss."""
+    """What was written for one split; `supervised` counts the tokens with loss."""
 
     rows: int = 0
     tokens: int = 0
@@ -75,7 +75,7 @@ class Counts:
     longest_row: int = 0
 
     def plus(self, lengths: np.ndarray, labels: np.ndarray) -> Counts:
-        """With rows of these lengths and their labels, joined."""
+        """Return the counts after more rows, given their lengths and their joined labels."""
         return Counts(
             self.rows + len(lengths),
             self.tokens + len(labels),
@@ -85,19 +85,19 @@ class Counts:
 
 
 def export(data: Path, name: str, out: Path, console: Console | None = None) -> dict[str, Any]:
-    """Writes a prepared dataset in one of `FORMATS` and returns what `export.json` says.
+    """Write a prepared dataset in one of `FORMATS`; return the contents of `export.json`.
 
     Args:
         data: folder made by `anchored prepare`, packed or not.
-        name: of the format.
+        name: name of the format.
         out: new folder.
-        console: where progress is shown.
+        console: shows progress.
 
     Raises:
-        ConfigError: unknown format.
+        ConfigError: the format is unknown.
         DataError: `data` is not the dataset its manifest describes, tokens carry weights that no
-            format can name, or `out` holds something.
-        TokenizerMismatch: the tokenizer beside `data` is not the one it was made with.
+            format can express, or `out` is not empty.
+        TokenizerMismatch: the tokenizer in `data` is not the one it was made with.
     """
     if name not in FORMATS:
         raise ConfigError(f"--format {name!r}: the formats are {', '.join(FORMATS)}")
@@ -112,7 +112,7 @@ def export(data: Path, name: str, out: Path, console: Console | None = None) -> 
         for split in accounts:
             rows, _ = load_prepared(data, tokenizer, split)
             splits[split] = _write_split(rows, FORMATS[name], folder / split, console)
-        # What `datasets` takes the folder for a `DatasetDict` by.
+        # By this file `datasets` recognizes a `DatasetDict`.
         write_json(folder / "dataset_dict.json", {"splits": list(splits)})
         save_beside(folder / "tokenizer", tokenizer, of_other_trainer(manifest))
         found = _describe(name, manifest, tokenizer, splits)
@@ -152,13 +152,13 @@ def _batches(rows: Dataset) -> Iterator[pa.Table]:
 
 
 def unpack(rows: pa.Table, form: Format) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """Rows of prepared data as one row a sequence.
+    """Convert rows of prepared data into one row per sequence.
 
     The first token of a sequence carries no loss, so that a trainer that joins rows again learns
-    nothing across the joint.
+    nothing across their boundary.
 
     Returns:
-        The table; the length of each row (S,); the labels of all, joined (T,).
+        The table; the length of each row (S,); the labels of all rows, joined (T,).
     """
     ids, labels, lengths = (
         rows[name].combine_chunks().flatten().to_numpy()
@@ -200,7 +200,7 @@ def _describe(
 
 
 def advice(found: Mapping[str, Any], out: Path) -> str:
-    """What to tell the trainer about the folder `out`, in one line a fact."""
+    """Return what a user must know to train on the folder `out`, one fact per line."""
     longest = max(split["longest_row"] for split in found["splits"].values())
     setting = FORMATS[found["format"]].length
     lines = [

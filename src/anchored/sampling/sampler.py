@@ -1,4 +1,4 @@
-"""The `Sampler` protocol, for models in this process or behind a server."""
+"""`Sampler`: what all code that samples takes; `LocalSampler` is a model in this process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sampler(Protocol):
 
     @property
     def schema(self) -> Schema | None:
-        """The schema of these annotations; None if they have none."""
+        """The schema of its annotations; None if any key is allowed."""
         ...
 
     @property
@@ -72,8 +72,9 @@ class Sampler(Protocol):
         Args:
             requests: the sequences to sample.
             config: settings for sampling.
-            progress: called with the number of sequences that became final since its last call.
-            first: position of the first request, if these requests are part of a longer list.
+            progress: called with the number of sequences finished since the last call.
+            first: position of the first request in the whole list, if `requests` is a part of it:
+                seeds depend on the position.
 
         Raises:
             ConfigError: the model cannot take these requests.
@@ -115,15 +116,15 @@ class LocalSampler:
 
 
 def load(name: str, dtype: Dtype = "auto", device_map: DeviceMap | None = None) -> LocalSampler:
-    """Load a model for sampling, with the settings in its record.
+    """Load a model for sampling, as the record of its training (`anchored.json`) describes it.
 
     Args:
         name: folder or hub id.
         dtype: see `sampling_dtype`.
-        device_map: see `from_pretrained`; None takes the GPU if there is one, else the CPU.
+        device_map: see `from_pretrained`; None uses the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: it cannot be loaded.
+        ConfigError: `name` holds no model that can be loaded.
         TokenizerMismatch: the tokenizer beside the model is not the one it was trained with.
     """
     known: dict[str, Any] = {}
@@ -163,16 +164,16 @@ def _chat(hf: Any) -> str:
 def pinned_tags(
     source: Sampler, pins: Sequence[tuple[str, str]], annotated: bool, field: str = "--pin"
 ) -> Annotation:
-    """Return the tags that every annotation starts with, with values in the schema's spelling.
+    """Return the pinned tags, which every annotation starts with, as the schema spells them.
 
     Args:
-        source: the model that will follow them.
+        source: the model to sample from.
         pins: key and value of each tag.
         annotated: False if no annotation will be written.
         field: name of the pins in errors.
 
     Raises:
-        ConfigError: there is no annotation to pin them in, or the schema does not allow them.
+        ConfigError: no annotation is written, or the schema does not allow a pinned tag.
     """
     if pins and not annotated:
         raise ConfigError(

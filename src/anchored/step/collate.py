@@ -1,4 +1,4 @@
-"""Rows of a prepared dataset, or from `build_example`, to a training batch.
+"""Collation: rows of a prepared dataset, or from `build_example`, to a training batch.
 
 Shapes: B rows, T tokens in the longest row, N tokens with loss; flat: B is 1, T all tokens.
 """
@@ -18,17 +18,17 @@ class DataCollator:
     """Collate rows into one batch, which marks the positions whose next token carries loss.
 
     The vocabulary projection is done at those positions only (`logits_to_keep`), against
-    `shift_labels`. There is no attention mask: documents in a row are told apart by `position_ids`
-    that start again at 0, which isolates them only while the attention mask is None and the cache
-    is off, and padding stands last, where causal attention hides it.
+    `shift_labels`. There is no attention mask. Documents in a row are separated by `position_ids`
+    that restart at 0, which isolates them only if the attention mask is None and the cache is off.
+    Padding is on the right, where causal attention hides it.
 
     A stock `Trainer` takes such batches with `remove_unused_columns=False`. A row without
     `seq_lengths` holds one document.
 
     Args:
-        pad_id: fills rows on the right.
-        flat: one row after the other instead, without padding; for a model that attends within
-            documents at the cost of their own lengths.
+        pad_id: token id that pads rows on the right.
+        flat: joins all rows into one instead of padding them; for a model whose attention within
+            documents costs no more than their own lengths.
 
     Examples:
         >>> import anchored
@@ -55,8 +55,8 @@ class DataCollator:
 
         Returns:
             `input_ids`, `position_ids`, `logits_to_keep` (B, T); `labels`, `shift_labels`,
-            `target_kinds` (N,); `token_count` (), the tokens that are not padding; where the rows
-            have `weights`, `loss_weights` (N,).
+            `target_kinds` (N,); `token_count` (), the tokens without padding; `loss_weights` (N,)
+            if the rows have `weights`.
         """
         lengths = [len(row["input_ids"]) for row in rows]
         widths = lengths if self.flat else [max(lengths)] * len(rows)
@@ -93,7 +93,7 @@ class DataCollator:
 
 
 def _positions(seq_lengths: Sequence[int], width: int) -> np.ndarray:
-    """0..n-1 for each document of the row; padding counts on from the last one."""
+    """Return 0..n-1 for each document of the row; padding continues the last one."""
     starts = np.concatenate(([0], np.cumsum(seq_lengths)[:-1]))
     positions = np.arange(width)
     return positions - starts[np.searchsorted(starts, positions, side="right") - 1]

@@ -1,8 +1,8 @@
 """Losses by name, and the record of a run's loss by kind.
 
 A loss is one function from the logits at the supervised positions and their labels to one loss for
-each position. It is a table's entry: a configuration names it, and everything else (weights,
-accumulation, replay, the record by kind) is the same for all.
+each position. Each loss is an entry of `LOSSES`: a configuration names it, and everything else
+(weights, accumulation, replay, the record by kind) is the same for all.
 
 Shapes: N positions with loss, M of them in annotations, V vocabulary.
 """
@@ -25,9 +25,9 @@ CROSS_ENTROPY = "cross_entropy"
 class Loss(NamedTuple):
     """One entry of `LOSSES`.
 
-    Args:
+    Attributes:
         says: what it does and where it comes from, in one line.
-        function: logits (N, V) in float32 and labels (N,) to losses (N,).
+        function: maps logits (N, V) in float32 and labels (N,) to losses (N,).
     """
 
     says: str
@@ -64,15 +64,15 @@ LOSSES = {
 class LossByKind:
     """The weighted mean of a loss over the kept positions, recorded by kind.
 
-    Set as `model.loss_function`; `transformers` calls it with what `DataCollator` emitted. Its
+    Set as `model.loss_function`; `transformers` calls it with the output of `DataCollator`. Its
     value is sum_i w_i l_i divided by `num_items_in_batch` or, without one, by sum_i w_i. With
     weights of 1 it is the value of the stock loss.
 
     Args:
-        projection: of the model, if it leaves its work to the loss: what comes as logits are then
-            hidden states.
-        name: of the loss in `LOSSES`. Cross-entropy through a projection is fused; any other loss
-            holds all logits of a batch.
+        projection: the model's projection, if it is left to the loss: the loss then receives hidden
+            states in place of logits.
+        name: name of the loss in `LOSSES`. Cross-entropy through a projection is fused; any other
+            loss holds all logits of a batch.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class LossByKind:
     ) -> torch.Tensor:
         """Return the loss () from `logits` (N, V) and `shift_labels`, `target_kinds` (N,).
 
-        `loss_weights` (N,) are 1 where they are left out. Where `in_annotation` (N,), the target is
+        `loss_weights` (N,) are 1 by default. Where `in_annotation` (N,), the target is
         the distribution of `base_logits` (M, V), by cross-entropy.
         """
         targets = shift_labels.view(-1)
@@ -146,7 +146,7 @@ class LossByKind:
         return bool(self._totals.isfinite().all())
 
     def take(self) -> tuple[dict[str, float], int, int]:
-        """Return what came since the last call, over all processes, each of which has to call.
+        """Return the record since the last call, over all processes; each process must call this.
 
         Returns:
             Weighted mean loss by kind name, supervised tokens, and all tokens.
@@ -166,21 +166,21 @@ def _with_base_targets(
     in_annotation: torch.Tensor,
     base_logits: torch.Tensor,
 ) -> torch.Tensor:
-    """Put the cross-entropy to the base model's distribution where `in_annotation`; see above."""
+    """Use the cross-entropy to the base model's distribution where `in_annotation` is True."""
     base = base_logits.float().softmax(dim=-1)
     soft = functional.cross_entropy(scores[in_annotation], base, reduction="none")
     return losses.masked_scatter(in_annotation, soft)
 
 
 def divide_by_weights(trainer: Any) -> None:
-    """Make the divisor of a step's loss the sum of its weights instead of their number.
+    """Divide a step's loss by the sum of the token weights instead of the number of tokens.
 
-    `Trainer` counts the labels of all micro-batches and processes of a step, and hands the count to
-    the loss as `num_items_in_batch`. Here the count is scaled by the mean weight over the same
-    micro-batches and processes, which is exact under accumulation and data parallelism, and leaves
-    to `Trainer` whatever else it divides by (tensor parallelism). `get_batch_samples` is wrapped on
-    the instance: nothing that comes later (clipping, the logged loss) would see a scaled gradient.
-    Batches without weights are left alone.
+    `Trainer` counts the labels of all micro-batches and processes of a step, and passes the count
+    to the loss as `num_items_in_batch`. Here the count is multiplied by the mean weight over the
+    same micro-batches and processes. This is exact under accumulation and data parallelism, and
+    keeps any other divisor of `Trainer` (tensor parallelism). `get_batch_samples` is wrapped on the
+    instance, so that gradient clipping and the logged loss see unscaled gradients. Batches without
+    weights are not changed.
 
     Args:
         trainer: a `transformers.Trainer`.

@@ -1,9 +1,9 @@
 """Replay against the base model's own distribution (ours, not in the paper).
 
-A replayed annotation is one draw from R; learning the draw pulls R towards the few that were made.
-So at each of its places the target is everything that the base model would have written there:
-cross-entropy to its distribution, whose gradient is that of KL(base || model) and is zero while R
-has not moved.
+A replayed annotation is one draw from R, the distribution of annotations; learning the draws pulls
+R towards the few that were made. So the target at each position is the base model's whole
+distribution: the gradient of this cross-entropy is that of KL(base || model), which is zero as long
+as R has not moved.
 
 Shapes: B rows, T tokens, N tokens with loss, M of them in annotations, V vocabulary.
 """
@@ -23,15 +23,15 @@ from anchored.tokenizer import ControlIds
 
 
 class BaseTargets:
-    """A frozen copy of the model as SFT finds it, asked before each training step.
+    """A frozen copy of the model before SFT, run before each training step.
 
-    Holds the weights a second time, and costs a forward pass over the rows, in a flat batch the
-    documents, that have loss on their annotation.
+    It holds the weights a second time, and costs a forward pass over the rows (in a flat batch, the
+    documents) with loss on their annotation.
 
     Args:
-        model: the pretrained model; what `loss_function` it has must take what `__call__` adds.
-        control: its `open` and `close` are part of an annotation.
-        autocast: context in which the model computes, entered after this is asked.
+        model: the pretrained model; its `loss_function` must accept what `__call__` adds.
+        control: ids of control tokens; `open` and `close` belong to an annotation.
+        autocast: context for the copy's forward pass, which runs before the model enters its own.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class BaseTargets:
     def __call__(
         self, model: torch.nn.Module, args: tuple[Any, ...], batch: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Adds `in_annotation` (N,) and `base_logits` (M, V) to a batch of `DataCollator`."""
+        """Add `in_annotation` (N,) and `base_logits` (M, V) to a batch of `DataCollator`."""
         if not model.training or "target_kinds" not in batch:
             return None
         kinds, labels = batch["target_kinds"], batch["shift_labels"]
@@ -76,7 +76,7 @@ class BaseTargets:
 def _holders(
     places: torch.Tensor, position_ids: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Takes of a tensor (B, T) the rows that hold any of `places`; of a single row, documents."""
+    """Return a selector of the rows of (B, T) that hold `places`; of a single row, of documents."""
     if len(places) > 1:
         rows = places.any(dim=1)
         return lambda values: values[rows]

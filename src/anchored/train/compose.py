@@ -1,4 +1,4 @@
-"""A model, prepared data and the stock `transformers.Trainer`, composed."""
+"""The stock `transformers.Trainer`, set up for a model and prepared data."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def compose(
     muon_lr: float | None = None,
     loss: str = CROSS_ENTROPY,
 ) -> Trainer:
-    """The stock Trainer with our collator, loss record and monitor.
+    """Build the stock Trainer with our collator, loss record and metrics log.
 
     Args:
-        model: what is trained; its loss is set.
+        model: the model to train; its loss function is replaced.
         dataset: prepared rows.
-        tokenizer: of the model.
-        arguments: of the Trainer.
+        tokenizer: the tokenizer of the model.
+        arguments: the arguments of the Trainer.
         muon_lr: the learning rate of Muon; None for the optimizer of `arguments`.
-        loss: its name in `step.losses.LOSSES`.
+        loss: name of the loss in `step.losses.LOSSES`.
 
     Raises:
         ConfigError: a row holds several documents, and the model would read them as one.
@@ -55,7 +55,7 @@ def compose(
         keep_freed_memory()
         attend_within_documents(inner)
     losses = LossByKind(defer_projection(inner) if _plain(arguments) else None, loss)
-    inner.loss_function = torch.compiler.disable(losses)  # counts, and projects by chunks
+    inner.loss_function = torch.compiler.disable(losses)  # it counts, and projects in chunks
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     peak = measure_matmul_peak(arguments.device, dtype) * arguments.world_size
     callbacks: list[TrainerCallback] = [
@@ -75,12 +75,12 @@ def compose(
     divide_by_weights(trainer)
     reduce_in_float32(trainer.accelerator)
     if not _by_deepspeed(arguments) and (collate.flat or _is_packed(dataset)):
-        _check_apart(inner, collate.flat)  # where it lies now, with the kernels of that device
+        _check_apart(inner, collate.flat)  # on its device, with that device's kernels
     return trainer
 
 
 def _is_packed(dataset: Dataset) -> bool:
-    """Is there a row of more than one document."""
+    """True if any row holds more than one document."""
     most = pc.max(pc.list_value_length(dataset.data.column("seq_lengths"))).as_py()  # pyright: ignore
     return (most or 0) > 1
 
@@ -89,16 +89,16 @@ def _check_apart(model: PreTrainedModel, flat: bool) -> None:
     if not keeps_documents_apart(model):
         raise ConfigError(
             f"model: {model.config.model_type} does not keep the documents of a row apart: each "
-            "would be learnt as what follows the one before it; set data.packing to false"
+            "would be learned as a continuation of the one before it; set data.packing to false"
             + (" and leave model.attention out" if flat else "")
         )
 
 
 def _plain(arguments: TrainingArguments) -> bool:
-    """Weights whole on each device, and no gradients that fp16 would lose."""
+    """True if each device holds all weights, and fp16 cannot lose gradients."""
     return not (is_sharded(arguments) or _by_deepspeed(arguments) or arguments.fp16)
 
 
 def _by_deepspeed(arguments: TrainingArguments) -> bool:
-    """By `trainer.deepspeed` or by `accelerate launch`."""
+    """True if `trainer.deepspeed` or `accelerate launch` turns DeepSpeed on."""
     return getattr(arguments, "deepspeed_plugin", None) is not None

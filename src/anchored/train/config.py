@@ -1,4 +1,4 @@
-"""What `anchored pretrain` and `anchored sft` are told, down to the arguments of the trainer."""
+"""The configuration of `anchored pretrain` and `anchored sft`, with the trainer's arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULTS = {
     "report_to": "none",
     "disable_tqdm": True,
     "ddp_find_unused_parameters": False,
-    "use_cpu": not torch.accelerator.is_available(),  # else several processes stay each alone
+    "use_cpu": not torch.accelerator.is_available(),  # or several processes do not communicate
     "dataloader_pin_memory": torch.cuda.is_available(),
     "accelerator_config": {"non_blocking": torch.cuda.is_available()},
 }
@@ -46,20 +46,21 @@ LossName = Annotated[str, AfterValidator(_known_loss)]
 
 
 class CollapseConfig(Config):
-    """How often, how much, and what follows.
+    """When the collapse monitor measures, how much it samples, and what it does on collapse.
 
-    Args:
-        every: steps between turns, at least; more where the budget asks for it.
+    Attributes:
+        every: least number of steps between measurements; the budget may increase it.
         samples: answers to each prompt.
-        max_new_tokens: of each answer.
+        max_new_tokens: length limit of each answer.
         budget: share of the time of all training steps that the monitor may take, the baseline
             included; None for no limit.
-        stop_below: ends training where less than this share of the baseline's semantic entropy is
-            kept: where the whole 95 % interval lies below it.
-        checkpoint_below: saves a checkpoint at the first turn of which the same is true.
-        embedder: of `dissimilarity`; see `models.embedders.load_embedder`.
-        seed: of the samples.
-        batch_size: answers sampled together, at most; they do not depend on it.
+        stop_below: stops training once less than this share of the baseline's semantic entropy is
+            kept, that is, once the whole 95 % interval is below it.
+        checkpoint_below: saves a checkpoint when the share kept is first below this, in the same
+            sense.
+        embedder: embedder of `dissimilarity`; see `models.embedders.load_embedder`.
+        seed: seed of the samples.
+        batch_size: largest number of answers sampled together; they do not depend on it.
     """
 
     every: int = Field(default=50, ge=1)
@@ -76,10 +77,10 @@ class CollapseConfig(Config):
 class MonitorConfig(CollapseConfig):
     """The `monitor` of a training run.
 
-    Args:
-        prompts: what is asked, as the user; an empty one samples a document.
-        attributes: `module:function` that reads `{attribute: value}` off a text; without it,
-            answers are told apart by their words.
+    Attributes:
+        prompts: the user's prompts; an empty one samples a document.
+        attributes: `module:function` that reads `{attribute: value}` from a text; without it,
+            answers are compared by their words.
     """
 
     prompts: tuple[str, ...] = Field(min_length=1)
@@ -89,17 +90,18 @@ class MonitorConfig(CollapseConfig):
 class TrainConfig(Config):
     """One training run.
 
-    Args:
+    Attributes:
         out: folder of the run: config.yaml, metrics.jsonl, checkpoint-*, model/.
-        data: a folder made by `anchored prepare`, or what to prepare (it goes to `out`/data).
-        model: what to start from.
-        seed: weights and data order.
-        loss: by its name in `step.losses.LOSSES`.
-        muon_learning_rate: trains the hidden matrices by Muon at this rate, the rest by AdamW at
-            `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for sharded
-            weights.
-        trainer: goes to `transformers.TrainingArguments` as it is.
-        monitor: watches the model's answers for collapse while it trains; may change between runs.
+        data: a folder made by `anchored prepare`, or a configuration to prepare in `out`/data.
+        model: the model to start from.
+        seed: seed of the weights and the data order.
+        loss: name of the loss in `step.losses.LOSSES`.
+        muon_learning_rate: trains the hidden matrices with Muon at this rate, the rest with AdamW
+            at `trainer.learning_rate`; None leaves the optimizer to `trainer.optim`. Not for
+            sharded weights.
+        trainer: passed to `transformers.TrainingArguments` unchanged.
+        monitor: measures the diversity of the model's answers during training; may change when a
+            run is resumed.
     """
 
     out: Path
@@ -114,7 +116,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _adapter_alone(self) -> TrainConfig:
         if self.model.lora and self.muon_learning_rate:
-            raise ValueError("muon_learning_rate is for whole matrices; leave it or lora out")
+            raise ValueError("muon_learning_rate is for whole matrices; remove it or model.lora")
         return self
 
 
@@ -125,7 +127,7 @@ class PretrainConfig(TrainConfig):
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning of `model.init` under one objective of `segments.OBJECTIVES`.
 
-    Args:
+    Attributes:
         objective: overrides `data.objective`.
         replay: how annotations are sampled for `anchored-replay`; unused by the others.
     """
@@ -136,9 +138,9 @@ class SFTConfig(TrainConfig):
 
 
 def to_prepare(config: TrainConfig) -> PrepareConfig | None:
-    """What is prepared for a run, ahead of it or by it; None where `config.data` is a folder.
+    """Return the configuration of a run's data; None if `config.data` is a folder.
 
-    Its tokenizer is that of `model.init` unless it names one, its objective that of SFT.
+    The tokenizer is that of `model.init` unless `data` names one; the objective is that of SFT.
     """
     if isinstance(config.data, Path):
         return None
@@ -152,7 +154,7 @@ def to_prepare(config: TrainConfig) -> PrepareConfig | None:
 
 
 def learns_base_distribution(config: TrainConfig) -> bool:
-    """Is a frozen copy of the base model asked for the targets of replayed annotations."""
+    """True if a frozen copy of the base model gives the targets of replayed annotations."""
     return (
         isinstance(config, SFTConfig)
         and OBJECTIVES[config.objective].replay
@@ -162,11 +164,10 @@ def learns_base_distribution(config: TrainConfig) -> bool:
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """`config.trainer` over our defaults.
+    """Build the `TrainingArguments` from `config.trainer` and our defaults.
 
     Raises:
-        ConfigError: a field that `TrainingArguments` does not know or refuses, or one that is not
-            the user's to set.
+        ConfigError: `TrainingArguments` does not know or refuses a field, or the run sets it.
     """
     check_trainer_fields(config)
     try:
@@ -182,22 +183,22 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from None
     if arguments.save_only_model and arguments.save_strategy != SaveStrategy.NO:
         raise ConfigError(
-            "trainer.save_only_model: a run cannot go on from checkpoints without its optimizer; "
+            "trainer.save_only_model: a run cannot resume from checkpoints without its optimizer; "
             "leave it out, or add trainer.save_strategy=no"
         )
     if (strategy := IntervalStrategy(arguments.eval_strategy)) != IntervalStrategy.NO:
         raise ConfigError(
-            f"trainer.eval_strategy: {strategy.value!r}: a run holds no data to evaluate on; "
-            "leave it out (`monitor` watches a run, `anchored evaluate` its model)"
+            f"trainer.eval_strategy: {strategy.value!r}: a run has no data to evaluate on; "
+            "leave it out (see `monitor` for measurements in a run, `anchored evaluate` after it)"
         )
     return arguments
 
 
 def check_trainer_fields(config: TrainConfig) -> None:
-    """Sees that `config.trainer` has fields of `TrainingArguments` alone, without building them.
+    """Check that `config.trainer` has only fields of `TrainingArguments`, without building it.
 
     Raises:
-        ConfigError: a field is unknown, of another type, or not the user's to set.
+        ConfigError: a field is unknown, of another type, or set by the run.
     """
     for name, value in config.trainer.items():
         _check_trainer_field(name, value)
@@ -213,4 +214,4 @@ def _check_trainer_field(name: str, value: Any) -> None:
         raise ConfigError(f"trainer.{name}: unknown field; {hint}")
     kind = known[name]
     if kind in (bool, int, float) and not isinstance(value, bool | int | float):
-        raise ConfigError(f"trainer.{name}: {value!r} is not of type {kind.__name__}")
+        raise ConfigError(f"trainer.{name}: {value!r} is not of type {kind.__name__}; give one")

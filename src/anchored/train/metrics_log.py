@@ -1,7 +1,4 @@
-"""What a run says about itself, one JSON object a line in `metrics.jsonl`.
-
-Loss by kind, speed and utilisation.
-"""
+"""`metrics.jsonl`: loss by kind, speed and utilisation of a run, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ COLLAPSE = "collapse/"  # what `CollapseMonitor` logs
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of square matrix products, the best of six times: what utilisation is stated against.
+    """Measure FLOP/s of square matrix products, the best of six: the reference for utilisation.
 
-    On an accelerator the products are large and many are timed at once, or it is their start that
-    is timed.
+    On an accelerator the products are large and several are timed together; otherwise the launch of
+    the kernels would be timed.
     """
     size, products = {"cpu": (1024, 1), "mps": (2048, 10)}.get(device.type, (8192, 10))
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -47,11 +44,11 @@ def _seconds(a: torch.Tensor, products: int) -> float:
 
 
 def training_flops(model: PreTrainedModel, tokens: float, supervised: float) -> float:
-    """6 FLOPs a token and parameter outside the embedding; the projection's at positions with loss.
+    """Return 6 FLOPs per token and parameter, the projection counted at positions with loss only.
 
-    4 where only an adapter is trained: the gradients of the weights below it are not computed.
-    Attention scores are left out (`attention_flops`): how long the rows are that they are taken
-    over depends on the kernel.
+    Embeddings are not counted. It is 4 FLOPs if only an adapter is trained: the gradients of the
+    weights below it are not computed. Attention scores are left out (`attention_flops`), because
+    the length of the rows that they are computed over depends on the kernel.
     """
     projection: Any = model.get_output_embeddings()
     head = projection.weight.numel()
@@ -62,28 +59,29 @@ def training_flops(model: PreTrainedModel, tokens: float, supervised: float) -> 
 
 
 def attention_flops(config: PreTrainedConfig, tokens: float, length: float) -> float:
-    """FLOPs of attention scores and their use, forward and backward, in rows of `length` tokens.
+    """Return the FLOPs of attention, forward and backward, in rows of `length` tokens.
 
-    12 times layers, width of all heads and length, a token (Chowdhery et al., PaLM, 2022, appendix
-    B). Places that causality or packing hide are counted: kernels with a mask compute them.
+    Per token: 12 times the layers, the width of all heads and the length (Chowdhery et al., PaLM,
+    2022, appendix B). Positions hidden by causality or packing are counted, because kernels with a
+    mask compute them.
     """
     width = config.num_attention_heads * head_size(config)
     return 12.0 * config.num_hidden_layers * width * length * tokens
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 class Monitor(TrainerCallback):
     """Writes `metrics.jsonl` at every logging step of the stock Trainer.
 
-    A line: step, epoch, loss, loss_by_kind (nats a token), supervised_share, tokens,
-    tokens_per_second, supervised_tokens_per_second, mfu (`training_flops`, so without attention
-    and what is computed twice, against peak_tflops), peak_tflops (measured matrix products of one
-    device), learning_rate, grad_norm, and what the collapse monitor logs with it. On a resumed run
-    the lines after the checkpoint are cut first, so a step is never there twice.
+    A line has step, epoch, loss, loss_by_kind (nats per token), supervised_share, tokens,
+    tokens_per_second, supervised_tokens_per_second, mfu (`training_flops`, which leaves out
+    attention and recomputation, relative to peak_tflops), peak_tflops (measured matrix products of
+    one device), learning_rate, grad_norm, and the figures of the collapse monitor. A resumed run
+    first cuts the lines after the checkpoint, so that no step appears twice.
     """
 
     def __init__(
@@ -97,18 +95,18 @@ class Monitor(TrainerCallback):
         self._tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the clock and drops lines that the resumed run will write again."""
+        """Start the clock and drop lines that the resumed run will write again."""
         if not state.is_world_process_zero:
             return
         rows = read_metrics(self._path.parent)
         kept = [row for row in rows if row["step"] <= state.global_step]
-        if self._path.is_file():  # rewritten even if no row goes: the last may be cut short
+        if self._path.is_file():  # even if all rows are kept: the last line may be truncated
             atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._tokens = kept[-1]["tokens"] if kept else 0
         self._since = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Logs the last step too, and ends a run that diverged before its weights are saved.
+        """Log the last step too, and stop a diverged run before its weights are saved.
 
         Raises:
             AnchoredError: a loss since the last line is not finite.
@@ -121,7 +119,7 @@ class Monitor(TrainerCallback):
     def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Appends one line; ignores the summary that Trainer logs at the end.
+        """Append one line; ignore the summary that Trainer logs at the end.
 
         Raises:
             AnchoredError: the gradient is not finite.
@@ -135,7 +133,7 @@ class Monitor(TrainerCallback):
         if grad_norm is not None and not math.isfinite(grad_norm):
             if not args.fp16:
                 raise _diverged("gradient", state.global_step, args)
-            grad_norm = None  # a step that the loss scaler left out
+            grad_norm = None  # the loss scaler skipped this step
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         self._tokens += tokens
@@ -162,12 +160,12 @@ class Monitor(TrainerCallback):
 def _diverged(what: str, step: int, args: Any) -> AnchoredError:
     return AnchoredError(
         f"{args.output_dir}: step {step}: the {what} is not finite; lower trainer.learning_rate "
-        f"(now {args.learning_rate}) or muon_learning_rate, or warm up longer, in another output"
+        f"(now {args.learning_rate}) or muon_learning_rate, or warm up longer, in another folder"
     )
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `folder/metrics.jsonl`; a last line cut short by a kill is left out."""
+    """Read the rows of `folder/metrics.jsonl`; a last line truncated by a kill is left out."""
     path = folder / METRICS_NAME
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Pretraining and SFT: prepared data, a model and the stock `transformers.Trainer`, composed."""
+"""Pretraining and SFT: prepare the data, then train a model with the stock `Trainer`."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ DATASET = "dataset.json"
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What stands above training and takes part in a run; see `anchored.workflow`.
+    """Functions of higher layers that a run calls; see `anchored.workflow`.
 
     Attributes:
-        watch: attaches the monitor that a configuration asks for to the trainer.
-        describe: writes the model's card into its folder before that appears under its name.
+        watch: attaches the configured monitor to the trainer.
+        describe: writes the model card into the model's folder before the folder gets its name.
     """
 
     watch: Callable[[MonitorConfig, AnchoredTokenizer, dict[str, Any], Trainer], None]
@@ -70,7 +70,7 @@ class Hooks:
 
 
 def run(config: TrainConfig, hooks: Hooks, quiet: bool = False) -> Path:
-    """Prepare the data if need be, train or resume, and return the folder of the final model.
+    """Prepare the data if it is not prepared yet, train or resume; return the final model's folder.
 
     Raises:
         ConfigError: `config.trainer` is refused, `config.out` holds another run, or an SFT run has
@@ -92,9 +92,9 @@ def run(config: TrainConfig, hooks: Hooks, quiet: bool = False) -> Path:
 
 
 def wait_for(folder: Path) -> None:
-    """Returns when another process, perhaps of another machine, has made `folder`.
+    """Wait until another process, perhaps on another machine, has made `folder`.
 
-    No barrier: one ends after `trainer.ddp_timeout`, and preparation may take hours.
+    Not a barrier, which would end after `trainer.ddp_timeout`: preparation may take hours.
     """
     while not folder.exists():
         time.sleep(1)
@@ -112,7 +112,7 @@ def _prepare(config: TrainConfig, quiet: bool) -> None:
 
 
 def _with_replay(config: SFTConfig, data: PrepareConfig, quiet: bool) -> tuple[SourceConfig, ...]:
-    assert config.model.init is not None  # `check_init` has seen to it
+    assert config.model.init is not None  # checked by `check_init`
     settings = config.replay
     arguments = (config.model.init, data, config.out, config.seed, quiet)
     sources = data.sources
@@ -130,13 +130,13 @@ def train(
     hooks: Hooks,
     quiet: bool = False,
 ) -> Path:
-    """Trains on a prepared dataset; returns the folder of the final model, at once if it is there.
+    """Train on a prepared dataset and return the final model's folder, at once if it exists.
 
-    Goes on from the newest whole checkpoint in `config.out`.
+    A run resumes from the newest complete checkpoint in `config.out`.
 
     Raises:
-        DataError: no supervised token, or the dataset is not the one its manifest describes.
-        TokenizerMismatch: the model has another tokenizer than the dataset was encoded with.
+        DataError: no token carries loss, or the dataset is not the one its manifest describes.
+        TokenizerMismatch: the dataset was encoded with a tokenizer other than the model's.
         AnchoredError: the loss or the gradient is no longer finite.
         OSError: the disk is full.
     """
@@ -154,7 +154,7 @@ def train(
     model = build_model(config.model, tokenizer, config.seed, start)
     now = {"splits": manifest["splits"], **record(arguments)}
     if arguments.process_index == 0:
-        write_json(config.out / DATASET, now)  # from here on `out` is in use
+        write_json(config.out / DATASET, now)  # from now on `out` is in use
     quiet = quiet or arguments.process_index > 0
     with quiet_transformers(), failed_writes_are_os_errors(config.out):
         trainer = compose(
@@ -187,8 +187,8 @@ def _check_goes_on(
     before = json.loads(file.read_text(encoding="utf-8"))
     if before["splits"] != manifest["splits"]:
         raise DataError(
-            f"{data}: prepared anew since {file.parent} was trained on it; choose another output "
-            "folder, or bring the old data back"
+            f"{data}: prepared again since {file.parent} was trained on it; choose another "
+            "output folder, or restore the old data"
         )
     check_same_rows(before, file.parent, arguments)
 
@@ -210,7 +210,7 @@ def _save(
             if adapted:
                 save_adapted(trainer.model, folder, config.model, tokenizer, config.seed)
             else:
-                (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record says the same
+                (folder / TRAINING_ARGS_NAME).unlink()  # a pickle; our record has the same content
             record = _record(config, manifest)
             save_beside(folder, tokenizer, record)
             hooks.describe(folder, config.out.name, record, tokenizer)
