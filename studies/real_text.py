@@ -30,8 +30,9 @@ from anchored.models.build import load_model
 from anchored.models.record import read_record
 from anchored.report.demo_page import write_report
 from anchored.report.tables import markdown_table, rich_table
-from anchored.sampling.engine import Request, SampleConfig, sample
+from anchored.sampling.engine import Request, SampleConfig
 from anchored.sampling.logits import Sampling
+from anchored.sampling.sampler import LocalSampler
 from anchored.segments import Message
 from anchored.tokenizer import AnchoredTokenizer
 from anchored.train.config import PretrainConfig, SFTConfig
@@ -237,13 +238,10 @@ def _sample(config: RealTextConfig, out: Path, name: str, seed: int, shift: int)
         max_response_tokens=config.max_response_tokens,
         seed=seed + shift,
     )
-    schema = _load(config, AnnotateConfig, "annotate").schema_name
-    samples = sample(
-        load_model(folder, tokenizer),
-        tokenizer,
-        [_request(prompt, name in BASES, annotated) for prompt in prompts],
-        settings,
-        load_schema(schema),
+    schema = load_schema(_load(config, AnnotateConfig, "annotate").schema_name)
+    sampler = LocalSampler(str(folder), load_model(folder, tokenizer), tokenizer, annotated, schema)
+    samples = sampler.sample(
+        [_request(prompt, name in BASES, annotated) for prompt in prompts], settings
     )
     rows = [
         {"seed": seed, **one.as_row(prompt)} for prompt, one in zip(prompts, samples, strict=True)
