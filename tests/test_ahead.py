@@ -49,7 +49,7 @@ def test_prepare_takes_the_file_of_a_run_and_the_run_takes_what_it_prepared(
 @pytest.mark.parametrize(
     ("stage", "fields", "says"),
     [
-        (PretrainConfig, {"data": "some/data"}, "data: some/data: a folder already"),
+        (PretrainConfig, {"data": "some/data"}, "data: some/data: already a prepared folder"),
         (SFTConfig, {"objective": "anchored-replay"}, "objective: anchored-replay samples from"),
         (SFTConfig, {}, "model.init: missing; SFT starts from"),
     ],

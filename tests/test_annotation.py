@@ -298,7 +298,7 @@ def test_an_unknown_schema_lists_those_that_are_built_in():
     with pytest.raises(ConfigError) as caught:
         Schema.load("storys")
     known = "code, general, math, stories"
-    assert str(caught.value) == f"schema 'storys': neither a file nor built in ({known})"
+    assert str(caught.value) == f"schema 'storys': not a file and not built in ({known})"
 
 
 def test_a_number_bounds_how_often_a_key_may_stand():

@@ -244,7 +244,7 @@ def test_annotate_takes_rows_or_a_configuration(stage, tmp_path, capsys):
     [
         (
             "annotate a.jsonl --out o --annotator endpoint --url localhost --model m",
-            "--url: 'localhost': no address",
+            "--url: 'localhost': not an address",
         ),
         ("annotate a.jsonl --out o --annotator endpoint --model m", "--url: missing; give it"),
         ("annotate a.jsonl --out o workers=0", "workers: 0: input should be greater"),

@@ -253,7 +253,7 @@ def test_another_number_of_rows_a_step_is_refused(
     with pytest.raises(ConfigError) as refused:
         alone(config(data, out, per_device_train_batch_size=3))
     assert str(refused.value) == (
-        f"{out}: trained with 4 rows a step on 1 process, now 3 on 1 process; set "
+        f"{out}: trained with 4 rows per step on 1 process, now 3 on 1 process; set "
         "trainer.per_device_train_batch_size times trainer.gradient_accumulation_steps to 4, or "
         "choose another output folder"
     )
@@ -268,9 +268,14 @@ def arguments(**fields: Any) -> Any:
     ("fields", "adapter", "environment", "message"),
     [
         ({"world_size": 1}, False, {"WORLD_SIZE": "2"}, "2 processes were started (WORLD_SIZE)"),
-        ({"n_gpu": 4}, False, {}, "4 devices and one process; start one for each, torchrun"),
+        (
+            {"n_gpu": 4},
+            False,
+            {},
+            "4 devices but one process; start one process per device",
+        ),
         ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, False, {}, "trainer.deepspeed"),
-        ({}, True, {}, "model.lora: FSDP shards whole models"),
+        ({}, True, {}, "model.lora: not supported with trainer.fsdp"),
         ({"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, False, {}, "trainer.fsdp_c"),
         ({"fsdp": None}, True, {"ACCELERATE_USE_FSDP": "true"}, "model.lora"),
         ({"fsdp": None}, False, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP_STATE"),
@@ -335,6 +340,6 @@ def test_checkpoints_without_an_optimizer_are_refused(data: Path, tmp_path: Path
 
 
 def test_sharding_by_one_process_is_refused_before_any_work(data: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"^trainer\.fsdp: this is one process"):
+    with pytest.raises(ConfigError, match=r"^trainer\.fsdp: sharding needs several processes"):
         alone(config(data, tmp_path / "run", fsdp=True))
     assert not (tmp_path / "run").exists()

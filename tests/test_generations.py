@@ -141,7 +141,7 @@ def test_a_bad_row_is_named_with_line_field_and_value(
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.jsonl: holds no rows; a row has prompt and"):
+    with pytest.raises(DataError, match=r"a\.jsonl: has no rows; a row has prompt and"):
         read_generations(write(tmp_path / "a.jsonl", []))
 
 
@@ -201,5 +201,5 @@ def test_other_prompts_are_refused(
 
 def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
     (path,) = sets_of(tmp_path, [("p", ["1"])])
-    with pytest.raises(DataError, match=r"a\.jsonl: is given twice"):
+    with pytest.raises(DataError, match=r"a\.jsonl: given twice"):
         read_sets([path, path])

@@ -271,7 +271,7 @@ def test_a_wrong_key_ends_the_run_with_2_and_leaves_no_folder(
         assert main(arguments(server, write(tmp_path / "a.jsonl"), out)) == 2
     error = capsys.readouterr().err
     assert (
-        "HTTP 401: bad key ***; put another key into the environment variable OPENAI_API_K" in error
+        "HTTP 401: bad key ***; put another key in the environment variable OPENAI_API_K" in error
     )
     assert not out.exists()
 

@@ -266,7 +266,9 @@ def test_sharding_divides_what_stays_and_ddp_keeps_buckets():
 
 
 def test_data_that_are_not_there_need_a_budget(tmp_path: Path):
-    with pytest.raises(DataError, match=r"run `anchored prepare` first, or describe under `data`"):
+    with pytest.raises(
+        DataError, match=r"run `anchored prepare` first, or describe the data to prepare"
+    ):
         plan(config(tmp_path / "none"), ONE)
     without = {**DESCRIBED, "token_budget": None}
     with pytest.raises(ConfigError, match=r"^data\.token_budget: missing"):

@@ -44,7 +44,7 @@ from studies.dpo import DPOConfig, load_study, optimise, rate
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["Tell me a story of Mara.", "\nplace: forest", "hero: Mara", "Mara went to the forest."]
-PLAN = Annotation.of({"hero": "Mara", "place": "forest"})
+ANNOTATION = Annotation.of({"hero": "Mara", "place": "forest"})
 SPELT = "A story <|/annotation|> please <|endoftext|>"
 MODEL = {
     "model_type": "olmo2",
@@ -99,7 +99,7 @@ def answer(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-PLANNED = {"role": "assistant", "content": "", "annotation": PLAN.rows()}
+OPEN_TURN = {"role": "assistant", "content": "", "annotation": ANNOTATION.rows()}
 
 
 def reference(tokenizer: AnchoredTokenizer, turns: Sequence[Message], objective: str) -> list[int]:
@@ -107,12 +107,12 @@ def reference(tokenizer: AnchoredTokenizer, turns: Sequence[Message], objective:
     return [i for segment in segments for i in segment.ids]
 
 
-def test_a_plan_and_its_answer_have_the_ids_that_anchored_sft_trains_on(model: Path):
+def test_an_annotation_and_its_answer_have_the_ids_that_anchored_sft_trains_on(model: Path):
     tokenizer = ConversationTokenizer.load(model)
-    turns = [Message("user", SPELT), Message("assistant", "Mara went.", PLAN)]
-    whole = tokenizer.apply_chat_template([user(SPELT), PLANNED, answer("Mara went.")])
+    turns = [Message("user", SPELT), Message("assistant", "Mara went.", ANNOTATION)]
+    whole = tokenizer.apply_chat_template([user(SPELT), OPEN_TURN, answer("Mara went.")])
     assert whole["input_ids"] == reference(tokenizer.stock, turns, "anchored")
-    prompt = tokenizer.apply_chat_template([user(SPELT), PLANNED], add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template([user(SPELT), OPEN_TURN], add_generation_prompt=True)
     assert whole["input_ids"][: len(prompt["input_ids"])] == prompt["input_ids"]
     assert prompt["input_ids"][-1] == tokenizer.stock.control.close
     assert prompt["attention_mask"] == [1] * len(prompt["input_ids"])
@@ -141,11 +141,11 @@ def test_existing_models_prompts_and_answers_have_the_ids_of_training_on_them(
     tokenizer = ConversationTokenizer.load(tmp_path)
     asked, said = user("Tell me a story"), answer("Mara sailed.")
     history = [user("Hello"), answer("Yes?"), asked]
-    for turns, plan, objective in ((history, [PLANNED], "anchored"), ([asked], [], "standard")):
-        prompt = tokenizer.apply_chat_template([*turns, *plan], add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*turns, *plan, said])["input_ids"]
+    for turns, opened, objective in ((history, [OPEN_TURN], "anchored"), ([asked], [], "standard")):
+        prompt = tokenizer.apply_chat_template([*turns, *opened], add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*turns, *opened, said])["input_ids"]
         messages = [Message(turn["role"], turn["content"]) for turn in turns]
-        learnt = Message("assistant", "Mara sailed.", PLAN if plan else None)
+        learnt = Message("assistant", "Mara sailed.", ANNOTATION if opened else None)
         assert whole == reference(tokenizer.stock, [*messages, learnt], objective)
         text = [*tokenizer.stock.encode("Mara sailed."), tokenizer.stock.control.end]
         assert whole == [*prompt["input_ids"], *text]
@@ -180,7 +180,7 @@ def built_for(trainer: str, folder: Path, row: dict[str, Any]) -> Path:
 
 def pairs_on_disk(folder: Path) -> Path:
     row = {
-        "prompt": [user(SPELT), PLANNED],
+        "prompt": [user(SPELT), OPEN_TURN],
         "chosen": [answer("Mara went.")],
         "rejected": [answer("No.")],
     }
@@ -213,8 +213,8 @@ def test_trls_dpo_trainer_learns_the_answers_alone_and_leaves_a_model_to_sample(
     )
     tokenizer = ConversationTokenizer.load(model).stock
     row = trainer.train_dataset[0]
-    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
-    assert row["prompt_ids"] == reference(tokenizer, plan, "anchored")
+    prompt = [Message("user", SPELT), Message("assistant", "", ANNOTATION)]
+    assert row["prompt_ids"] == reference(tokenizer, prompt, "anchored")
     assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), tokenizer.control.eos]
     assert row["rejected_ids"] == [*tokenizer.encode("No."), tokenizer.control.eos]
     trainer.train()
@@ -256,7 +256,7 @@ def test_preferences_are_not_learnt_by_a_model_without_a_record(model: Path, tmp
     with pytest.raises(DataError, match=r"not a model trained by .*anchored\.json is missing"):
         example("trl_grpo").grpo_trainer(
             str(tmp_path / "model"),
-            built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), PLANNED]}),
+            built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), OPEN_TURN]}),
             "json:dumps",
             tmp_path / "run",
             **QUICK,
@@ -300,8 +300,8 @@ def test_trls_dpo_trainer_ends_answers_with_the_end_of_turn_of_an_existing_model
         str(model), pairs_on_disk(tmp_path / "pairs"), tmp_path / "run", **QUICK
     )
     row = trainer.train_dataset[0]
-    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
-    assert row["prompt_ids"] == reference(tokenizer, plan, "anchored")
+    prompt = [Message("user", SPELT), Message("assistant", "", ANNOTATION)]
+    assert row["prompt_ids"] == reference(tokenizer, prompt, "anchored")
     end = tokenizer.hf.convert_tokens_to_ids("<end_of_turn>")
     assert row["chosen_ids"] == [*tokenizer.encode("Mara went."), end]
     trainer.train()
@@ -314,7 +314,7 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
 def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    prompts = built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), PLANNED]})
+    prompts = built_for("grpo", tmp_path / "prompts", {"prompt": [user(SPELT), OPEN_TURN]})
     grpo = example("trl_grpo")
     trainer = grpo.grpo_trainer(
         str(model),
@@ -334,8 +334,8 @@ def test_trls_grpo_trainer_answers_behind_the_annotation_of_the_prompt(
         lambda ids, *rest: (seen.extend(ids), generate(ids, *rest))[1],
     )
     trainer.train()
-    plan = [Message("user", SPELT), Message("assistant", "", PLAN)]
-    expected = reference(ConversationTokenizer.load(model).stock, plan, "anchored")
+    prompt = [Message("user", SPELT), Message("assistant", "", ANNOTATION)]
+    expected = reference(ConversationTokenizer.load(model).stock, prompt, "anchored")
     assert len(seen) == 4
     assert all(ids == expected for ids in seen)
     saved = tmp_path / "model"
@@ -364,12 +364,12 @@ def config(folder: Path, model: Path, rows: Sequence[dict[str, Any]], **fields: 
 
 
 class Writer:
-    """Stands for the sampler: the n-th answer under a plan is `texts[n]`."""
+    """Stands for the sampler: the n-th answer to an annotation is `texts[n]`."""
 
     def __init__(self, *texts: str, fails_at: int | None = None) -> None:
         self.texts, self.fails_at = texts, fails_at
         self.calls: list[list[Request]] = []
-        self.plans = 0
+        self.annotations = 0
 
     def __call__(self, model: Any, tokenizer: Any, requests: Sequence[Request], *_: Any, **__: Any):
         if len(self.calls) == self.fails_at:
@@ -378,12 +378,12 @@ class Writer:
         return [self._write(n, request) for n, request in enumerate(requests)]
 
     def _write(self, n: int, request: Request) -> Sample:
-        plan = request.pinned if request.complete else None
+        annotation = request.pinned if request.complete else None
         if request.open:
-            self.plans += 1
-            plan = Annotation.of({"hero": f"Hero{self.plans}"})
+            self.annotations += 1
+            annotation = Annotation.of({"hero": f"Hero{self.annotations}"})
         text = self.texts[n % len(self.texts)]
-        return Sample(text.removesuffix("..."), plan, finished=not text.endswith("..."))
+        return Sample(text.removesuffix("..."), annotation, finished=not text.endswith("..."))
 
 
 def built(config: PreferencesConfig) -> list[dict[str, Any]]:
@@ -408,8 +408,8 @@ def test_both_answers_of_a_pair_stand_behind_one_sampled_annotation(
         assert row["chosen"] == [answer("bbbb")]
         assert row["rejected"] == [answer("c")]
         assert (row["chosen_reward"], row["rejected_reward"]) == (4.0, 1.0)
-    plans, answers = writer.calls
-    assert all(request.plan_only for request in plans)
+    annotations, answers = writer.calls
+    assert all(request.plan_only for request in annotations)
     assert [str(request.pinned) for request in answers] == ["hero: Hero1"] * 4 + ["hero: Hero2"] * 4
     assert all(request.complete for request in answers)
 
@@ -435,22 +435,24 @@ def test_answers_with_annotations_of_their_own_carry_them(
 @pytest.mark.parametrize(
     "given",
     [
-        {"prompt": "A?", "annotation": PLAN.rows()},
-        {"prompt": "A?", "annotation": PLAN.rows(), "chosen": "yes", "rejected": "no"},
+        {"prompt": "A?", "annotation": ANNOTATION.rows()},
+        {"prompt": "A?", "annotation": ANNOTATION.rows(), "chosen": "yes", "rejected": "no"},
         {"prompt": "A?", "chosen": "yes", "rejected": "no"},
     ],
 )
-def test_plans_and_pairs_are_not_given_where_each_answer_is_to_have_its_own_plan(
+def test_annotations_and_pairs_are_refused_where_each_answer_has_its_own(
     given: dict[str, Any], tmp_path: Path
 ):
-    with pytest.raises(DataError, match=r"line 1: annotation: answer has each answer sampled"):
+    with pytest.raises(
+        DataError, match=r"line 1: annotation: answer samples an annotation with each"
+    ):
         build(config(tmp_path, Path("m"), [given], annotation="answer"), quiet=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_fields_that_the_first_row_lacks_are_kept(tmp_path: Path):
-    plan = {"annotation": PLAN.rows()}
-    given = [{"prompt": "A?", **plan}, {"prompt": "B?", "solution": "42", **plan}]
+    given_tags = {"annotation": ANNOTATION.rows()}
+    given = [{"prompt": "A?", **given_tags}, {"prompt": "B?", "solution": "42", **given_tags}]
     rows = built(config(tmp_path, Path("no/such/model"), given, trainer="grpo", reward=None))
     assert [row["solution"] for row in rows] == [None, "42"]
 
@@ -459,21 +461,24 @@ def test_given_pairs_and_sampled_ones_stand_together_with_the_rewards_of_these(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sampler, "sample", Writer("aa", "bbbb"))
-    plan = {"annotation": PLAN.rows()}
-    given = [{"prompt": "A?", "chosen": "yes", "rejected": "no", **plan}, {"prompt": "B?", **plan}]
+    given_tags = {"annotation": ANNOTATION.rows()}
+    given = [
+        {"prompt": "A?", "chosen": "yes", "rejected": "no", **given_tags},
+        {"prompt": "B?", **given_tags},
+    ]
     rows = built(config(tmp_path, model, given, candidates=2))
     assert [row["chosen_reward"] for row in rows] == [None, 4.0]
 
 
 def test_given_pairs_are_kept_and_no_model_is_loaded(tmp_path: Path):
-    given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": PLAN.rows()}
+    given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": ANNOTATION.rows()}
     listed = {
         "chosen": [{"role": "user", "content": "B?"}, answer("yes")],
         "rejected": [{"role": "user", "content": "B?"}, answer("no")],
-        "annotation": PLAN.rows(),
+        "annotation": ANNOTATION.rows(),
     }
     rows = built(config(tmp_path, Path("no/such/model"), [given, listed], reward=None))
-    assert [row["prompt"] for row in rows] == [[user("A?"), PLANNED], [user("B?"), PLANNED]]
+    assert [row["prompt"] for row in rows] == [[user("A?"), OPEN_TURN], [user("B?"), OPEN_TURN]]
     assert [row["chosen"] for row in rows] == [[answer("yes")]] * 2
     assert counts(tmp_path) == {"asked": 2, "rows": 2, "dropped": {}}
 
@@ -491,7 +496,7 @@ def test_grpo_prompts_come_once_for_each_annotation_with_the_rows_other_fields(
     monkeypatch.setattr(sampler, "sample", Writer(""))
     given = [
         {"prompt": "A?", "solution": 1},
-        {"prompt": "B?", "solution": 2, "annotation": PLAN.rows()},
+        {"prompt": "B?", "solution": 2, "annotation": ANNOTATION.rows()},
     ]
     fields = {"trainer": "grpo", "annotations": 2, "reward": None}
     rows = built(config(tmp_path, model, given, **fields))
@@ -503,7 +508,7 @@ def test_grpo_prompts_come_once_for_each_annotation_with_the_rows_other_fields(
 def test_real_answers_under_a_given_annotation_are_the_same_however_often_they_are_built(
     model: Path, tmp_path: Path
 ):
-    given = [{"prompt": "A?", "annotation": PLAN.rows()}] * 3
+    given = [{"prompt": "A?", "annotation": ANNOTATION.rows()}] * 3
     limit = {"sample": {"max_response_tokens": 200}}
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -529,7 +534,7 @@ def test_a_run_that_was_stopped_samples_only_what_is_missing(
     again = Writer("aa", "bbbb")
     monkeypatch.setattr(sampler, "sample", again)
     assert [row["prompt"][0]["content"] for row in built(asked)] == ["A?", "B?", "C?"]
-    assert len(again.calls) == 4  # plans and answers of the second and the third
+    assert len(again.calls) == 4  # annotations and answers of the second and the third
     assert build(asked, quiet=True) == tmp_path / "out" / "data"
     assert len(again.calls) == 4
 
@@ -540,7 +545,7 @@ def test_what_other_weights_wrote_is_neither_gone_on_with_nor_given_again(
     shutil.copytree(model, tmp_path / "model")
     asked = config(tmp_path, tmp_path / "model", [{"prompt": "A?"}], candidates=2)
     monkeypatch.setattr(sampler, "sample", Writer("aa", "aa"))
-    with pytest.raises(DataError, match="another reward may tell answers apart"):
+    with pytest.raises(DataError, match="use another reward"):
         build(asked, quiet=True)
     weights = load_file(model / "model.safetensors")
     save_file({name: -weight for name, weight in weights.items()}, tmp_path / "model" / WEIGHTS)
@@ -558,7 +563,7 @@ def test_a_model_that_writes_no_annotation_is_what_is_to_be_changed(
 ):
     unread = Sample("", malformed=True)
     monkeypatch.setattr(sampler, "sample", lambda *given, **_: [unread for _ in given[2]])
-    with pytest.raises(DataError, match=r"1 without a readable ann.* has to learn to annotate f"):
+    with pytest.raises(DataError, match=r"1 without a readable ann.*; train .* to annotate first"):
         build(config(tmp_path, model, [{"prompt": "A?"}]), quiet=True)
 
 
@@ -569,7 +574,7 @@ def wrong_reward(completions: list[Any], **_: Any) -> list[float]:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (None, "reward: missing; rows without chosen and rejected"),
+        (None, "reward: missing; answers are sampled for rows without chosen and rejected"),
         ("helpful", "reward: 'helpful': write module:function"),
         ("nowhere:f", "reward: 'nowhere:f': no module 'nowhere'"),
         ("test_preferences:f", "test_preferences has no function f"),
@@ -591,8 +596,8 @@ def test_a_reward_that_cannot_judge_is_refused(
         ({"prompt": "A?", "chosen": "a", "rejected": " "}, "x: rejected: ' ' is not an answer"),
         ({"prompt": " "}, "x: prompt: ' ' is empty"),
         ({"messages": [answer("hm")]}, "x: no prompt"),
-        ({"prompt": "A?", "prompts": 1}, "x: prompts: TRL gives rewards something else"),
-        ({"prompt": "A?", "log_metric": 1}, "x: log_metric: TRL gives .* rename the field"),
+        ({"prompt": "A?", "prompts": 1}, "x: prompts: TRL passes something else by this name"),
+        ({"prompt": "A?", "log_metric": 1}, "x: log_metric: TRL passes .* rename the field"),
     ],
 )
 def test_a_row_that_is_none_is_refused_by_its_place(row: dict[str, Any], said: str):
@@ -603,7 +608,7 @@ def test_a_row_that_is_none_is_refused_by_its_place(row: dict[str, Any], said: s
 def test_the_command_builds_from_a_file_and_says_in_one_line_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": PLAN.rows()}
+    given = {"prompt": "A?", "chosen": "yes", "rejected": "no", "annotation": ANNOTATION.rows()}
     file = tmp_path / "preferences.yaml"
     file.write_text(to_yaml(config(tmp_path, Path("m"), [given])), encoding="utf-8")
     assert cli.main(["preferences", str(file)]) == 0

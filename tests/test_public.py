@@ -191,7 +191,7 @@ def test_the_plots_are_those_of_the_report():
         ({"a": "text"}, "a: 'text' is neither a list of texts"),
         ({"a": ["one"]}, "texts: there is one text per prompt"),
         ([{"prompt": "a"}], r"texts\[0\]: response: missing"),
-        ([], "texts: holds no rows"),
+        ([], "texts: has no rows"),
         ({"a": {"p": ["x", "y"]}, "b": {"q": ["x", "y"]}}, "b: lacks 1 prompts of a"),
     ],
 )

@@ -223,14 +223,14 @@ def test_the_card_command_keeps_what_was_written_by_hand(
     untouched = path.read_text(encoding="utf-8")
     path.write_text(untouched.replace("# mine", "# Mine, at last"), encoding="utf-8")
     assert main(["card", str(model)]) == 2
-    assert "README.md: changed by hand; --overwrite replaces it" in capsys.readouterr().err
+    assert "README.md: edited by hand; use --overwrite to replace it" in capsys.readouterr().err
     assert "# Mine, at last" in path.read_text(encoding="utf-8")
     assert main(["card", str(model), "--overwrite"]) == 0
     assert path.read_text(encoding="utf-8") == untouched
 
 
 def test_a_card_of_no_folder_is_refused_without_asking_the_hub(tmp_path: Path):
-    with pytest.raises(DataError, match=r"owner/model: no such folder; a card is written into"):
+    with pytest.raises(DataError, match=r"owner/model: no such folder; name the folder of"):
         write(tmp_path / "owner/model")
 
 
@@ -294,7 +294,7 @@ def test_results_of_another_kind_are_refused_and_the_card_stays(
     before = (model / "README.md").read_bytes()
     write_json(tmp_path / "results.json", {"results": {}})
     assert main(["card", str(model), "--results", str(tmp_path / "results.json")]) == 2
-    assert "no `models` and `comparisons` in it" in capsys.readouterr().err
+    assert "has no `models` and `comparisons`" in capsys.readouterr().err
     assert (model / "README.md").read_bytes() == before
 
 
@@ -441,7 +441,7 @@ def test_a_folder_that_was_not_trained_here_is_refused(tmp_path: Path):
 )
 def test_pickle_and_code_are_refused(model: Path, name: str, data: bytes):
     (model / name).write_bytes(data)
-    with pytest.raises(DataError, match=f"{name}: pickle or code runs on whoever loads it"):
+    with pytest.raises(DataError, match=f"{name}: pickle or code, which runs when it is loaded"):
         plan(PushConfig(model=model, repo="owner/name"))
 
 
@@ -460,7 +460,7 @@ def test_what_is_neither_weights_nor_text_nor_a_picture_is_refused_by_what_it_ho
     model: Path, name: str
 ):
     (model / name).write_bytes(NO_TEXT[name])
-    with pytest.raises(DataError, match=f"{name}: no safetensors, GGUF, picture or text in UTF-8"):
+    with pytest.raises(DataError, match=f"{name}: not safetensors, GGUF, a picture or UTF-8 text"):
         plan(PushConfig(model=model, repo="owner/name"))
 
 
@@ -483,7 +483,7 @@ def test_secrets_are_found_in_any_text_whatever_its_name(model: Path, name: str)
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_settings_that_are_no_json_object_are_refused_by_name(model: Path, text: str):
     (model / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"config\.json: .*; mend or remove it"):
+    with pytest.raises(DataError, match=r"config\.json: .*; fix or remove it"):
         plan(PushConfig(model=model, repo="owner/name"))
 
 
@@ -524,7 +524,7 @@ def test_the_value_of_a_secret_variable_is_found_wherever_it_stands(model: Path)
     files = uploads(model, "owner/name")
     environment = {"MY_API_KEY": "correct-horse-battery", "HOME": "notes", "A_KEY": "one"}
     assert list(problems(files, environment)) == [
-        "notes.txt: line 2 holds the value of $MY_API_KEY; remove it"
+        "notes.txt: line 2 contains the value of $MY_API_KEY; remove it"
     ]
     assert list(problems(files, {})) == []
 

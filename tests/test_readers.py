@@ -67,7 +67,7 @@ def test_a_hub_dataset_takes_its_configuration_and_split_from_the_address(tmp_pa
     assert rows_of("hf://owner/name/one", split="validation") == [{"text": "one-validation"}]
     ((place, _),) = read_rows(SourceConfig(path="hf://owner/name/one"))
     assert place == "hf://owner/name/one: row 1"
-    with pytest.raises(ConfigError, match="'config' is no option of a hub dataset"):
+    with pytest.raises(ConfigError, match="'config' is not an option of a hub dataset"):
         rows_of("hf://owner/name?config=one")
     with pytest.raises(DataError, match=r"hf://owner/other: not readable as a hub dataset: "):
         rows_of("hf://owner/other")
@@ -161,7 +161,7 @@ def test_an_unreadable_file_is_named_with_its_line(tmp_path, name, content, mess
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no file of a kind that can be read"):
+    with pytest.raises(DataError, match="has no readable file; add one of these kinds"):
         rows_of(tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_prepare_makes_the_same_of_stand_off_and_of_annotated_rows(tmp_path: Pat
 
 def test_annotations_given_as_a_path_are_told_where_they_belong(tmp_path: Path) -> None:
     folder = beside(tmp_path / "s", ROWS)
-    message = rf"^{re.escape(str(folder))}: .* prepare this folder as its `annotations`$"
+    message = rf"^{re.escape(str(folder))}: .* prepare set its `annotations` to this folder$"
     with pytest.raises(DataError, match=message):
         prepared(tmp_path / "a", path=str(folder))
     config = CorpusConfig.model_validate({"source": str(folder), "out": tmp_path / "b"})
@@ -127,7 +127,9 @@ def test_a_text_that_changed_is_refused_whatever_bad_rows_are_passed_over(tmp_pa
         tokenizer=NewTokenizer(vocab_size=400),
         skip_bad_rows=True,
     )
-    with pytest.raises(ConfigError, match=r"no annotations for row 'd4' follow in .*s: the corpus"):
+    with pytest.raises(
+        ConfigError, match=r"s: has no further annotations for row 'd4': the corpus"
+    ):
         prepare(config, QUIET)
     assert not (tmp_path / "a").exists()
 
@@ -135,10 +137,13 @@ def test_a_text_that_changed_is_refused_whatever_bad_rows_are_passed_over(tmp_pa
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "config.yaml").unlink(), "no folder of `anchored annotate`"),
+        (
+            lambda folder: (folder / "config.yaml").unlink(),
+            "not a folder that `anchored annotate` wrote",
+        ),
         (
             lambda folder: (folder / "config.yaml").write_text("annotator: offline\n"),
-            "give it as the source's path",
+            "use it as the source's path",
         ),
         (lambda folder: (folder / "shard-00001.parquet").unlink(), "shard-00001.parquet: missing"),
         (
@@ -170,5 +175,5 @@ def test_annotations_of_annotations_are_refused(tmp_path: Path) -> None:
     from anchored.corpus.offline_run import AnnotateConfig
 
     source = {"path": "x.jsonl", "annotations": "s"}
-    with pytest.raises(ConfigError, match="read by prepare alone"):
+    with pytest.raises(ConfigError, match="works only with prepare"):
         validated(AnnotateConfig, {"source": source, "out": "o"}, "here")

@@ -157,8 +157,8 @@ def test_a_canonical_map_round_trips_and_maps_each_annotation(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("keys: {a: {x: [y], z: [y]}}", "a: 'y' stands under 'x' and 'z'"),
-        ("keys: {a: {x: [y], y: [z]}}", "a: 'y' is a variant and kept itself"),
+        ("keys: {a: {x: [y], z: [y]}}", "a: 'y' is listed under 'x' and 'z'"),
+        ("keys: {a: {x: [y], y: [z]}}", "a: 'y' is both a variant and a value to keep"),
         ("keys: {a: {x: [1984]}}", "keys.a.x.0: 1984: input should be a valid string"),
         ("keys: {}\nkey: {}", "key: unknown field; did you mean 'keys'"),
     ],

@@ -278,10 +278,10 @@ def test_data_is_not_prepared_for_a_missing_checkpoint_or_with_a_tokenizer_of_it
 ):
     init, out = base if given else tmp_path / "nothing", tmp_path / "run"
     sources = {"sources": [{"path": str(rows)}], **given}
-    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+    with pytest.raises(ConfigError, match="tokenizer: a new tokenizer" if given else "nothing"):
         sft(sft_config(rows, init, out, data=sources), quiet=True)
     fields = {"out": out, "data": {"tokenizer": str(base), **sources}, "model": {"init": str(init)}}
-    with pytest.raises(ConfigError, match="data.tokenizer: a new one" if given else "nothing"):
+    with pytest.raises(ConfigError, match="tokenizer: a new tokenizer" if given else "nothing"):
         pretrain(PretrainConfig.model_validate(fields), quiet=True)
     assert not out.exists()
 
@@ -358,7 +358,7 @@ def test_growing_an_embedding_keeps_the_old_rows(tmp_path: Path):
 
 
 def test_a_model_folder_that_is_not_ours_has_no_record(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no anchored\.json"):
+    with pytest.raises(DataError, match=r"anchored\.json is missing"):
         read_record(tmp_path)
 
 
@@ -459,7 +459,7 @@ def test_a_full_disk_under_the_optimizer_state_is_an_os_error(
     ("models", "message"),
     [
         (0.5, "{out}: No space left on device"),
-        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; make room and"),
+        (1.5, "{out}: cannot write checkpoint: 0.0 MiB of the disk are free; free some space"),
     ],
 )
 def test_a_real_full_disk_is_one_line_and_leaves_no_half_checkpoint(
@@ -604,7 +604,7 @@ def test_replay_without_a_prompt_to_ask_is_refused(base: Path, tmp_path: Path):
     turn = {"role": "assistant", "content": "Hello."}
     rows.write_text(json.dumps({"messages": [turn]}) + "\n", encoding="utf-8")
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay")
-    with pytest.raises(DataError, match="no answer stands behind a prompt"):
+    with pytest.raises(DataError, match="no answer follows a prompt"):
         sft(run, quiet=True)
 
 

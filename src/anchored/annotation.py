@@ -455,6 +455,6 @@ class Schema(BaseModel):
         if not path.is_file():
             known = sorted(p.stem for p in built_in.parent.glob("*.yaml"))
             raise ConfigError(
-                f"schema {str(name)!r}: neither a file nor built in ({', '.join(known)})"
+                f"schema {str(name)!r}: not a file and not built in ({', '.join(known)})"
             )
         return validated(cls, read_yaml(path), source=str(path))

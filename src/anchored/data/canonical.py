@@ -1,4 +1,4 @@
-"""Canonical values: a file that says which spellings of a value are one, and its application."""
+"""Canonical values: reads, writes and applies a file that maps spellings to one value."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from anchored.files import atomic_write
 
 
 class CanonicalMap(Config):
-    """For each key the values to keep, each with the spellings that become it.
+    """The canonical values of each key, each with the spellings that it replaces.
 
     As a file: `keys: {topic: {sea: [Sea, the sea]}}`. Spellings are compared exactly, after the
-    normalisation that every value gets.
+    usual normalisation of values.
     """
 
     keys: dict[str, dict[str, tuple[str, ...]]]
@@ -33,25 +33,27 @@ class CanonicalMap(Config):
             for value, variants in values.items():
                 for variant in variants:
                     if variant in values:
-                        raise ValueError(f"{key}: {variant!r} is a variant and kept itself")
+                        raise ValueError(
+                            f"{key}: {variant!r} is both a variant and a value to keep"
+                        )
                     if variant in seen:
                         raise ValueError(
-                            f"{key}: {variant!r} stands under {seen[variant]!r} and {value!r}"
+                            f"{key}: {variant!r} is listed under {seen[variant]!r} and {value!r}"
                         )
                     seen[variant] = value
         return self
 
     @classmethod
     def load(cls, path: Path) -> CanonicalMap:
-        """Reads the file.
+        """Read the file.
 
         Raises:
-            ConfigError: missing, not of that form, or a spelling has two canonical values.
+            ConfigError: the file is missing or invalid, or a spelling has two canonical values.
         """
         return validated(cls, read_yaml(path), source=str(path))
 
     def save(self, path: Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Write the file atomically."""
         data: dict[str, Any] = self.model_dump(mode="json")
         atomic_write(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
@@ -66,7 +68,7 @@ class CanonicalMap(Config):
         }
 
     def apply(self, annotation: Annotation) -> Annotation:
-        """The annotation with canonical values; what becomes equal by it stands once."""
+        """Return the annotation with canonical values; tags that become equal are merged."""
         tags = self.tags
         mapped = tuple(tags.get(tag, tag) for tag in annotation)
         if mapped == annotation.tags:
@@ -74,7 +76,7 @@ class CanonicalMap(Config):
         return Annotation(tuple(dict.fromkeys(mapped)))
 
     def apply_to(self, item: Item) -> Item:
-        """A document or conversation with canonical values in each of its annotations."""
+        """Return a document or conversation with canonical values in all its annotations."""
         if isinstance(item, Document):
             chunks = [
                 replace(c, annotation=c.annotation and self.apply(c.annotation))

@@ -1,4 +1,4 @@
-"""The corpus that is annotated: where it comes from, how it is cut, which of its rows are read."""
+"""The corpus to annotate: its sources, its division into chunks, and its readable rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class CorpusConfig(Config):
-    """What every annotator reads.
+    """The configuration that all annotators share.
 
     `source` is a path or a source, or a list of them; see `SourceConfig`.
     """
@@ -33,11 +33,9 @@ class CorpusConfig(Config):
     min_chunk_chars: int = Field(default=200, ge=1)
     max_chunk_chars: int = Field(default=1500, ge=1)
     rows_per_shard: int = Field(default=500, ge=1)
-    skip_bad_rows: bool = Field(
-        default=False, description="count rows that would be an error, and go on"
-    )
+    skip_bad_rows: bool = Field(default=False, description="count and skip invalid rows")
     cluster: Literal["ray"] | None = Field(
-        default=None, description="spread the work over the machines of a Ray cluster"
+        default=None, description="distribute the work over the machines of a Ray cluster"
     )
 
     @field_validator("source", mode="before")
@@ -50,20 +48,20 @@ class CorpusConfig(Config):
     @classmethod
     def _no_annotations(cls, source: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         if any(one.annotations for one in source):
-            raise ValueError("`annotations` is read by prepare alone; leave it out here")
+            raise ValueError("`annotations` works only with prepare; leave it out")
         return source
 
     @property
     def split(self) -> Split:
-        """Cuts a document's text into chunks."""
+        """Function that cuts a document's text into chunks."""
         return partial(split_chunks, min_chars=self.min_chunk_chars, max_chars=self.max_chunk_chars)
 
 
 def check_installed(config: CorpusConfig) -> None:
-    """Check that a run on a cluster can be one, before there is any work.
+    """Check that the packages for a run on a cluster are installed.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: they are not.
     """
     if config.cluster is not None and find_spec(config.cluster) is None:
         raise ConfigError(
@@ -72,10 +70,10 @@ def check_installed(config: CorpusConfig) -> None:
 
 
 def items(config: CorpusConfig) -> Iterator[Item | None]:
-    """Canonical rows; None for a bad row that is to be skipped.
+    """Yield canonical rows, and None for each skipped row.
 
     Raises:
-        DataError: a source cannot be read, or a row is bad and `skip_bad_rows` is false.
+        DataError: a source cannot be read, or a row is invalid and `skip_bad_rows` is false.
     """
     split = config.split
     for source in config.source:
@@ -90,7 +88,7 @@ def items(config: CorpusConfig) -> Iterator[Item | None]:
 
 
 def batched(many: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """`size` at a time, in order; the last batch may be smaller."""
+    """Yield batches of `size` items, in order; the last batch may be smaller."""
     left = iter(many)
     while batch := tuple(islice(left, size)):
         yield batch

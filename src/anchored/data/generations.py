@@ -1,7 +1,7 @@
-"""Files of generations: for each prompt several texts, whoever wrote them.
+"""Reads files of generations: several texts per prompt, from any model.
 
-They have one record per prompt, as NoveltyBench's have, or one record per text, which are grouped
-by prompt, as `anchored sample --out` writes them.
+A file has one record per prompt, like NoveltyBench's files, or one record per text, like those of
+`anchored sample --out`. Records of texts are grouped by prompt.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ _ENDING = re.compile(r"\.jsonl?(\.gz|\.xz)?$")
 
 @dataclass(frozen=True, slots=True)
 class Generations:
-    """One model's texts: `texts[p]` are the answers to `prompts[p]`, in the order they came.
+    """One model's texts.
 
-    `partitions[p]` and `scores[p]` are what the file says of them, None where it says nothing;
-    the stamps say who judged. `models` are the names in the rows' field `model`. `annotations[p]`
-    are what the model wrote before each text, None before one without; where the form of the file
-    has no place for them there are none at all.
+    Attributes:
+        name: name of the set.
+        prompts: the prompts.
+        texts: `texts[p]` are the answers to `prompts[p]`, in file order.
+        partitions: `partitions[p]` has the class of each text, if the file has it.
+        scores: `scores[p]` has the score of each text, if the file has it.
+        partition_stamps, score_stamps: the protocols and judges of these.
+        models: the names in the rows' field `model`.
+        annotations: `annotations[p]` has what the model wrote before each text, or None. Empty if
+            the file's format has no annotations.
     """
 
     name: str
@@ -44,14 +50,14 @@ class Generations:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Texts of each prompt."""
+        """Number of texts per prompt."""
         return tuple(map(len, self.texts))
 
     def first(self, n: int) -> Generations:
-        """The first `n` texts of each prompt, which an order of drawing makes a sample of n.
+        """Return the first `n` texts of each prompt, a sample if the texts are in random order.
 
         Raises:
-            DataError: a prompt has fewer.
+            DataError: a prompt has fewer texts.
         """
         for prompt, size in zip(self.prompts, self.sizes, strict=True):
             if size < n:
@@ -68,7 +74,7 @@ class Generations:
         )
 
     def select(self, order: Sequence[int]) -> Generations:
-        """The prompts at these places, in this order."""
+        """Return the prompts with these indices, in this order."""
         return replace(
             self,
             prompts=tuple(self.prompts[i] for i in order),
@@ -79,36 +85,36 @@ class Generations:
         )
 
     def annotation(self, p: int, i: int) -> Annotation | None:
-        """What the model wrote before `texts[p][i]`; None where nothing is known of it."""
+        """Return what the model wrote before `texts[p][i]`; None if that is unknown."""
         return self.annotations[p][i] if self.annotations else None
 
 
 def read_sets(paths: Sequence[Path], n: int | None = None) -> list[Generations]:
-    """The files side by side: distinct names, the same prompts in one order, equal sizes.
+    """Read files to compare, with distinct names, the same prompts in one order and equal sizes.
 
-    A set is called by the one model that its rows name, else by its file's name; if two would be
-    called alike, by their paths.
+    A set is named after the model if its rows name exactly one, else after its file. If two names
+    would be equal, both sets are named by their paths.
 
     Args:
-        paths: a file a set.
-        n: texts a prompt, the first ones; by default all, and then they must be equally many.
+        paths: one file per set.
+        n: number of texts per prompt, the first ones; by default all, which must be equally many.
 
     Raises:
-        DataError: a file cannot be read, is given twice, has other prompts than the first, or
-            numbers of texts differ (diversity at different numbers does not compare).
+        DataError: a file cannot be read, is given twice or has other prompts than the first, or the
+            numbers of texts differ (diversity is comparable only at equal numbers).
     """
     doubled = [path for path, count in Counter(paths).items() if count > 1]
     if doubled:
-        raise DataError(f"{doubled[0]}: is given twice; name each file once")
+        raise DataError(f"{doubled[0]}: given twice; name each file once")
     return side_by_side(_named([read_generations(path) for path in paths], paths), n)
 
 
 def side_by_side(sets: Sequence[Generations], n: int | None = None) -> list[Generations]:
-    """The sets with the same prompts in one order and equally many texts.
+    """Return the sets with the same prompts in one order and equally many texts.
 
     Args:
-        sets: with distinct names.
-        n: texts per prompt, see `read_sets`.
+        sets: sets with distinct names.
+        n: number of texts per prompt; see `read_sets`.
 
     Raises:
         DataError: see `read_sets`.
@@ -138,13 +144,13 @@ def _common_size(sets: Sequence[Generations]) -> int:
             prompt = found.prompts[found.sizes.index(size)]
             raise DataError(
                 f"{found.name}: prompt {prompt[:60]!r} has {size} texts, others have {smallest}, "
-                f"and diversity compares only at equal numbers; use --n {smallest}"
+                f"and diversity is comparable only at equal numbers; use --n {smallest}"
             )
     return smallest
 
 
 def _like(first: Generations, other: Generations) -> Generations:
-    """`other` with its prompts in the order of `first`'s; a repeated prompt by its turn."""
+    """Return `other` with its prompts, repeated ones included, in the order of `first`'s."""
     places = {key: i for i, key in enumerate(_keys(other.prompts))}
     wanted = _keys(first.prompts)
     for one, known, name, against in (
@@ -154,7 +160,7 @@ def _like(first: Generations, other: Generations) -> Generations:
         if missing := [prompt for prompt, turn in one if (prompt, turn) not in known]:
             raise DataError(
                 f"{name}: lacks {len(missing)} prompts of {against}, the first being "
-                f"{missing[0][:60]!r}; score answers to the same prompts, or each file by itself"
+                f"{missing[0][:60]!r}; score answers to the same prompts, or each file alone"
             )
     return other.select([places[key] for key in wanted])
 
@@ -169,29 +175,29 @@ def _keys(prompts: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def generations_of(name: str, rows: Sequence[tuple[str, Row]]) -> Generations:
-    """Rows that are in memory, in any of the formats.
+    """Return the generations in rows in memory, in any of the formats.
 
     Args:
-        name: of the set.
-        rows: each with its place, for errors.
+        name: name of the set.
+        rows: the rows, each with its place, for errors.
 
     Raises:
-        DataError: there is no row, or one has a field missing or wrong.
+        DataError: there is no row, or a row lacks a field or has an invalid one.
     """
     read = answers_rows(rows)
     if not read:
-        raise DataError(f"{name}: holds no rows; a row has {GENERATIONS_FORMATS}")
+        raise DataError(f"{name}: has no rows; a row has {GENERATIONS_FORMATS}")
     flat = read[0].annotations is not None
     models = frozenset(row.model for row in read if row.model)
     return replace(_grouped(read) if flat else _listed(read), name=name, models=models)
 
 
 def read_generations(path: Path) -> Generations:
-    """One file, `.jsonl` or `.json`, either optionally `.gz` or `.xz`, in any of the formats.
+    """Read a `.jsonl` or `.json` file, optionally `.gz` or `.xz`, in any of the formats.
 
     Raises:
-        DataError: the file is missing, empty or damaged, or a row has a field missing or wrong;
-            file, line, field and value are named.
+        DataError: the file is missing, empty or damaged, or a row lacks a field or has an invalid
+            one; the message names file, line, field and value.
     """
     unit = "line" if ".jsonl" in path.suffixes else "item"
     rows = [(f"{path}: {unit} {number}", row) for number, row in read_jsonl(path)]
@@ -199,7 +205,7 @@ def read_generations(path: Path) -> Generations:
 
 
 def _grouped(rows: Sequence[Answers]) -> Generations:
-    """Rows with a text each, by prompt."""
+    """Group rows with one text each by prompt."""
     groups: dict[str, list[tuple[str, Annotation | None]]] = {}
     for row in rows:
         groups.setdefault(row.prompt, []).extend(zip(row.texts, row.annotations or (), strict=True))
@@ -215,7 +221,7 @@ def _grouped(rows: Sequence[Answers]) -> Generations:
 
 
 def _listed(rows: Sequence[Answers]) -> Generations:
-    """Rows with a prompt each and all its texts."""
+    """Return rows with one prompt and all its texts each."""
     return Generations(
         "",
         tuple(row.prompt for row in rows),
@@ -228,7 +234,7 @@ def _listed(rows: Sequence[Answers]) -> Generations:
 
 
 def given_stamp(sets: Sequence[Generations], what: str) -> Stamp:
-    """The version and backend of the files' own `partition`s or `score`s.
+    """Return the version and backend of the partitions or scores in the files.
 
     Raises:
         DataError: a file has none, or they differ within or between files.
@@ -244,10 +250,10 @@ def given_stamp(sets: Sequence[Generations], what: str) -> Stamp:
 
 
 def own(found: Generations, p: int, values: Sequence[Any] | None, field: str) -> Sequence[Any]:
-    """What the file says of prompt `p`.
+    """Return the file's own `values` for prompt `p`.
 
     Raises:
-        DataError: it says nothing.
+        DataError: there are none.
     """
     if values is None:
         raise _lacking(f"{found.name}: prompt {found.prompts[p][:60]!r}", field)
@@ -264,6 +270,6 @@ def _lacking(where: str, field: str) -> DataError:
 
 
 def spread(length: int, wanted: int) -> list[int]:
-    """At most `wanted` indices below `length`, evenly spaced, the first included."""
+    """Return at most `wanted` evenly spaced indices below `length`, the first included."""
     count = min(length, wanted)
     return [place * length // count for place in range(count)]

@@ -1,4 +1,4 @@
-"""Sources: files, folders, hub datasets and the storyworld, opened and read row by row."""
+"""Reads sources row by row: files, folders, hub datasets and the storyworld."""
 
 from __future__ import annotations
 
@@ -45,32 +45,41 @@ ObjectiveName = Annotated[str, AfterValidator(_known_objective)]
 class SourceConfig(Config):
     """One source of rows.
 
-    `path` is a `.jsonl`, `.json`, `.txt` or `.md` file (each optionally `.gz`, `.xz` or `.zst`), a
-    `.parquet` or `.arrow` file, a folder of such files (in sorted order; `.json` files in it are
-    left alone, and so are `.md` files beside rows: they describe them), a folder written by
-    `save_to_disk`, `hf://owner/name[/configuration][?split=validation&revision=...]`, or
-    `storyworld://small`, `storyworld://full/sft?seed=1&count=2000`. All but `.json` and a text
-    file's document are streamed.
+    `path` is one of these:
+
+    - a `.jsonl`, `.json`, `.txt` or `.md` file, optionally `.gz`, `.xz` or `.zst`;
+    - a `.parquet` or `.arrow` file;
+    - a folder of such files, read in sorted order. Its `.json` files are ignored, and so are `.md`
+      files next to files of rows, which they describe;
+    - a folder written by `save_to_disk`;
+    - `hf://owner/name[/configuration][?split=validation&revision=...]`;
+    - `storyworld://small` or `storyworld://full/sft?seed=1&count=2000`.
+
+    Everything but `.json` files and the single document of a text file is streamed.
     """
 
     path: str
     weight: float = Field(
-        default=1.0, gt=0, description="share of the text drawn from here while it lasts"
+        default=1.0,
+        gt=0,
+        description="share of the text drawn from this source until it is exhausted",
     )
-    skip: int = Field(default=0, ge=0, description="rows left out at the start")
-    limit: int | None = Field(default=None, ge=1, description="rows read at most")
+    skip: int = Field(default=0, ge=0, description="number of rows to skip at the start")
+    limit: int | None = Field(default=None, ge=1, description="maximum number of rows to read")
     where: dict[str, str | list[str]] = Field(
-        default={}, description="keep rows whose field is (one of) this"
+        default={}, description="keep only rows whose field has (one of) these values"
     )
     separator: str | None = Field(
-        default=None, description="in text files, what stands between documents"
+        default=None, description="separator between the documents of a text file"
     )
     split: str = Field(
         default="train", description="split of a hub dataset or of a saved `DatasetDict`"
     )
-    objective: ObjectiveName | None = Field(default=None, description="instead of the run's own")
+    objective: ObjectiveName | None = Field(
+        default=None, description="overrides the run's objective"
+    )
     annotations: Path | None = Field(
-        default=None, description="folder of stand-off annotations of these rows, for prepare"
+        default=None, description="folder of stand-off annotations of these rows; only for prepare"
     )
 
     @property
@@ -81,7 +90,7 @@ class SourceConfig(Config):
 
 
 def load_schema(name: str) -> Schema:
-    """`Schema.load`, or the storyworld's own for `storyworld://small`."""
+    """Load a schema by name or file, or the storyworld's schema for `storyworld://small`."""
     parts = urlsplit(name)
     return (
         _storyworld(parts.netloc, name).schema
@@ -91,31 +100,31 @@ def load_schema(name: str) -> Schema:
 
 
 def read_rows(source: SourceConfig, prompted_share: float = 0.0) -> Iterator[tuple[str, Row]]:
-    """`(place, row)` pairs of one source after `where`, `skip` and `limit`; places are for errors.
+    """Return `(place, row)` pairs of a source after `where`, `skip` and `limit`.
 
     Args:
-        source: where to read.
+        source: the source. The places are for error messages.
         prompted_share: passed to the storyworld, which writes its prompted documents itself.
 
     Raises:
-        DataError: a file is missing or unreadable; it is named, with the line where there is one.
+        DataError: a file is missing or unreadable; the message names the file and any line.
     """
     return selected(_open(source, prompted_share), source, lambda pair: pair[1])
 
 
 def read_items(source: SourceConfig, split: Split) -> Iterator[tuple[str, Item]]:
-    """`read_rows` with each row as a canonical one; `split` cuts texts into chunks.
+    """Return `(place, item)` pairs like `read_rows`; `split` cuts texts into chunks.
 
     Raises:
-        DataError: a file or a row is at fault; it is named, with the line where there is one.
+        DataError: a file or a row is invalid; the message names the file and any line.
     """
     return ((place, canonical_row(row, place, split)) for place, row in read_rows(source))
 
 
 def selected(found: Iterable[T], source: SourceConfig, raw: Callable[[T], Row]) -> Iterator[T]:
-    """What a source's `where`, `skip` and `limit` leave of what was found in it.
+    """Apply a source's `where`, `skip` and `limit` to what was read from it.
 
-    `where` is about the fields of the rows as they were written, which `raw` gives.
+    `where` tests the fields of the raw rows, which `raw` returns.
     """
     rows = (one for one in found if _wanted(raw(one), source.where))
     stop = None if source.limit is None else source.skip + source.limit
@@ -140,7 +149,7 @@ def _open(source: SourceConfig, prompted_share: float) -> Iterator[tuple[str, Ro
 
 def _storyworld(size: str, name: str) -> Storyworld:
     if size not in ("small", "full"):
-        raise ConfigError(f"{name}: {size!r} is no size of the storyworld; use small or full")
+        raise ConfigError(f"{name}: {size!r} is not a size of the storyworld; use small or full")
     return Storyworld(size)
 
 
@@ -164,8 +173,8 @@ def _open_hub(source: SourceConfig) -> Iterator[tuple[str, Row]]:
     name, options = address.split("/"), {"split": source.split, **dict(parse_qsl(query))}
     if unknown := options.keys() - {"split", "revision"}:
         raise ConfigError(
-            f"{source.path}: {min(unknown)!r} is no option of a hub dataset; use split or revision "
-            "(a configuration is written hf://owner/name/configuration)"
+            f"{source.path}: {min(unknown)!r} is not an option of a hub dataset; use split or "
+            "revision (a configuration is written hf://owner/name/configuration)"
         )
     with _readable(source.path, "a hub dataset"):
         data = datasets.load_dataset("/".join(name[:2]), *name[2:], streaming=True, **options)
@@ -181,14 +190,14 @@ def _open_folder(folder: Path, source: SourceConfig) -> Iterator[tuple[str, Row]
     files = _files_in(folder)
     if not files:
         raise DataError(
-            f"{folder}: holds no file of a kind that can be read ({', '.join(_IN_FOLDERS)})"
+            f"{folder}: has no readable file; add one of these kinds: {', '.join(_IN_FOLDERS)}"
         )
     for path in files:
         yield from _open_file(path, source)
 
 
 def _saved_dataset(folder: Path, split: str) -> Path | None:
-    """The folder that `save_to_disk` wrote a dataset or, of several, this split into, if it did."""
+    """Return the folder that `save_to_disk` wrote a dataset or this split to, or None."""
     if (folder / "dataset_info.json").is_file():
         return folder
     if not (folder / "dataset_dict.json").is_file():
@@ -207,7 +216,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that says what is inside, compression left aside."""
+    """Return the suffix of the content, without that of the compression."""
     return (Path(path.stem) if path.suffix in COMPRESSED else path).suffix
 
 
@@ -223,7 +232,7 @@ def _open_file(path: Path, source: SourceConfig) -> Iterator[tuple[str, Row]]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    """Rows a few at a time: a row group, let alone a file, may not fit into memory as objects."""
+    """Yield rows, decoding a few at a time: a row group may not fit in memory as objects."""
     with _readable(path, "parquet"), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_PARQUET_BATCH):
             yield from batch.to_pylist()
@@ -238,7 +247,7 @@ def _arrow(path: Path) -> Iterator[Row]:
 
 @contextmanager
 def _readable(name: Path | str, kind: str) -> Iterator[None]:
-    """Turns what the libraries raise on a damaged file into one line that names it."""
+    """Turn a library's exception about a damaged file into one line that names the file."""
     try:
         yield
     except (OSError, ValueError, DatasetGenerationError) as error:
@@ -251,7 +260,7 @@ def _number(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Row]]:
 
 
 def _read_text(path: Path, separator: str | None) -> Iterator[tuple[str, Row]]:
-    """One document a file or, with a separator, one between each two unless it is blank."""
+    """Yield one document per file or, with a separator, one per non-blank piece."""
     documents = _text_pieces(path, separator) if separator else iter([_whole_text(path)])
     for number, text in enumerate(documents, 1):
         place = f"{path}: document {number}" if separator else str(path)

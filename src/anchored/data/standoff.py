@@ -1,10 +1,10 @@
-"""Stand-off annotations: a folder beside a corpus, in its order; the corpus stays as it is.
+"""Stand-off annotations: a folder next to a corpus, in its order; the corpus is left unchanged.
 
     DIR/shard-00000.parquet    one record per text: row, id, part, annotation, error, text_hash, key
     DIR/config.yaml            how the corpus was cut
 
 A part is a chunk of a document or an assistant turn of a conversation that had no annotation of its
-own; `text_hash` ties it to its text, so that annotations of another text are never put before it.
+own. `text_hash` ties an annotation to its text, so that it is never attached to another text.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ _COLUMNS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A text that stands behind an annotation of its own and has none yet.
+    """A text that needs an annotation of its own.
 
-    `index` counts chunks, or all turns of a conversation; `request` is what a response answers.
+    Attributes:
+        index: number of the chunk, or of the turn in its conversation.
+        text: the text.
+        request: the prompt that a response answers.
     """
 
     index: int
@@ -60,9 +63,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a shard. `row` counts the corpus's rows; `error` says why there is no annotation.
+    """One row of a shard.
 
-    `key` is that of the annotator's request.
+    Attributes:
+        row: number of the row in the corpus.
+        id: id of that row.
+        part: index of the part in the row.
+        annotation: the annotation; empty after an error.
+        error: why there is no annotation, if there is none.
+        text_hash: hash of the part's text.
+        key: journal key of the annotator's request.
     """
 
     row: int
@@ -75,12 +85,12 @@ class Record:
 
 
 def text_hash(text: str) -> str:
-    """32 hex digits."""
+    """Return the hash of a text, 32 hex digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def open_parts(item: Item) -> list[Part]:
-    """What of an item is still to be annotated; a document behind a prompt as its chunks."""
+    """Return the parts of an item without annotation; a document with a prompt as its chunks."""
     if isinstance(item, Document):
         return [
             Part(i, chunk.text) for i, chunk in enumerate(item.chunks) if chunk.annotation is None
@@ -99,7 +109,7 @@ def _conversation(turns: Sequence[Message]) -> str:
 
 
 def write_shard(folder: Path, number: int, records: Sequence[Record]) -> None:
-    """Writes a shard whole or not at all, and not again if it holds the same already."""
+    """Write a shard atomically, unless it has the same content already."""
     path = folder / SHARD.format(number)
     names = _COLUMNS.names
     columns = {name: [getattr(record, name) for record in records] for name in names}
@@ -116,10 +126,10 @@ def write_shard(folder: Path, number: int, records: Sequence[Record]) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """A shard's table.
+    """Read a shard's table.
 
     Raises:
-        DataError: the file is damaged, or no shard.
+        DataError: the file is damaged or not a shard.
     """
     try:
         return pq.read_table(path, schema=_COLUMNS)
@@ -130,17 +140,17 @@ def read_table(path: Path) -> pa.Table:
 
 
 def shard_numbers(folder: Path) -> list[int]:
-    """The shards that are there, in order."""
+    """Return the numbers of the existing shards, in order."""
     found = (_NUMBER.fullmatch(path.name) for path in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)
 
 
 def is_stand_off(folder: Path) -> bool:
-    """True if `anchored annotate` wrote this folder with an endpoint."""
+    """Return True if the endpoint annotator wrote this folder."""
     if not (folder / CONFIG_NAME).is_file():
         return False
     if not shard_numbers(folder) and not any(folder.glob("journal*.jsonl")):
-        return False  # somebody else's file, that need not even be YAML
+        return False  # another tool's config.yaml, possibly not even YAML
     return read_yaml(folder / CONFIG_NAME).get("annotator") == "endpoint"
 
 
@@ -148,24 +158,26 @@ def refuse_stand_off(source: SourceConfig) -> None:
     """Check that a source holds texts.
 
     Raises:
-        DataError: it holds annotations, and its texts lie elsewhere.
+        DataError: it has stand-off annotations, whose texts are elsewhere.
     """
     if is_stand_off(Path(source.path)):
         raise DataError(
-            f"{source.path}: holds annotations and no texts; name the corpus itself, and in "
-            "prepare this folder as its `annotations`"
+            f"{source.path}: has annotations but no texts; name the corpus instead, and for "
+            "prepare set its `annotations` to this folder"
         )
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """All records in the corpus's order, one shard in memory.
+    """Yield all records in the corpus's order, with one shard at a time in memory.
 
     Raises:
-        DataError: no shard is there, one is missing in between, or one is damaged.
+        DataError: there is no shard, a shard in between is missing, or one is damaged.
     """
     numbers = shard_numbers(folder) if folder.is_dir() else []
     if not numbers:
-        raise DataError(f"annotations: {folder}: holds no {SHARD.format(0)}; annotate first")
+        raise DataError(
+            f"annotations: {folder}: has no {SHARD.format(0)}; run `anchored annotate` first"
+        )
     for number, found in enumerate(numbers):
         if number != found:
             raise DataError(
@@ -175,25 +187,25 @@ def read_records(folder: Path) -> Iterator[Record]:
 
 
 def read_shard(folder: Path, number: int) -> Iterator[Record]:
-    """The records of one shard.
+    """Yield the records of one shard.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the shard is damaged.
     """
     for row in read_table(folder / SHARD.format(number)).to_pylist():
         yield Record(**row | {"annotation": tuple(row["annotation"])})
 
 
 class StandOff:
-    """Stand-off annotations, to be put into the rows of their corpus as these are read again.
+    """Stand-off annotations, to attach to the rows of their corpus as these are read again.
 
-    Rows of the corpus may be left out (by `where`, `skip`, `limit`), not reordered.
+    Rows of the corpus may be left out (by `where`, `skip`, `limit`), but not reordered.
 
     Args:
-        folder: what `anchored annotate` wrote by an endpoint.
+        folder: a folder that the endpoint annotator wrote.
 
     Raises:
-        DataError: it did not.
+        DataError: the folder is not one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -202,10 +214,10 @@ class StandOff:
         self._rows = groupby(read_records(folder), key=attrgetter("row"))
 
     def attach(self, item: Item) -> Item:
-        """The item with its annotations; what came with one keeps it.
+        """Return the item with its annotations; existing ones are kept.
 
         Raises:
-            ConfigError: no annotation for its texts follows.
+            ConfigError: no annotations of its texts follow.
             DataError: a shard is missing or damaged.
         """
         parts = open_parts(item)
@@ -217,7 +229,7 @@ class StandOff:
             if [record.text_hash for record in records] == wanted:
                 return _with(item, records)
         raise ConfigError(
-            f"no annotations for row {item.id!r} follow in {self.folder}: the corpus changed or "
+            f"{self.folder}: has no further annotations for row {item.id!r}: the corpus changed or "
             "its annotation is unfinished; run `anchored annotate` again"
         )
 
@@ -225,11 +237,11 @@ class StandOff:
 def _split(folder: Path) -> Split:
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise DataError(f"annotations: {folder}: no folder of `anchored annotate`")
+        raise DataError(f"annotations: {folder}: not a folder that `anchored annotate` wrote")
     made: dict[str, Any] = read_yaml(path)
     if made.get("annotator") != "endpoint":
         raise DataError(
-            f"annotations: {folder}: holds whole annotated rows; give it as the source's path"
+            f"annotations: {folder}: has whole annotated rows; use it as the source's path"
         )
     return partial(
         split_chunks, min_chars=made["min_chunk_chars"], max_chars=made["max_chunk_chars"]

@@ -1,1 +1,1 @@
-"""LLM judges: what they are asked, what their answers mean, what they cost."""
+"""LLM judges: their questions, verdicts and costs."""

@@ -1,8 +1,9 @@
-"""Language models as judges: what is asked, in which words, and how one answer becomes a verdict.
+"""Questions to language models as judges, and how an answer becomes a verdict.
 
-Three tasks: the attributes of a text (by any schema; `stories` holds the paper's eight), its
-quality from 1 to 10, and which of a prompt's texts say the same, all at once, as in NoveltyBench's
-v1.1. The prompts are the files in `prompts/`; their version and hash go with every verdict.
+There are three tasks: to name the attributes of a text (by any schema; `stories` has the paper's
+eight), to rate its quality from 1 to 10, and to group a prompt's texts by content, all at once, as
+in NoveltyBench v1.1. The prompts are the files in `prompts/`. Every verdict records the prompt's
+version and hash.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FIELD = re.compile(r"\{\{(\w+)\}\}")
 class Prompt:
     """A prompt file: its front matter, its text with `{{fields}}`, and the hash of both.
 
-    `max_tokens` bounds the answer; `answer_tokens` is the length it has as a rule.
+    `max_tokens` limits the answer; `answer_tokens` is its usual length.
     """
 
     name: str
@@ -44,17 +45,17 @@ class Prompt:
 
     @property
     def id(self) -> str:
-        """Name, version and the start of the hash."""
+        """Name, version and the first digits of the hash."""
         return f"{self.name} {self.version} ({self.sha256[:12]})"
 
     def render(self, fields: Mapping[str, str]) -> str:
-        """The text with its fields filled in; a field's own text is never looked at."""
+        """Return the text with its fields filled in; fields are not expanded in filled-in text."""
         return _FIELD.sub(lambda match: fields[match[1]], self.template)
 
 
 @functools.cache
 def load_prompt(name: str) -> Prompt:
-    """The prompt `prompts/<name>.md` of this package."""
+    """Load the prompt `prompts/<name>.md` of this package."""
     text = (resources.files("anchored.judge") / f"prompts/{name}.md").read_text("utf-8")
     _, front, template = text.split("---\n", 2)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -63,10 +64,10 @@ def load_prompt(name: str) -> Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask a judge.
+    """One question to a judge.
 
-    `read` makes JSON data of an answer or raises `Unreadable`; `schema` is the JSON schema that a
-    second attempt is held to.
+    `read` parses an answer to JSON data or raises `Unreadable`. `schema` is the JSON schema that
+    constrains a second attempt.
     """
 
     prompt: Prompt
@@ -75,7 +76,7 @@ class Question:
     schema: Mapping[str, Any]
 
     def key(self, model: str, sampling: Mapping[str, Any]) -> str:
-        """What an answer depends on, hashed: words, prompt, model and sampling."""
+        """Return a hash of all that an answer depends on: text, prompt, model and sampling."""
         return content_key(
             {
                 "text": self.text,
@@ -88,12 +89,12 @@ class Question:
 
     @property
     def estimate(self) -> tuple[int, int]:
-        """About how many tokens go in and come out."""
+        """Estimated numbers of input and output tokens."""
         return estimated_tokens(self.text), self.prompt.answer_tokens
 
 
 def ask_attributes(text: str, schema: Schema) -> Question:
-    """Which value has each key of the schema? The verdict is a list of `{key, value}`."""
+    """Ask for the value of each key of the schema; the verdict is a list of `{key, value}`."""
     prompt = load_prompt("attributes")
     described = (
         f"- {key.name}: {key.description}"
@@ -114,14 +115,14 @@ def ask_attributes(text: str, schema: Schema) -> Question:
 
 
 def ask_quality(prompt: str, text: str) -> Question:
-    """How good is the text as an answer? The verdict is a whole number from 1 to 10."""
+    """Ask for the quality of the text as an answer; the verdict is an integer from 1 to 10."""
     words = load_prompt("quality")
     rendered = words.render({"prompt": prompt, "text": text})
     return Question(words, rendered, verdicts.read_score, verdicts.score_schema())
 
 
 def ask_groups(prompt: str, texts: Sequence[str]) -> Question:
-    """Which texts say the same? The verdict is a class number a text, from 0."""
+    """Ask which texts say the same; the verdict is one class number per text, from 0."""
     words = load_prompt("grouping")
     answers = (f"BEGIN ANSWER {i}\n{text}\nEND ANSWER {i}" for i, text in enumerate(texts, 1))
     fields = {"prompt": prompt, "count": str(len(texts)), "answers": "\n\n".join(answers)}
@@ -134,19 +135,19 @@ def ask_groups(prompt: str, texts: Sequence[str]) -> Question:
 
 
 def sampling_of(prompt: Prompt, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters of a prompt: greedy and bounded, unless `given` says otherwise.
+    """Return the sampling parameters of a prompt: greedy and limited, overridden by `given`.
 
-    A given None takes a parameter out, for servers that refuse it.
+    None in `given` removes a parameter, for servers that reject it.
     """
     wanted = {"temperature": 0, "max_tokens": prompt.max_tokens, **given}
     return {name: value for name, value in wanted.items() if value is not None}
 
 
 async def verdict(endpoint: Endpoint, question: Question, sampling: Mapping[str, Any]) -> Row:
-    """Asks, and once more with the answer constrained to JSON if the first cannot be read.
+    """Ask a question; if the answer is unreadable, ask again with constrained decoding.
 
-    The second request carries `response_format` with a `json_schema`, which OpenAI, vLLM, SGLang
-    and llama.cpp know. A refusal is not asked again: constrained, it would become an invention.
+    The second request has a `response_format` with a `json_schema`, which OpenAI, vLLM, SGLang and
+    llama.cpp support. A refusal is not repeated, since a constrained answer would be invented.
 
     Returns:
         The prompt's id, tokens, and `value` with the `answer` it was read from, or `error`.
@@ -183,7 +184,7 @@ def _constraint(question: Question) -> dict[str, Any]:
 
 
 def _answer(reply: Reply) -> str:
-    """What may be read: whole, and not thought only."""
+    """Return the answer's text, which must be complete and more than thoughts."""
     if reply.truncated:
         where = "while thinking" if reply.thinking and not reply.answer else "in its answer"
         raise Unreadable(f"ran out of tokens {where}, raise max_tokens")
@@ -201,7 +202,7 @@ def _refused(reply: Reply) -> bool:
 
 
 def _added(spent: Mapping[str, Any], reply: Reply) -> dict[str, Any]:
-    """Tokens so far; None as soon as a server leaves a count out."""
+    """Add a reply's tokens to the counts; a count becomes None if the server leaves it out."""
     found = dict(spent)
     for name in ("prompt_tokens", "completion_tokens"):
         more = getattr(reply, name)

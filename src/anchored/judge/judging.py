@@ -1,7 +1,7 @@
-"""Asking a judge about whole sets of generations: what it will cost, the run, and its answers.
+"""Asks a judge about whole sets of generations: the cost projection, the run and its answers.
 
-All questions are known before the first is asked, equal ones are asked once, and every verdict goes
-to a journal: a run that was stopped, or that failed in parts, is continued by the same command.
+All questions are known before the first one is sent, and equal questions are sent once. Every
+verdict goes to a journal, so the same command resumes a run that was stopped or failed in part.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ MILLION = 1_000_000
 
 
 class JudgeConfig(EndpointConfig):
-    """The judge: its endpoint, how it samples, and what a million of its tokens costs.
+    """The endpoint, the sampling parameters and the token prices of the judge.
 
-    `sampling` goes into the requests as it is, over temperature 0 and each prompt's `max_tokens`;
-    null takes a parameter out. Prices are in any currency.
+    `sampling` is passed to the server as it is. It overrides the defaults (temperature 0 and
+    each prompt's `max_tokens`); null removes a parameter. Prices are per million tokens, in any
+    currency.
     """
 
     sampling: dict[str, Any] = Field(default_factory=dict)
@@ -47,21 +48,21 @@ class JudgeConfig(EndpointConfig):
     price_out: float | None = Field(default=None, ge=0)
 
     def cost(self, read: int | None, written: int | None) -> float | None:
-        """Of so many tokens; None where they or the prices are not known."""
+        """Return the cost of input and output tokens, or None if a count or price is unknown."""
         if None in (read, written, self.price_in, self.price_out):
             return None
         return (read * self.price_in + written * self.price_out) / MILLION  # pyright: ignore
 
     def key_of(self, question: Question) -> str:
-        """The question's key in the journal."""
+        """Return the question's key in the journal."""
         return question.key(self.model, sampling_of(question.prompt, self.sampling))
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """What a judge is to be asked about generations.
+    """The questions to ask a judge about generations.
 
-    `schema` names the attributes to read off each text, None for none.
+    `schema` has the attributes to name for each text; None for none.
     """
 
     config: JudgeConfig
@@ -70,7 +71,7 @@ class Inquiry:
     groups: bool = False
 
     def questions(self, sets: Sequence[Generations]) -> dict[str, Question]:
-        """Every question by its key, equal ones once."""
+        """Return every question by its key; equal questions appear once."""
         return {
             self.config.key_of(question): question
             for found in sets
@@ -97,17 +98,17 @@ class Answers:
     rows: Mapping[str, Row]
 
     def attributes(self, text: str) -> Annotation | None:
-        """The counted values of a text's attributes; None where the judge failed."""
+        """Return a text's attributes with canonical values; None if the judge failed."""
         assert self.inquiry.schema is not None
         rows = self._value(ask_attributes(text, self.inquiry.schema))
         return None if rows is None else canonical_annotation(Annotation.from_rows(rows))
 
     def score(self, prompt: str, text: str) -> int | None:
-        """The quality of a text, 1 to 10; None where the judge failed."""
+        """Return the quality of a text, 1 to 10; None if the judge failed."""
         return self._value(ask_quality(prompt, text))
 
     def partition(self, prompt: str, texts: Sequence[str]) -> list[int] | None:
-        """A class number a text; None where the judge failed."""
+        """Return one class number per text; None if the judge failed."""
         return self._value(ask_groups(prompt, texts))
 
     def _value(self, question: Question) -> Any:
@@ -115,7 +116,7 @@ class Answers:
 
     @property
     def failures(self) -> list[Row]:
-        """One row a question without a verdict: `{key, error, prompt, question, ...}`."""
+        """One row per question without a verdict: `{key, error, prompt, question, ...}`."""
         return [
             {"key": key, **row, "question": self.questions[key].text}
             for key, row in self.rows.items()
@@ -123,7 +124,7 @@ class Answers:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """What `results.json` says of the judge: who it is, what it was asked, what it cost."""
+        """Return the record of the judge for `results.json`: model, settings, questions, cost."""
         config = self.inquiry.config
         read, written = (self._total(name) for name in ("prompt_tokens", "completion_tokens"))
         return {
@@ -144,7 +145,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an inquiry will take: questions by prompt, those answered before, tokens estimated."""
+    """The projected cost of an inquiry: questions by prompt, known answers, estimated tokens."""
 
     questions: Mapping[str, int]
     answered: int
@@ -153,7 +154,7 @@ class Plan:
     cost: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--dry-run --json` prints."""
+        """Return the form that `--dry-run --json` prints."""
         return {
             "questions": dict(self.questions),
             "answered": self.answered,
@@ -165,12 +166,12 @@ class Plan:
     def __str__(self) -> str:
         parts = ", ".join(f"{count:,} {name}" for name, count in self.questions.items())
         line = f"{sum(self.questions.values()):,} questions ({parts}), {self.answered:,} answered "
-        line += f"before; about {self.read:,} tokens in and {self.written:,} out"
+        line += f"before; about {self.read:,} input and {self.written:,} output tokens"
         return line + ("" if self.cost is None else f", {self.cost:,.3g} at the given prices")
 
 
 def plan(inquiry: Inquiry, questions: Mapping[str, Question], journal: Journal) -> Plan:
-    """The projection, tokens estimated from characters."""
+    """Return the projection; tokens are estimated from characters."""
     left = [question for key, question in questions.items() if not answered(journal, key)]
     read = sum(question.estimate[0] for question in left)
     written = sum(question.estimate[1] for question in left)
@@ -184,13 +185,13 @@ def plan(inquiry: Inquiry, questions: Mapping[str, Question], journal: Journal) 
 
 
 def answered(journal: Journal, key: str) -> bool:
-    """Does the journal hold a verdict, and not a failure?"""
+    """Return True if the journal has a verdict, not a failure."""
     row = journal.get(key)
     return row is not None and "error" not in row
 
 
 def projected(inquiry: Inquiry, sets: Sequence[Generations], journal: Path | None) -> Plan:
-    """What `consult` would take, without asking anything."""
+    """Return the projected cost of `consult`, without sending a request."""
     with Journal(journal if journal and journal.is_file() else None) as rows:
         return plan(inquiry, inquiry.questions(sets), rows)
 
@@ -201,16 +202,16 @@ def consult(
     journal: Path | None,
     console: Console | None = None,
 ) -> Answers:
-    """Asks what the journal does not answer; failures of earlier runs are asked again.
+    """Ask the questions that the journal does not answer, and failed ones again.
 
     Args:
-        inquiry: what to ask.
-        sets: about which texts.
+        inquiry: the questions.
+        sets: the texts that they are about.
         journal: the file of verdicts; None keeps them in memory.
-        console: where the projected cost and the progress are shown, if anywhere.
+        console: receives the projected cost and the progress; None shows nothing.
 
     Raises:
-        EndpointError: no request can succeed; what was answered is in the journal.
+        EndpointError: no request can succeed; the answers so far are in the journal.
         DataError: the journal is damaged or in use.
     """
     questions = inquiry.questions(sets)
@@ -249,17 +250,17 @@ async def _ask(
 
 
 class JudgedPartition:
-    """NoveltyBench's v1.1: a judge groups all texts of a prompt at once."""
+    """NoveltyBench v1.1: a judge groups all texts of a prompt at once."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self.stamp = Stamp("1.1", judge_name(answers, "grouping"))
 
     def partition(self, found: Generations, p: int) -> list[int] | None:
-        """A class number a text of prompt `p`; None where the judge failed."""
+        """Return one class number per text of prompt `p`; None if the judge failed."""
         return self._answers.partition(found.prompts[p], found.texts[p])
 
 
 def judge_name(answers: Answers, prompt: str) -> str:
-    """The judge and its prompt, as they stand beside a figure."""
+    """Return the judge and its prompt, as they are shown beside a figure."""
     return f"judge {answers.inquiry.config.model} by prompt {load_prompt(prompt).id}"

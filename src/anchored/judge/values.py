@@ -1,7 +1,7 @@
-"""One spelling for values that say one thing, so that entropies count meanings and not spellings.
+"""Canonical spellings of values, so that entropies count meanings and not spellings.
 
-"Elara", "elara " and "**Elara**." are one value. Words that mean the same are merged only where
-`values.yaml` lists them.
+"Elara", "elara " and "**Elara**." are one value. Synonyms are merged only if `values.yaml` lists
+them.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ _OUTER = "".join(
 
 
 def canonical(key: str, value: str) -> str:
-    """The counted form of a value of `key`; empty where only punctuation is there.
+    """Return the canonical form of a value of `key`; empty if it is only punctuation.
 
-    NFC, case folded, `_` and `-` as spaces, white space collapsed, outer punctuation and a leading
-    article taken off, then the synonyms of the key.
+    The value is normalised to NFC and case-folded, `_` and `-` become spaces, white space is
+    collapsed, and outer punctuation and a leading article are removed. Then the key's synonyms are
+    applied.
     """
     folded = _folded(value)
     return _synonyms().get(key, {}).get(folded, folded)
 
 
 def rule() -> str:
-    """Name and version of these rules, which belong beside every figure made with them."""
+    """Return the name and version of these rules, to be shown with every figure based on them."""
     return f"values {_table()['version']}"
 
 
 def canonical_annotation(annotation: Annotation) -> Annotation:
-    """Every value in its counted form; a tag whose value comes out empty is left out."""
+    """Return the annotation with canonical values; a tag whose value becomes empty is dropped."""
     pairs = ((tag.key, canonical(tag.key, tag.value)) for tag in annotation)
     return Annotation.of((key, value) for key, value in pairs if value)
 

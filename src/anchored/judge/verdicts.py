@@ -1,8 +1,8 @@
-"""Reading what judges write: tolerant of form, never of content.
+"""Parses the answers of judges: lenient about form, strict about content.
 
-A judge is asked for plain lines; models add prose, Markdown, JSON, fences and numbering, which are
-read all the same. What is missing, contradictory or out of range is `Unreadable`: nothing is ever
-filled in.
+A judge is asked for plain lines, but models add prose, Markdown, JSON, fences and numbering, all of
+which are accepted. An answer that is incomplete, contradictory or out of range is `Unreadable`;
+nothing is ever filled in.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _REFUSAL = re.compile(
 
 
 class Unreadable(ValueError):
-    """An answer that does not hold what was asked for; the message says what is wrong."""
+    """An answer without what was asked for; the message says what is wrong."""
 
 
 def read_attributes(text: str, schema: Schema) -> Annotation:
-    """The value of each key; a key may be given as none, but it must be given.
+    """Return the value of each key; a key may have the value none, but it must be mentioned.
 
     Raises:
         Unreadable: a key is not mentioned, or its value lies outside a closed vocabulary.
@@ -60,10 +60,10 @@ def _names(text: str, key: str) -> bool:
 
 
 def read_score(text: str) -> int:
-    """A whole number from 1 to 10, as `score: 8`, `**Score:** 8/10`, `{"score": 8}` or `8`.
+    """Return an integer from 1 to 10, as in `score: 8`, `**Score:** 8/10`, `{"score": 8}` or `8`.
 
     Raises:
-        Unreadable: there is none, there are two that differ, or it is out of range.
+        Unreadable: there is no score, there are two that differ, or it is out of range.
     """
     data = _json(text, dict)
     if data is not None and "score" in data:
@@ -90,9 +90,9 @@ def _score(text: str) -> int:
 
 
 def read_partition(text: str, n: int) -> list[int]:
-    """A class number a text, numbered from 0 in the order of their first members.
+    """Return one class number per text, numbered from 0 in order of first appearance.
 
-    Reads lines `text: class`, `{"classes": [...]}`, `{"1": 2, ...}` or a bare list.
+    Accepts lines `text: class`, `{"classes": [...]}`, `{"1": 2, ...}` and a bare list.
 
     Raises:
         Unreadable: a text has no class, or two.
@@ -127,7 +127,7 @@ def _groups(text: str) -> dict[int, int]:
 
 
 def _json(text: str, kind: type) -> Any:
-    """The first JSON object or list in `text`, None if there is none."""
+    """Return the first JSON object or list in `text`, or None."""
     start = "{" if kind is dict else "["
     for match in re.finditer(re.escape(start), text[:20_000]):
         try:
@@ -139,12 +139,12 @@ def _json(text: str, kind: type) -> Any:
 
 
 def is_refusal(text: str) -> bool:
-    """Does an answer that holds nothing readable begin as refusals do (in English)?"""
+    """Return True if an unreadable answer begins like an English refusal."""
     return _REFUSAL.match(text) is not None
 
 
 def attributes_schema(schema: Schema) -> dict[str, Any]:
-    """The JSON schema of a constrained answer with every key."""
+    """Return the JSON schema of a constrained answer with every key."""
     return _object(
         {
             key.name: {"type": "string", **({"enum": [*key.values, "none"]} if key.values else {})}
@@ -154,12 +154,12 @@ def attributes_schema(schema: Schema) -> dict[str, Any]:
 
 
 def score_schema() -> dict[str, Any]:
-    """The JSON schema of a constrained score."""
+    """Return the JSON schema of a constrained score."""
     return _object({"score": {"type": "integer", "enum": list(range(1, 11))}})
 
 
 def partition_schema(n: int) -> dict[str, Any]:
-    """The JSON schema of constrained groups: a class number a text."""
+    """Return the JSON schema of constrained groups: one class number per text."""
     numbers = {"type": "integer", "enum": list(range(1, n + 1))}
     return _object({str(i): numbers for i in range(1, n + 1)})
 

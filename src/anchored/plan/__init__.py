@@ -1,1 +1,1 @@
-"""`anchored plan`: what a training run will take, before it is paid for."""
+"""`anchored plan`: estimate the resources of a training run before it starts."""

@@ -1,6 +1,6 @@
-"""The bill of a training run: parameters, FLOPs, memory, hours, disk and money.
+"""The resource estimate of a training run: parameters, FLOPs, memory, hours, disk and money.
 
-Parameters are counted on the model itself, built without contents; memory is that of a simulated
+Parameters are counted on the model itself, built on the meta device; memory is that of a simulated
 step (`plan.footprint`); hours follow from a stated utilisation.
 """
 
@@ -32,17 +32,17 @@ from anchored.train.config import (
 )
 from anchored.train.metrics_log import attention_flops, head_size, training_flops
 
-# "About three days on 8 x H100", once for all sizes: read as the 50B tokens of the largest.
+# "About three days on 8 x H100", given once for all sizes; taken as the 50B tokens of the largest.
 PAPER_ANNOTATION_HOURS_A_TOKEN = 3 * 24 * 8 / 50e9
 _KNOWN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The bill in plain numbers: FLOPs, bytes, hours; parts by name, `total` among them.
+    """The estimate in plain numbers (FLOPs, bytes, hours): parts by name, including `total`.
 
-    `memory` is of one device. Its parts need not reach their most at once, so on one device the
-    total can be less than their sum.
+    `memory` is that of one device. Its parts need not peak at the same time, so on a single device
+    the total can be less than their sum.
     """
 
     run: dict[str, Any]
@@ -59,12 +59,12 @@ class Plan:
 
     @property
     def mfu(self) -> float:
-        """What `metrics.jsonl` will show at this speed, against this peak."""
+        """The `mfu` that `metrics.jsonl` will show at this speed, relative to this peak."""
         return self.flops["model"] / self._peak_flops
 
     @property
     def reached(self) -> float:
-        """Share of the peak that all FLOPs make, with attention and what is computed twice."""
+        """Share of the peak that all FLOPs reach, including attention and recomputation."""
         return self.flops["total"] / self._peak_flops
 
     @property
@@ -73,11 +73,11 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Does a device hold what it has to."""
+        """True if the run fits into the memory of a device."""
         return self.memory["total"] <= self.hardware.memory_gib * GIB
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for other programs."""
+        """Return all fields and properties, for other programs."""
         return {**asdict(self), "fits": self.fits, "mfu": self.mfu, "reached": self.reached}
 
 
@@ -87,18 +87,17 @@ def plan(
     supervised: float | None = None,
     projection: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """What the run that `config` describes takes on `hardware`.
+    """Estimate what the run that `config` describes takes on `hardware`.
 
     Args:
-        config: of pretraining or SFT; its data need not be prepared yet.
-        hardware: how many of what.
-        supervised: share of the tokens with loss, where no prepared data says it; all by default.
-        projection: what `anchored annotate --dry-run N --json` printed, in place of the paper's
-            figure.
+        config: configuration of pretraining or SFT; its data need not be prepared yet.
+        hardware: the devices.
+        supervised: share of the tokens with loss, if the data is not prepared; 1 by default.
+        projection: output of `anchored annotate --dry-run N --json`, to replace the paper's figure.
 
     Raises:
         ConfigError: a field is wrong or missing; see `workload.data_of`.
-        DataError: the folder of the data is no prepared dataset.
+        DataError: the folder of the data is not a prepared dataset.
     """
     check_trainer_fields(config)
     data, layout = data_of(config, supervised), Layout(config, hardware.devices)
@@ -129,10 +128,10 @@ def plan(
 
 
 def _model(config: TrainConfig, data: Data) -> Any:
-    """Without contents, in its adapter if there is one."""
+    """Build the model on the meta device, with its adapter if it has one."""
     shape = model_configuration(config.model, data.vocab_size, eos_token_id=0)
     if config.model.lora is not None:
-        check_lora(quantize=False)  # nothing is quantized for a plan
+        check_lora(quantize=False)  # an estimate quantizes nothing
     init = config.model.init
     with torch.device("meta"):
         with loading("model", init) if init else nullcontext():
@@ -143,7 +142,7 @@ def _model(config: TrainConfig, data: Data) -> Any:
 
 
 def _device_hours(flops: Mapping[str, float], hardware: Hardware) -> float:
-    """`mfu` is of `model` alone, as `metrics.jsonl` has it; `REACHED` of all."""
+    """Convert FLOPs to hours; `mfu` refers to `model` only, `REACHED` to all FLOPs."""
     counted = flops["total"] / REACHED if hardware.mfu is None else flops["model"] / hardware.mfu
     return counted / (hardware.tflops * 1e12) / 3600
 
@@ -180,10 +179,10 @@ def _flops(
     layout: Layout,
     steps: int,
 ) -> dict[str, float]:
-    """By what they are for.
+    """Return the FLOPs by purpose.
 
-    A forward pass is a third of `attention`, and two FLOPs of the six in `model` (of four with an
-    adapter). Of the optimizer only Muon's products count, which each device takes.
+    A forward pass is a third of `attention`, and two of the six FLOPs in `model` (of four with an
+    adapter). For the optimizer, only Muon's products count, which every device computes.
     """
     share = 1 / 2 if config.model.lora else 1 / 3
     once = training_flops(model, trained, trained * data.supervised)
@@ -200,14 +199,14 @@ def _flops(
 
 
 def _muon_flops(config: TrainConfig, model: PreTrainedModel) -> float:
-    """Of one step on one device."""
+    """Return the FLOPs of Muon in one step on one device."""
     if config.muon_learning_rate is None:
         return 0.0
     return orthogonalising_flops(hidden_matrices(model))
 
 
 def _replayed(config: TrainConfig) -> float:
-    """Share of the rows that a frozen copy of the base is asked about."""
+    """Return the share of the rows that a frozen copy of the base model processes too."""
     if isinstance(config, SFTConfig) and learns_base_distribution(config):
         return config.replay.share
     return 0.0
@@ -217,7 +216,7 @@ def _memory(
     config: TrainConfig, model: PreTrainedModel, data: Data, layout: Layout, hardware: Hardware
 ) -> dict[str, float]:
     step = _step(config, data, layout, hardware)
-    # Sharded weights are kept in float32 and put together in bfloat16.
+    # Sharded weights are kept in float32 and gathered in bfloat16.
     mixed = layout.autocast and layout.sharded
     kept = torch.float32 if mixed else config.model.torch_dtype
     used = torch.bfloat16 if mixed else kept
@@ -256,18 +255,18 @@ def _step(config: TrainConfig, data: Data, layout: Layout, hardware: Hardware) -
 
 
 def _accumulated(model: PreTrainedModel, kept: torch.dtype, layout: Layout) -> float:
-    """Gradients that FSDP2 holds whole between the forward passes of a step.
+    """Return the bytes of gradients that FSDP2 keeps whole between the forward passes of a step.
 
-    They are divided only when they are summed over devices, in the precision of that sum.
+    They are sharded only when they are summed over devices, in the precision of that sum.
     """
     whole = layout.sharded and layout.accumulation > 1
     return float(_trained(model) * kept.itemsize) if whole else 0.0
 
 
 def _gathered(model: PreTrainedModel, used: torch.dtype) -> float:
-    """Bytes of what a device has whole for a while: two units' weights and a unit's gradient.
+    """Return the bytes that a device gathers: the weights of two units and the gradient of one.
 
-    A unit is a layer or an end of the model; its gradient is summed over devices in float32.
+    A unit is a layer, the embedding or the projection; its gradient is summed in float32.
     """
     layers: Any = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
     units: list[Any] = [*layers, model.get_input_embeddings(), model.get_output_embeddings()]
@@ -292,10 +291,10 @@ def _annotation(data: Data, projection: Mapping[str, Any] | None) -> dict[str, A
 
 def _disk(data: Data, model: PreTrainedModel, layout: Layout, steps: int) -> dict[str, float]:
     size, trained = layout.config.model.torch_dtype.itemsize, _trained(model)
-    added = trained if layout.config.model.lora else 0  # it is merged in the end
+    added = trained if layout.config.model.lora else 0  # merged at the end
     weights = (_parameters(model)["total"] - added) * size
     states = {"adamw": 2.0, "muon": 1.0, "sgd": 0.0}[layout.optimizer]
-    # Sharded, Trainer keeps two copies of the weights; with an adapter it saves that alone.
+    # If sharded, Trainer saves two copies of the weights; with an adapter, only the adapter.
     checkpoint = trained * size * (1 + states + layout.sharded)
     count = layout.checkpoints(steps)
     parts = {"data": float(data.bytes), "checkpoints": checkpoint * count, "model": float(weights)}

@@ -1,8 +1,8 @@
-"""The memory of a training step, found without spending it.
+"""The memory of a training step, measured without using that memory.
 
-The model, its loss and its optimizer are run on tensors that have shapes and no contents, and what
-lies in memory is counted as it comes and goes. So the figure holds for any architecture, and counts
-the copies that a step makes on its way.
+The model, its loss and its optimizer run on tensors with shapes but no contents, and the bytes are
+counted as tensors are created and freed. So the figure is right for any architecture and includes
+temporary copies.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from anchored.tokenizer import CONTROL_TOKENS
 
 Optimizer = Literal["adamw", "sgd", "muon"]
 _BY_ROW, _NO_MASK = "anchored_by_row", "anchored_no_mask"
-# Four bits a weight, eight a scale of 64 weights, 32 a scale of 256 of these (Dettmers et al.,
-# QLoRA, 2023, section 3).
+# Four bits per weight, eight per scale of 64 weights, 32 per scale of 256 of these scales (Dettmers
+# et al., QLoRA, 2023, section 3).
 _NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one device holds of a batch, and how.
+    """One device's part of a training step.
 
     Args:
-        rows: of one forward pass.
-        length: tokens in a row.
+        rows: rows of one forward pass.
+        length: tokens per row.
         supervised: share of the tokens whose logits are kept.
-        autocast: are products taken in bfloat16 and weights kept in float32.
-        checkpointing: are activations inside a layer computed again in the backward pass.
-        deferred: are logits made and dropped a few rows at a time, see `projection`; else they lie
-            there whole, with their copies.
-        loss: its name in `LOSSES`; only cross-entropy can be deferred.
-        optimizer: what its states are.
-        device: its type; an accelerator takes more rows of logits at a time.
-        attention: how it is computed, by `transformers`' name. Under `sdpa` each layer keeps a
-            mask of the rows on an accelerator; a CPU attends within documents.
-        lora: the adapter that is trained in place of the weights.
-        four_bits: are the weights below it held so.
+        autocast: True if products are computed in bfloat16 and weights kept in float32.
+        checkpointing: True if activations inside a layer are recomputed in the backward pass.
+        loss: name of the loss in `LOSSES`; only cross-entropy can be deferred.
+        deferred: True if logits are computed and dropped a few rows at a time, see `projection`;
+            otherwise all of them, with their copies, are in memory.
+        optimizer: the optimizer, which determines the states.
+        device: device type; an accelerator processes more rows of logits at a time.
+        attention: name of the implementation in `transformers`. Under `sdpa`, each layer keeps a
+            mask of the rows on an accelerator, while a CPU attends within documents.
+        lora: the adapter that is trained instead of the weights.
+        four_bits: True if the weights below the adapter are held in four bits.
     """
 
     rows: int
@@ -76,7 +76,7 @@ class Step:
 
     @property
     def simulated_attention(self) -> str:
-        """What takes as much: kernels without a mask are all the same in this."""
+        """An implementation with the same memory use; all kernels without a mask are alike."""
         if self.attention == "eager" or (self.attention == "sdpa" and self.device != "cpu"):
             return self.attention
         return _BY_ROW if self.device == "cpu" else _NO_MASK
@@ -84,12 +84,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one device that shares nothing.
+    """The bytes on one device without sharding.
 
     Args:
-        weights, gradients, optimizer: of the whole model.
-        activations: the most that forward and backward pass hold beside these.
-        peak: the most of all together in one step; gradients come as activations go.
+        weights, gradients, optimizer: bytes of the whole model.
+        activations: maximum bytes that forward and backward pass hold in addition.
+        peak: maximum of all together in one step; gradients arrive while activations are freed.
     """
 
     weights: int
@@ -100,7 +100,7 @@ class Footprint:
 
 
 def footprint(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Footprint:
-    """Of the second of two steps (the first makes the optimizer's states), weights in `dtype`."""
+    """Measure the second of two steps (the first creates optimizer states), weights in `dtype`."""
     model = _model(config, step, dtype)
     with FakeTensorMode(), _Counted() as memory:
         _move_to_cpu(model)
@@ -125,7 +125,7 @@ def footprint(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Footp
 
 
 def adapted(model: PreTrainedModel, settings: LoraSettings, four_bits: bool = False) -> Any:
-    """`model` with the adapter that training would give it, before a tokenizer is there."""
+    """Attach the adapter that training would attach, without needing a tokenizer."""
     return attach(model, settings, range(len(CONTROL_TOKENS)), quantized=four_bits)
 
 
@@ -143,7 +143,7 @@ def _model(config: PreTrainedConfig, step: Step, dtype: torch.dtype) -> Any:
 
 
 def _move_to_cpu(model: torch.nn.Module) -> None:
-    """Not `to_empty`, which parts what is tied."""
+    """Move `model` from the meta device; unlike `to_empty`, this keeps tied weights tied."""
     moved: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
@@ -166,7 +166,7 @@ def _is_trained(parameter: torch.nn.Parameter) -> bool:
 
 
 def _saved_by_four_bits(model: Any) -> int:
-    """Bytes that NF4 with nested scales saves: of all linear layers but the projection."""
+    """Return the bytes saved by NF4 with nested scales, in all linear layers but the projection."""
     inner: Any = without_adapter(model)
     head = set(inner.get_output_embeddings().modules())
     linear = [m for m in inner.modules() if type(m) is torch.nn.Linear and m not in head]
@@ -180,7 +180,7 @@ def _states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def _forward_and_backward(model: Any, step: Step) -> None:
-    """As the trainer does it, but the kept positions are given by number: a mask has contents."""
+    """Run a step as the trainer does, but with positions by number, because masks have contents."""
     model = without_adapter(model)
     tokens = step.rows * step.length
     ids = torch.zeros(step.rows, step.length, dtype=torch.long)
@@ -203,7 +203,7 @@ def _forward_and_backward(model: Any, step: Step) -> None:
 def _whole_loss(
     logits: torch.Tensor, kept: torch.Tensor, loss: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and what accelerate gives out of a model that runs under autocast."""
+    """Return the loss, and the float32 copy that accelerate makes of a model's autocast output."""
     value = LossByKind(name=loss)(logits, kept, logits.shape[-1], kept, num_items_in_batch=1)
     return value, logits.float()
 
@@ -225,7 +225,7 @@ def _attention_by_row(
     attention_mask: None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`document_attention`, as if each row were a document."""
+    """Compute `document_attention` as if each row were one document."""
     rows, _, length, _ = query.shape
     return attention_by_lengths(module, query, key, value, [length] * rows, **settings)
 
@@ -240,9 +240,9 @@ for _name, _function in ((_BY_ROW, _attention_by_row), (_NO_MASK, sdpa_attention
 
 
 class _Counted(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, while they live.
+    """A mode that counts the bytes of all live tensors created by operations.
 
-    `kept` are those that were named to `keep`; all others are passing.
+    `kept` counts the tensors passed to `keep`; all others are passing.
     """
 
     def __init__(self) -> None:

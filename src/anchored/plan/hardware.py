@@ -1,4 +1,4 @@
-"""What a run is planned for: devices by name, their peak and their memory."""
+"""The hardware of an estimate: devices by name, with their peak and their memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from anchored.errors import ConfigError
 from anchored.train.metrics_log import measure_matmul_peak
 
 GIB = 2**30
-REACHED = 0.4  # share of the peak, where none is given: an assumption
-# Dense bf16 TFLOP/s of NVIDIA's data sheets; GiB, less what the driver keeps for itself.
+REACHED = 0.4  # assumed share of the peak if none is given
+# Dense bf16 TFLOP/s from NVIDIA's data sheets; GiB without the memory that the driver reserves.
 DEVICES = {
     "h100": (989.0, 79.0),
     "h200": (989.0, 139.0),
@@ -26,16 +26,16 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices, and what is expected of them.
+    """The devices of a run and their expected speed.
 
     Args:
-        device: its name.
+        device: name of the device.
         tflops: peak of one device, in 10^12 FLOP/s.
-        memory_gib: of one device.
-        devices: how many.
-        mfu: as `metrics.jsonl` has it: share of the peak that the parameters' FLOPs reach, without
-            attention and what is computed twice. None: all FLOPs together reach `REACHED`.
-        price_per_hour: of one device, in any currency.
+        memory_gib: memory of one device, in GiB.
+        devices: number of devices.
+        mfu: as in `metrics.jsonl`: the share of the peak that the FLOPs of the parameters reach,
+            without attention and recomputation. None if all FLOPs together reach `REACHED`.
+        price_per_hour: price of one device per hour, in any currency.
     """
 
     device: str
@@ -49,16 +49,16 @@ class Hardware:
 def hardware_named(
     device: str, tflops: float | None = None, memory_gib: float | None = None, **others: Any
 ) -> Hardware:
-    """A device of `DEVICES`, or `cpu`, which is measured; figures that are given go before its own.
+    """Return a device of `DEVICES` or `cpu`, which is measured; given figures take precedence.
 
     Raises:
-        ConfigError: it is not known and a figure is missing.
+        ConfigError: the device is unknown and a figure is missing.
     """
     known = _this_cpu() if device == "cpu" else DEVICES.get(device)
     if known is None and (tflops is None or memory_gib is None):
         raise ConfigError(
             f"--device {device!r}: not one of {', '.join(DEVICES)}, cpu; give --peak-tflops and "
-            "--memory-gib for another"
+            "--memory-gib for another device"
         )
     peak, memory = known or (0.0, 0.0)
     return Hardware(device, tflops or peak, memory_gib or memory, **others)

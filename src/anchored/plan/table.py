@@ -1,4 +1,4 @@
-"""The bill of `anchored plan` for a terminal."""
+"""The estimate of `anchored plan` as a terminal table."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _PARTS = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer states",
-    "activations": "activations, at most",
-    "gathered": "layers put together",
-    "accumulated": "whole gradients",
-    "buckets": "buckets of gradients",
-    "base": "frozen copy of the base",
+    "activations": "activations, peak",
+    "gathered": "gathered layers",
+    "accumulated": "unsharded gradients",
+    "buckets": "gradient buckets",
+    "base": "frozen base model",
 }
 
 
 def rich_table(plan: Plan) -> Table:
-    """A line a figure."""
+    """Return a table with one line per figure."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -34,7 +34,7 @@ def rich_table(plan: Plan) -> Table:
 
 
 def rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """What, how much, and on what it rests."""
+    """Yield the name, the value and the basis of each figure."""
     run, hardware = plan.run, plan.hardware
     yield "run", f"{run['stage']}, {run['objective']}", f"{hardware.devices} x {hardware.device}"
     yield "parameters", f"{plan.parameters['total']:,}", _embeddings(plan)
@@ -70,12 +70,12 @@ def _shares(flops: Mapping[str, float]) -> str:
 
 def _memory(plan: Plan) -> Iterator[tuple[str, str, str]]:
     has = f"of {plan.hardware.memory_gib:,.0f} GiB"
-    # Under FSDP the trainer's own would put the weights together once more.
+    # Under FSDP, the trainer's own checkpointing would gather the weights once more.
     inside = "fsdp_config.activation_checkpointing=true"
     ways = inside if plan.run["sharded"] else "fsdp, activation_checkpointing=true"
     way_out = f"trainer.{ways} or a smaller per_device_train_batch_size"
     verdict = f"{has}: fits" if plan.fits else f"{has}: does not fit; try {way_out}"
-    yield "memory a device", _gib(plan.memory["total"]), verdict
+    yield "memory per device", _gib(plan.memory["total"]), verdict
     for name, label in _PARTS.items():
         if plan.memory[name]:
             yield f"  {label}", _gib(plan.memory[name]), ""
@@ -83,7 +83,7 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 def _speed(plan: Plan) -> str:
     at = f"at {plan.reached:.0%} of {plan.hardware.tflops:,.3g} TFLOP/s"
-    return f"{at}; the parameters alone, as `mfu` has it, {plan.mfu:.0%}"
+    return f"{at}; mfu (parameters only) {plan.mfu:.0%}"
 
 
 def _annotation(plan: Plan) -> Iterator[tuple[str, str, str]]:
@@ -98,7 +98,8 @@ def _annotation(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 def _disk(plan: Plan) -> Iterator[tuple[str, str, str]]:
     parts = ", ".join(f"{n} {_gib(plan.disk[n])}" for n in ("data", "checkpoints", "model"))
-    yield "disk", _gib(plan.disk["total"]), f"{parts}; {_gib(plan.disk['checkpoint'])} a checkpoint"
+    each = _gib(plan.disk["checkpoint"])
+    yield "disk", _gib(plan.disk["total"]), f"{parts}; {each} per checkpoint"
 
 
 def _gib(size: float) -> str:

@@ -1,4 +1,4 @@
-"""What a configuration asks for: its data, prepared or only described, and how steps are made."""
+"""The workload of a configuration: its data, prepared or only described, and its steps."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _TRAINER = {f.name: f.default for f in fields(TrainingArguments)} | DEFAULTS
 
 
 def stage_of(path: Path) -> str:
-    """`sft` where a configuration names what SFT alone has, else `pretrain`."""
+    """Return `sft` if a configuration has a field that only SFT has, else `pretrain`."""
     data = read_yaml(path)
     return "sft" if isinstance(data, dict) and {"objective", "replay"} & set(data) else "pretrain"
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on.
+    """The data of a run.
 
     Args:
-        objective: says whether annotations stand before the text.
-        tokens: of an epoch.
-        rows: that they lie in; of data not yet prepared, as if all were full.
-        longest: tokens of the longest row.
-        supervised: share of the tokens that carry loss.
-        vocab_size: of the tokenizer.
-        bytes: on disk.
-        prepared: does it lie there already.
+        objective: the objective, which determines whether annotations precede the text.
+        tokens: tokens per epoch.
+        rows: number of rows; if not yet prepared, as if all rows were full.
+        longest: tokens in the longest row.
+        supervised: share of the tokens with loss.
+        vocab_size: vocabulary size of the tokenizer.
+        bytes: size on disk.
+        prepared: True if the data is already prepared.
     """
 
     objective: str
@@ -57,21 +57,21 @@ class Data:
 
     @property
     def annotated(self) -> bool:
-        """Do annotations stand in it."""
+        """True if the data contains annotations."""
         return OBJECTIVES[self.objective].annotated
 
 
 def data_of(config: TrainConfig, supervised: float | None = None) -> Data:
-    """The data of a run.
+    """Read or estimate the data of a run.
 
     Args:
-        config: the run.
-        supervised: share of the tokens with loss where nothing is prepared; all by default.
+        config: the configuration of the run.
+        supervised: share of the tokens with loss, if the data is not prepared; 1 by default.
 
     Raises:
-        ConfigError: nothing is prepared, and the configuration says neither how many tokens there
-            will be nor which tokenizer.
-        DataError: the folder of the data is no prepared dataset.
+        ConfigError: the data is not prepared, and the configuration lacks the number of tokens or
+            the tokenizer.
+        DataError: the folder of the data is not a prepared dataset.
     """
     described = to_prepare(config)
     folder = config.data if isinstance(config.data, Path) else config.out / DATA_FOLDER
@@ -79,8 +79,8 @@ def data_of(config: TrainConfig, supervised: float | None = None) -> Data:
         return _prepared(folder)
     if described is None:
         raise DataError(
-            f"{folder}: no {MANIFEST}; run `anchored prepare` first, or describe under `data` what "
-            "is to be prepared"
+            f"{folder}: not a prepared dataset ({MANIFEST} is missing); run `anchored prepare` "
+            "first, or describe the data to prepare under `data`"
         )
     return _described(config, described, 1.0 if supervised is None else supervised)
 
@@ -89,7 +89,7 @@ def _prepared(folder: Path) -> Data:
     manifest = read_manifest(folder)
     split, tokens = manifest["splits"]["train"], manifest["splits"]["train"]["tokens"]
     if not tokens:
-        raise DataError(f"{folder}: no token to train on")
+        raise DataError(f"{folder}: has no tokens to train on; prepare it again")
     return Data(
         objective=manifest["objective"],
         tokens=tokens,
@@ -105,8 +105,8 @@ def _prepared(folder: Path) -> Data:
 def _described(config: TrainConfig, data: PrepareConfig, supervised: float) -> Data:
     if data.token_budget is None:
         raise ConfigError(
-            f"data.token_budget: missing, and nothing is prepared in {config.out}; say how many "
-            "tokens there will be, or prepare the data first"
+            f"data.token_budget: missing, and no data is prepared in {config.out}; give the number "
+            "of tokens, or prepare the data first"
         )
     return Data(
         objective=data.objective,
@@ -129,7 +129,7 @@ def _vocab_size(data: PrepareConfig) -> int:
 
 
 def _json(given: str) -> dict[str, Any]:
-    """What `trainer.fsdp_config` says as text or in the file that it names."""
+    """Read `trainer.fsdp_config`, given as JSON text or as the path of a file."""
     try:
         return json.loads(given if given.startswith("{") else Path(given).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -138,13 +138,13 @@ def _json(given: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How `config` makes steps on so many devices."""
+    """The layout of the steps of `config` on a number of devices."""
 
     config: TrainConfig
     devices: int
 
     def setting(self, name: str) -> Any:
-        """A field of `config.trainer`, or what it is by default."""
+        """Return a field of `config.trainer`, or its default."""
         return self.config.trainer.get(name, _TRAINER[name])
 
     @cached_property
@@ -154,27 +154,27 @@ class Layout:
 
     @cached_property
     def accumulation(self) -> int:
-        """Forward passes a step."""
+        """Forward passes per step."""
         return int(self.setting("gradient_accumulation_steps"))
 
     @property
     def rows_a_step(self) -> int:
-        """Rows of all devices that one step learns from."""
+        """Rows per step, over all devices."""
         return self.rows * self.accumulation * self.devices
 
     @property
     def sharded(self) -> bool:
-        """Does each device hold a share of the weights."""
+        """True if each device holds only a share of the weights."""
         return bool(self.setting("fsdp")) and self.devices > 1
 
     @property
     def autocast(self) -> bool:
-        """Are products taken in half precision."""
+        """True if products are computed in half precision."""
         return bool(self.setting("bf16") or self.setting("fp16"))
 
     @property
     def checkpointing(self) -> bool:
-        """Are activations computed again in the backward pass."""
+        """True if activations are recomputed in the backward pass."""
         asked = self.setting("activation_checkpointing")
         if asked is None:
             asked = self.setting("gradient_checkpointing")  # its alias
@@ -183,41 +183,41 @@ class Layout:
     @property
     def _checkpointing_inside_fsdp(self) -> bool:
         settings = self.setting("fsdp_config") or {}
-        if isinstance(settings, str):  # as `TrainingArguments` reads it
+        if isinstance(settings, str):  # `TrainingArguments` accepts text or a path
             settings = _json(settings)
         return self.sharded and bool(settings.get("activation_checkpointing"))
 
     @property
     def deferred(self) -> bool:
-        """Does the loss project, a few rows at a time."""
+        """True if the loss projects a few rows at a time."""
         return not (self.sharded or self.setting("deepspeed") or self.setting("fp16"))
 
     @property
     def attention(self) -> str:
-        """How it is computed, by `transformers`' name."""
+        """Name of the attention implementation in `transformers`."""
         return self.config.model.attention or "sdpa"
 
     @property
     def optimizer(self) -> Optimizer:
-        """Whose states are held; what is not known is taken for AdamW, see `notes`."""
+        """The optimizer whose states are counted; an unknown one counts as AdamW, see `notes`."""
         if self.config.muon_learning_rate is not None:
             return "muon"
         return "sgd" if self.setting("optim") == "sgd" else "adamw"
 
     def steps(self, data: Data) -> int:
-        """Optimizer steps of the run."""
+        """Return the number of optimizer steps of the run."""
         if self.setting("max_steps") > 0:
             return int(self.setting("max_steps"))
         return ceil(ceil(data.rows / self.rows_a_step) * float(self.setting("num_train_epochs")))
 
     def trained_tokens(self, data: Data) -> float:
-        """Tokens that the run sees, those of later epochs again."""
+        """Return the number of tokens that the run processes, over all epochs."""
         if self.setting("max_steps") > 0:
             return self.setting("max_steps") * self.rows_a_step * data.tokens / data.rows
         return data.tokens * float(self.setting("num_train_epochs"))
 
     def checkpoints(self, steps: int) -> int:
-        """Checkpoints that lie there at most at once, the one being written among them."""
+        """Return the maximum number of checkpoints on disk, including the one being written."""
         if self.setting("save_strategy") == "no":
             return 0
         every = self.setting("save_steps")

@@ -1,1 +1,1 @@
-"""Data and tokenizer for TRL's DPO and GRPO, with the annotation inside the prompt."""
+"""Datasets and a tokenizer for TRL's DPO and GRPO, with the annotation in the prompt."""

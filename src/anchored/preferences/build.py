@@ -1,8 +1,9 @@
-"""`anchored preferences`: prompts or pairs to what TRL's DPO and GRPO trainers take.
+"""Implements `anchored preferences`: makes datasets for TRL's DPO and GRPO trainers.
 
-The annotation is part of the prompt, and both answers of a pair stand behind the same one. So
-preferences and rewards say how to tell a plan well, never which plan to take: they move Q and leave
-R. A pair whose answers had plans of their own would teach which plan is liked.
+The annotation is part of the prompt, and both answers of a pair follow the same annotation. So
+preferences and rewards teach how to write a given annotation well, never which annotation to
+choose: they change Q and leave R. If each answer of a pair had its own annotation, the pair would
+teach which annotation is preferred.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from anchored.sampling.sampler import Sampler, load
 
 DATA, CANDIDATES = "data", "candidates.jsonl"
 UNDECIDED = "without a better answer"
-CHUNK = 32  # prompts that are sampled, and kept, together
-# What TRL gives to a reward, or keeps from it, under these names itself.
+CHUNK = 32  # prompts that are sampled, and saved, together
+# TRL uses these names itself: it passes them to a reward, or removes them.
 _TRLS = {
     "prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra",
     "log_metric", "environments",
@@ -48,21 +49,25 @@ Row = dict[str, Any]
 
 
 class PreferencesConfig(Config):
-    """What is built.
+    """Configuration of `anchored preferences`.
 
     Args:
-        out: folder: config.yaml, candidates.jsonl, data/ (a `datasets.Dataset`), manifest.json.
-        model: the anchored model that writes plans and answers, and is to be trained.
+        out: output folder for config.yaml, candidates.jsonl, data/ (a `datasets.Dataset`) and
+            manifest.json.
+        model: the anchored model that samples annotations and answers, and is to be trained.
         source: rows `{prompt}` or `{messages}`, with or without an `annotation`, and for `dpo` with
-            or without `chosen` and `rejected`. Other fields are given to the reward.
-        trainer: `dpo`: pairs of answers; `grpo`: prompts.
-        reward: `module:function`, a reward function as TRL calls it; for rows without answers.
-        annotations: plans sampled for each prompt that has none.
-        candidates: answers sampled under each plan; the best and the worst become the pair.
-        annotation: where it stands: in the `prompt`, or, each answer's own, in the `answer`, where
-            preferences move R too (for comparison; plans and answers are sampled, none is given).
-        sample: how plans and answers are sampled.
-        dtype, device_map: how the model is loaded, see `anchored.sampling.sampler.load`.
+            or without `chosen` and `rejected`. Other fields are passed to the reward.
+        trainer: `dpo` for pairs of answers, `grpo` for prompts.
+        reward: `module:function`, a reward function as TRL calls it; required for rows without
+            answers.
+        annotations: number of annotations to sample for a prompt without one.
+        candidates: number of answers to sample per annotation; the best and the worst form the
+            pair.
+        annotation: `prompt` if both answers share the annotation in the prompt; `answer` if each
+            answer has its own, so that preferences change R too (for comparison; annotations and
+            answers are then sampled, and must not be given).
+        sample: how annotations and answers are sampled.
+        dtype, device_map: how the model is loaded; see `anchored.sampling.sampler.load`.
     """
 
     out: Path
@@ -80,20 +85,22 @@ class PreferencesConfig(Config):
     @model_validator(mode="after")
     def _for_grpo_in_the_prompt(self) -> PreferencesConfig:
         if self.trainer == "grpo" and self.annotation == "answer":
-            raise ValueError("annotation: answer is for trainer: dpo; GRPO's prompts hold the plan")
+            raise ValueError(
+                "annotation: answer works only with trainer: dpo; use annotation: prompt for grpo"
+            )
         return self
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A prompt with the plan of its answers; None for a model that writes no annotations."""
+class AnnotatedPrompt:
+    """A prompt with the annotation of its answers; None for a model that writes no annotations."""
 
     asked: Asked
     annotation: Annotation | None
 
     @property
     def prompt(self) -> list[Row]:
-        """TRL's messages; the plan, if there is one, is the assistant's unfinished last turn."""
+        """TRL's messages; an annotation is the assistant's unfinished last turn."""
         turns: list[Row] = [
             {"role": turn.role, "content": turn.content, "annotation": None}
             for turn in self.asked.turns
@@ -104,13 +111,13 @@ class Planned:
 
 
 def build(config: PreferencesConfig, quiet: bool = False) -> Path:
-    """Builds the dataset, or goes on with it; returns its folder, for `datasets.load_from_disk`.
+    """Build the dataset, or resume building it; return its folder for `datasets.load_from_disk`.
 
     Raises:
-        ConfigError: the model writes another format, the reward is missing, cannot be loaded or
-            gives something else than a number an answer, or `config.out` holds another run.
-        DataError: a row is not what it has to be, no row is left, or `config.model` has other
-            weights than the dataset that is there was made by.
+        ConfigError: the model writes another format; the reward is missing, cannot be loaded or
+            does not return one number per answer; or `config.out` belongs to another run.
+        DataError: a row is invalid, no row is left, or the existing dataset was made by other
+            weights of `config.model`.
     """
     folder = config.out / DATA
     console = Console(stderr=True, quiet=quiet)
@@ -144,9 +151,9 @@ def build(config: PreferencesConfig, quiet: bool = False) -> Path:
 
 def _check_weights(config: PreferencesConfig, weights: str) -> None:
     manifest = json.loads((config.out / MANIFEST).read_text(encoding="utf-8"))
-    if weights not in (manifest["weights"], config.model):  # a model that is gone has no digest
+    if weights not in (manifest["weights"], config.model):  # there is no digest of a missing model
         raise DataError(
-            f"{config.out}: made by other weights of {config.model}; choose another output folder, "
+            f"{config.out}: made by other weights of {config.model}; choose another output folder "
             "or remove this one"
         )
 
@@ -160,20 +167,22 @@ def _write(
 ) -> None:
     if not rows:
         way_out = (
-            "more candidates or another reward may tell answers apart"
+            "sample more candidates or use another reward"
             if dropped[UNDECIDED]
-            else f"{config.model} has to learn to annotate first, or longer"
+            else f"train {config.model} to annotate first, or for longer"
         )
         raise DataError(
             f"{config.out}: no row is left of {origin['asked']}; dropped: {_listed(dropped)}; "
             f"{way_out}"
         )
-    names = dict.fromkeys(name for row in rows for name in row)  # `from_list` takes the first's
+    names = dict.fromkeys(
+        name for row in rows for name in row
+    )  # `from_list` takes those of the first row
     try:
         dataset = Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{config.source.path}: a field has not one type in all rows: {error}; mend or drop it"
+            f"{config.source.path}: a field has different types: {error}; fix or remove the field"
         ) from None
     counts = {**origin, "rows": len(rows), "dropped": dict(+dropped)}
     manifest = {"config": config.model_dump(mode="json"), "versions": versions(), **counts}
@@ -187,24 +196,24 @@ def _listed(dropped: Counter[str]) -> str:
 
 
 def read_asked(row: Mapping[str, Any], place: str) -> Asked:
-    """One row of the source.
+    """Parse one row of the source.
 
     Raises:
-        DataError: no prompt, one answer without the other, an answer that is no text, or a field
-            with a name of TRL's.
+        DataError: the row has no prompt, one answer without the other, an answer that is not a
+            string, or a field whose name TRL uses.
     """
     asked = asked_row(row, place)
     if taken := sorted(_TRLS & asked.fields.keys()):
         raise DataError(
-            f"{place}: {taken[0]}: TRL gives rewards something else by that name; rename the field"
+            f"{place}: {taken[0]}: TRL passes something else by this name; rename the field"
         )
-    # What JSON has no type for becomes text: a journal keeps it.
+    # Values without a JSON type become text, so that a journal can keep them.
     return replace(asked, fields=json.loads(json.dumps(asked.fields, default=str)))
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What turns rows into TRL's; `sampler` is None where nothing is to be sampled."""
+    """Turns rows into TRL's rows; `sampler` is None if there is nothing to sample."""
 
     config: PreferencesConfig
     sampler: Sampler | None
@@ -212,63 +221,67 @@ class Maker:
 
     @classmethod
     def of(cls, config: PreferencesConfig, rows: Sequence[Asked]) -> Maker:
-        """The model and the reward, if any row needs them.
+        """Load the model and the reward, if any row needs them.
 
         Raises:
-            ConfigError: one of them is missing or of no use.
-            DataError: answers are given without the annotation that they stand behind, or either is
-                given where each answer is to have its own.
+            ConfigError: the model or the reward is missing or unusable.
+            DataError: answers are given without their annotation, or either is given although each
+                answer is to have its own.
         """
         _check_rows(config, rows)
         answers = config.trainer == "dpo" and any(row.pair is None for row in rows)
-        plans = any(row.annotation is None for row in rows)
+        annotations = any(row.annotation is None for row in rows)
         reward = load_function(config.reward, "reward") if config.reward else None
         if answers and reward is None:
             raise ConfigError(
-                "reward: missing; rows without chosen and rejected are sampled, and a reward says "
-                "which answer is better: reward: module:function"
+                "reward: missing; answers are sampled for rows without chosen and rejected, and a "
+                "reward must compare them; set reward: module:function"
             )
-        return cls(config, _sampler(config) if answers or plans else None, reward)
+        return cls(config, _sampler(config) if answers or annotations else None, reward)
 
     def cost(self, rows: Sequence[Asked]) -> str:
-        """What will be sampled, at most."""
+        """Return what will be sampled, at most."""
         config = self.config
         open_rows = [row for row in rows if config.trainer == "grpo" or row.pair is None]
-        unplanned = [row for row in open_rows if row.annotation is None]
-        prompts = len(open_rows) + len(unplanned) * (config.annotations - 1)
-        plans = len(unplanned) * config.annotations if config.annotation == "prompt" else 0
+        bare = [row for row in open_rows if row.annotation is None]
+        prompts = len(open_rows) + len(bare) * (config.annotations - 1)
+        annotations = len(bare) * config.annotations if config.annotation == "prompt" else 0
         answers = prompts * config.candidates if config.trainer == "dpo" else 0
         tokens = answers * config.sample.max_response_tokens
         return (
-            f"{len(rows)} rows: {plans} annotations and {answers} answers to sample, at most "
+            f"{len(rows)} rows: {annotations} annotations and {answers} answers to sample, at most "
             f"{tokens:,} tokens of answers"
         )
 
     def make(self, rows: Sequence[Asked], first: int) -> tuple[list[Row], Counter[str]]:
-        """Rows for TRL, and what was dropped and why; `first` is the place of the first row."""
+        """Return rows for TRL, and counts of dropped ones by reason, from row number `first` on."""
         dropped = Counter[str]()
-        planned = self._planned(rows, first, dropped)
+        prompts = self._annotate(rows, first, dropped)
         if self.config.trainer == "grpo":
-            return [{"prompt": one.prompt, **one.asked.fields} for one in planned], dropped
-        open_ones = [one for one in planned if one.asked.pair is None]
+            return [{"prompt": one.prompt, **one.asked.fields} for one in prompts], dropped
+        open_ones = [one for one in prompts if one.asked.pair is None]
         sampled = iter(self._pairs(open_ones, first, dropped))
-        pairs = [_given(one) if one.asked.pair else next(sampled) for one in planned]
+        pairs = [_given(one) if one.asked.pair else next(sampled) for one in prompts]
         return [pair for pair in pairs if pair is not None], dropped
 
-    def _planned(self, rows: Sequence[Asked], first: int, dropped: Counter[str]) -> list[Planned]:
-        """Each row with each of its plans."""
+    def _annotate(
+        self, rows: Sequence[Asked], first: int, dropped: Counter[str]
+    ) -> list[AnnotatedPrompt]:
+        """Return each row with each of its annotations, sampled if it has none."""
         each = [
             row
             for row in rows
             for _ in range(1 if row.annotation is not None else self.config.annotations)
         ]
         if self.config.annotation == "answer" or not self._annotated:
-            return [Planned(row, row.annotation) for row in each]
-        unplanned = [row for row in each if row.annotation is None]
-        requests = [Request(row.turns, annotated=True, plan_only=True) for row in unplanned]
-        plans = iter(self._sample(requests, first * self.config.annotations, "plans"))
+            return [AnnotatedPrompt(row, row.annotation) for row in each]
+        bare = [row for row in each if row.annotation is None]
+        requests = [Request(row.turns, annotated=True, plan_only=True) for row in bare]
+        sampled = iter(self._sample(requests, first * self.config.annotations, "plans"))
         found = [
-            Planned(row, row.annotation if row.annotation is not None else next(plans).annotation)
+            AnnotatedPrompt(
+                row, next(sampled).annotation if row.annotation is None else row.annotation
+            )
             for row in each
         ]
         kept = [one for one in found if one.annotation is not None]
@@ -276,11 +289,11 @@ class Maker:
         return kept
 
     def _pairs(
-        self, planned: Sequence[Planned], first: int, dropped: Counter[str]
+        self, prompts: Sequence[AnnotatedPrompt], first: int, dropped: Counter[str]
     ) -> list[Row | None]:
-        """A pair of sampled answers for each prompt; None where the reward tells none apart."""
+        """Return a pair of sampled answers per prompt; None if the reward prefers neither."""
         count = self.config.candidates
-        each = [one for one in planned for _ in range(count)]
+        each = [one for one in prompts for _ in range(count)]
         requests = [self._request(one) for one in each]
         start = first * self.config.annotations * count
         samples = self._sample(requests, start, "answers")
@@ -292,13 +305,15 @@ class Maker:
         dropped[UNDECIDED] += found.count(None)
         return found
 
-    def _request(self, one: Planned) -> Request:
+    def _request(self, one: AnnotatedPrompt) -> Request:
         if self.config.annotation == "answer" or one.annotation is None:
             return Request(one.asked.turns, annotated=self._annotated)
         return Request(one.asked.turns, annotated=True, pinned=one.annotation, complete=True)
 
-    def _scores(self, each: Sequence[Planned], samples: Sequence[Sample]) -> list[float | None]:
-        """Rewards, as TRL asks for them."""
+    def _scores(
+        self, each: Sequence[AnnotatedPrompt], samples: Sequence[Sample]
+    ) -> list[float | None]:
+        """Call the reward function as TRL does; return one score per sample."""
         if not each:
             return []
         assert self.reward is not None
@@ -309,12 +324,14 @@ class Maker:
         if len(scores) != len(each) or not all(s is None or math.isfinite(s) for s in scores):
             raise ConfigError(
                 f"reward: {self.config.reward}: gave {len(scores)} scores for {len(each)} answers; "
-                "it has to return one finite number, or None, for each"
+                "return one finite number, or None, per answer"
             )
         return scores
 
-    def _pair(self, one: Planned, group: Sequence[tuple[Sample, float | None]]) -> Row | None:
-        """The best and the worst of the whole answers; the first of equals."""
+    def _pair(
+        self, one: AnnotatedPrompt, group: Sequence[tuple[Sample, float | None]]
+    ) -> Row | None:
+        """Return the best and the worst of the complete answers; the first of equals."""
         whole = [
             (score, answer)
             for answer, score in group
@@ -325,10 +342,10 @@ class Maker:
         best, worst = (choose(whole, key=lambda pair: pair[0]) for choose in (max, min))
         if best[0] == worst[0]:
             return None
-        plan = one.annotation if self.config.annotation == "prompt" else None
+        shared = one.annotation if self.config.annotation == "prompt" else None
         own = self.config.annotation == "answer"
         return {
-            "prompt": Planned(one.asked, plan).prompt,
+            "prompt": AnnotatedPrompt(one.asked, shared).prompt,
             "chosen": [_message(best[1], own)],
             "rejected": [_message(worst[1], own)],
             "chosen_reward": best[0],
@@ -339,7 +356,7 @@ class Maker:
         if not requests:
             return []
         assert self.sampler is not None
-        # Plans and answers take numbers of their own.
+        # Annotations ("plans", as the seed has always had it) and answers are seeded separately.
         seed = random.Random(f"{self.config.sample.seed}:{what}").getrandbits(32)
         settings = self.config.sample.model_copy(update={"seed": seed})
         return self.sampler.sample(requests, settings, first=first)
@@ -356,30 +373,29 @@ def _message(answer: Sample, own: bool) -> Row:
     return turn
 
 
-def _given(one: Planned) -> Row:
+def _given(one: AnnotatedPrompt) -> Row:
     assert one.asked.pair is not None
     chosen, rejected = ([{"role": "assistant", "content": text}] for text in one.asked.pair)
     return {"prompt": one.prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _names(each: Sequence[Planned]) -> list[str]:
+def _names(each: Sequence[AnnotatedPrompt]) -> list[str]:
     return list(dict.fromkeys(name for one in each for name in one.asked.fields))
 
 
 def _check_rows(config: PreferencesConfig, rows: Sequence[Asked]) -> None:
     if not rows:
-        raise DataError(f"{config.source.path}: no rows")
+        raise DataError(f"{config.source.path}: has no rows")
     for row in rows:
         if config.annotation == "answer" and (row.pair or row.annotation is not None):
             raise DataError(
-                f"{row.place}: annotation: answer has each answer sampled with its own; leave "
-                "annotation, chosen and rejected out of the rows, or set annotation: prompt"
+                f"{row.place}: annotation: answer samples an annotation with each answer; remove "
+                "annotation, chosen and rejected from the rows, or set annotation: prompt"
             )
         if config.trainer == "dpo" and row.pair and row.annotation is None:
             raise DataError(
-                f"{row.place}: chosen and rejected without the annotation that both stand behind; "
-                "a sampled one would fit neither. Add it, or leave both answers out to have a pair "
-                "sampled"
+                f"{row.place}: chosen and rejected have no annotation, and a sampled one would fit "
+                "neither; add their annotation, or remove both answers to have a pair sampled"
             )
 
 
@@ -387,7 +403,7 @@ def _sampler(config: PreferencesConfig) -> Sampler:
     sampler = load(config.model, config.dtype, config.device_map)
     if sampler.chat != "anchored":
         raise ConfigError(
-            f"model: {config.model}: has a chat format of its own, and no annotations; use a "
-            "model of `anchored sft`"
+            f"model: {config.model}: has its own chat format and no annotations; use a model of "
+            "`anchored sft`"
         )
     return sampler

@@ -1,11 +1,12 @@
-"""The tokenizer that TRL's DPO and GRPO trainers are given: conversations to our ids.
+"""The tokenizer for TRL's DPO and GRPO trainers, which encodes conversations as training does.
 
-TRL hands messages to `apply_chat_template` and takes the ids that come back. Here these are made
-by `segments`, as for training and sampling: control tokens by id, tags and text encoded apart, a
-control token that a user spells encoded as plain text. No template of text can promise that.
+TRL passes messages to `apply_chat_template` and uses the ids that it returns. Here `segments` makes
+these ids, as for training and sampling: control tokens are inserted by id, tags and text are
+encoded separately, and a control token in a user's text is encoded as plain text. A text template
+cannot guarantee that.
 
-An annotation stands in the message that it belongs to. A last assistant message without content is
-a plan: the prompt ends behind its annotation, and what TRL puts after it is the answer to it.
+An annotation is part of its message. A final assistant message without content is an open
+annotation: the prompt ends after it, and what TRL appends is the answer.
 """
 
 from __future__ import annotations
@@ -26,15 +27,14 @@ Turn = Mapping[str, Any]
 
 
 class ConversationTokenizer(PreTrainedTokenizerFast):
-    """A stock tokenizer but for `apply_chat_template`; `load` makes one.
+    """A stock tokenizer with its own `apply_chat_template`; use `load` to make one.
 
-    It is saved as the stock one, with the record of the model that it came from, to which what is
-    learnt now is added: what TRL saves, `anchored sample`, `evaluate`, `card` and `push` take as
-    they take that model.
+    It is saved as the stock tokenizer, with the model's record extended by the current training. So
+    `anchored sample`, `evaluate`, `card` and `push` take what TRL saves like any other model.
     """
 
     stock: AnchoredTokenizer
-    """The tokenizer that it wraps."""
+    """The wrapped tokenizer."""
     _record: dict[str, Any] | None
 
     @classmethod
@@ -44,17 +44,17 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         preferences: Mapping[str, Any] | None = None,
         arguments: TrainingArguments | None = None,
     ) -> ConversationTokenizer:
-        """That of a model folder or hub id; `pad_token` is eos where it has none.
+        """Load the tokenizer of a model folder or hub id; a missing `pad_token` becomes eos.
 
         Args:
-            model: what is trained.
-            preferences: on what, of `record.read_preferences`, for the record that is saved.
-            arguments: how, a `DPOConfig` or `GRPOConfig`, for the record too.
+            model: the model to train.
+            preferences: the dataset, from `record.read_preferences`, for the saved record.
+            arguments: a `DPOConfig` or `GRPOConfig`, also for the record.
 
         Raises:
-            ConfigError: nothing there that can be loaded.
-            DataError: `preferences` for a model that is none of ours: it has no record to keep.
-            TokenizerMismatch: it is not the tokenizer that the folder was saved with.
+            ConfigError: there is no tokenizer that can be loaded.
+            DataError: `preferences` are given, but the model has no record to extend.
+            TokenizerMismatch: the folder's tokenizer is not the one that it was saved with.
         """
         stock = AnchoredTokenizer.load(model)
         hf = stock.hf
@@ -77,14 +77,14 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
         tokenize: bool = True,
         **_: Any,
     ) -> Any:
-        """Ids of one conversation or of several, as `input_ids` beside an `attention_mask`.
+        """Return `input_ids` and `attention_mask` of one conversation or several.
 
         Args:
-            conversation: messages `{role, content}`, an assistant's with or without `annotation`, a
-                list of `{key, value}`.
-            add_generation_prompt: end where the assistant's answer begins. A plan at the end is
-                where it begins already.
-            tokenize: False gives the text that the ids stand for.
+            conversation: messages `{role, content}`; an assistant's message may have an
+                `annotation`, a list of `{key, value}`.
+            add_generation_prompt: True to end where the assistant's answer begins, which is already
+                so after an open annotation.
+            tokenize: False to return the text of the ids.
 
         Raises:
             DataError: a tag is malformed.
@@ -103,8 +103,8 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     def _ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         pieces = []
         for messages in conversations:
-            planned = bool(messages) and messages[-1].annotation is not None
-            objective = OBJECTIVES["anchored" if planned else "standard"]
+            annotated = bool(messages) and messages[-1].annotation is not None
+            objective = OBJECTIVES["anchored" if annotated else "standard"]
             pieces.append(conversation_pieces(messages, objective, self.stock.chat))
         encoded = encode_pieces(pieces, self.stock)
         return [[i for segment in segments for i in segment.ids] for segments in encoded]
@@ -112,7 +112,7 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | Path, **_: Any
     ) -> tuple[str, ...]:
-        """The stock tokenizer's files, its probe and the model's record; returns their names."""
+        """Save the stock tokenizer, its probe and the model's record; return the files' names."""
         folder = Path(save_directory)
         if self._record:
             save_beside(folder, self.stock, self._record)
@@ -124,25 +124,25 @@ class ConversationTokenizer(PreTrainedTokenizerFast):
 def _training(model: str | Path, arguments: TrainingArguments | None) -> dict[str, Any]:
     if arguments is None:
         return {}
-    settings = arguments.to_dict()  # tokens of services are left out
+    settings = arguments.to_dict()  # without the tokens of services
     return {
         "training": {"model": str(model), "arguments": settings, "versions": versions()},
     }
 
 
 def _messages(turns: Sequence[Turn], add_generation_prompt: bool) -> list[Message]:
-    """The turns, an answer joined with the plan before it."""
+    """Return the turns; an answer is joined with the open annotation before it."""
     messages: list[Message] = []
     for turn in turns:
         rows = turn.get("annotation")
         annotation = None if rows is None else Annotation.from_rows(rows)
-        if turn["role"] == "assistant" and messages and _is_plan(messages[-1]):
+        if turn["role"] == "assistant" and messages and _is_open_annotation(messages[-1]):
             annotation = messages.pop().annotation
         messages.append(Message(turn["role"], turn["content"], annotation))
-    if add_generation_prompt and not (messages and _is_plan(messages[-1])):
+    if add_generation_prompt and not (messages and _is_open_annotation(messages[-1])):
         messages.append(Message("assistant", ""))
     return messages
 
 
-def _is_plan(message: Message) -> bool:
+def _is_open_annotation(message: Message) -> bool:
     return message.role == "assistant" and not message.content and message.annotation is not None

@@ -1,4 +1,4 @@
-"""Models for others: the card, and the push to the hub."""
+"""Publishing a model or dataset: model card, upload to the hub, export of prepared data."""
 
 CARD = "README.md"
 PLACE = "path/to/this/model"

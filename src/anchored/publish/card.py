@@ -1,4 +1,4 @@
-"""Model cards: README.md in a model folder, made of what its record says and of nothing else."""
+"""Writes model cards: README.md in a model folder, made only from the model's record."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def write_card(
     results: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the card of the model in `folder` and returns its path.
+    """Write the card of the model in `folder` and return its path.
 
     Args:
-        folder: of the model.
-        name: its heading.
-        record: what `anchored.json` says.
-        tokenizer: the model's.
+        folder: the model folder.
+        name: the heading of the card.
+        record: the content of `anchored.json`.
+        tokenizer: the model's tokenizer.
         results: a `results.json` of `anchored evaluate` or `anchored demo`.
-        overwrite: replace a card that was changed by hand.
+        overwrite: True to replace a card that was edited by hand.
 
     Raises:
-        DataError: the card there was changed by hand, or `results` are of another kind.
+        DataError: the existing card was edited by hand, or `results` are of another kind.
     """
     path = folder / CARD
     if path.is_file() and not overwrite and not _is_ours(path.read_bytes()):
-        raise DataError(f"{path}: changed by hand; --overwrite replaces it")
+        raise DataError(f"{path}: edited by hand; use --overwrite to replace it")
     atomic_write(path, card(name, record, tokenizer, results))
     return path
 
@@ -66,7 +66,7 @@ def card(
     tokenizer: AnchoredTokenizer,
     results: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a card: front matter, how it was trained, schema, tokens, sampling, results."""
+    """Return the text of a card: front matter, training, schema, tokens, sampling, results."""
     schema = Schema.model_validate(record["schema"]) if record["schema"] else None
     chat = Kind.PROMPT not in OBJECTIVES[record["objective"]].loss  # fine-tuning masks prompts
     asked = Asked(chat, record["annotated"], schema, tokenizer.control)
@@ -90,14 +90,14 @@ def _digest(body: str) -> str:
 
 
 def _is_ours(data: bytes) -> bool:
-    """Was the card left as it was written."""
+    """Return True if the card is as it was written."""
     text = data.decode(errors="replace")
     body, found, _ = text.rpartition(_MARK.partition("{")[0])
     return bool(found) and text == body + _MARK.format(digest=_digest(body))
 
 
 def front_matter(record: Mapping[str, Any], name: str, results: Mapping[str, Any] | None) -> str:
-    """The card's metadata as YAML; figures that the hub lists where `results` know the model."""
+    """Return the card's metadata as YAML, with figures for the hub if `results` has the model."""
     figures = [*_figures(results, name)] if results else []
     data = ModelCardData(
         base_model=record.get("base_model") or None,
@@ -112,7 +112,7 @@ def front_matter(record: Mapping[str, Any], name: str, results: Mapping[str, Any
 
 
 def _figures(results: Mapping[str, Any], name: str) -> Iterator[EvalResult]:
-    """What each benchmark of `anchored evaluate` found for the model called `name`."""
+    """Yield the figures of the model called `name` in each benchmark of `anchored evaluate`."""
     for benchmark, found in results.get("benchmarks", {}).items():
         if name not in found["models"]:
             continue
@@ -144,7 +144,7 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _trainers(record: Mapping[str, Any]) -> list[str]:
-    """`dpo` and `grpo`, where the model was trained by them afterwards."""
+    """Return those of `dpo` and `grpo` that the model was trained with afterwards."""
     made = record.get("preferences", ())
     return list(dict.fromkeys(manifest["config"]["trainer"] for manifest in made))
 
@@ -232,7 +232,7 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
         return
     if not isinstance(results.get("models"), dict) or "comparisons" not in results:
         raise DataError(
-            "--results: no `models` and `comparisons` in it; give the results.json of "
+            "--results: has no `models` and `comparisons`; name the results.json of "
             "`anchored evaluate` or `anchored demo`"
         )
     yield "## Results"

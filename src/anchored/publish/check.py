@@ -1,4 +1,4 @@
-"""What of a model folder goes to the hub, in what form, and what stands against it."""
+"""Selects, scrubs and checks the files of a model folder before they go to the hub."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from anchored.errors import DataError
 from anchored.models import RECORD
 from anchored.publish import CARD, PLACE
 
-# Formats that run code when they are read, and code itself.
+# Formats that run code when they are loaded, and code itself.
 REFUSED = frozenset(
     {
         ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5",
         ".keras", ".py", ".pyc", ".sh", ".bat", ".ps1", ".exe", ".so", ".dll", ".dylib",
     }
 )  # fmt: skip
-# Beginnings, by suffix, of what is sent though it is no text: weights, SentencePiece, pictures.
+# First bytes, by suffix, of the binary files that may be sent: weights, SentencePiece, pictures.
 _BINARY = {
     ".gguf": b"GGUF",
     ".model": b"\n",
@@ -31,7 +31,7 @@ _BINARY = {
     ".gif": b"GIF8",
     ".webp": b"RIFF",
 }
-_LONGEST_LINE = 2**24  # characters that are searched at once
+_LONGEST_LINE = 2**24  # characters searched at once
 SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
     "an OpenAI or Anthropic key": r"sk-[A-Za-z0-9_-]{20,}",
@@ -53,9 +53,9 @@ class Upload:
     """One file of a push.
 
     Args:
-        name: relative to the model folder.
-        source: where it lies.
-        text: what is sent in place of its contents, without local paths; None to send it as it is.
+        name: path relative to the model folder.
+        source: path of the file.
+        text: scrubbed content to send instead, without local paths; None to send it as it is.
     """
 
     name: str
@@ -64,22 +64,22 @@ class Upload:
 
     @property
     def size(self) -> int:
-        """Bytes sent."""
+        """Number of bytes to send."""
         return self.source.stat().st_size if self.text is None else len(self.text.encode())
 
 
 def uploads(folder: Path, repo: str) -> list[Upload]:
-    """The files of a model folder, hidden ones and folders in it left out.
+    """Return the files of a model folder, without hidden files and subfolders.
 
     Raises:
-        DataError: a file of settings is not JSON.
+        DataError: a settings file is not JSON.
     """
     names = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     return [Upload(path.name, path, _scrubbed(path, repo)) for path in names]
 
 
 def _scrubbed(path: Path, repo: str) -> str | None:
-    """The contents for others: the repository's name in the card, no local paths in settings."""
+    """Return scrubbed content: the repository's name in the card, no local paths in settings."""
     if path.name == CARD:
         return path.read_text(encoding="utf-8", errors="replace").replace(PLACE, repo)
     if path.name not in (RECORD, "config.json", "tokenizer_config.json"):
@@ -95,14 +95,14 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}; mend or remove it") from None
+        raise DataError(f"{path}: not JSON: {error}; fix or remove it") from None
     if not isinstance(data, dict):
-        raise DataError(f"{path}: holds {type(data).__name__}, not an object; mend or remove it")
+        raise DataError(f"{path}: has {type(data).__name__}, not an object; fix or remove it")
     return data
 
 
 def _without_paths(data: Any) -> Any:
-    """Every absolute path in nested settings cut to its last part."""
+    """Return nested settings with every absolute path cut to its last part."""
     if isinstance(data, dict):
         return {key: _without_paths(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -115,15 +115,15 @@ def _without_paths(data: Any) -> Any:
 
 
 def problems(files: list[Upload], environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """What stands against a push, a line each; a secret is named by its kind, never shown."""
+    """Yield the reasons against a push, one line each; a secret is named by kind, never shown."""
     names = [file.name for file in files]
     if not any(name.endswith(".safetensors") for name in names):
         yield "no weights in safetensors; save the model with `save_pretrained`"
     if "config.json" not in names:
-        yield "no config.json, so nobody can load it"
+        yield "no config.json to load the model by; save the model with `save_pretrained`"
     for file in files:
         if Path(file.name).suffix.lower() in REFUSED or _is_script(file):
-            yield f"{file.name}: pickle or code runs on whoever loads it; remove the file"
+            yield f"{file.name}: pickle or code, which runs when it is loaded; remove the file"
         elif not _is_known_binary(file):
             yield from (f"{file.name}: {found}" for found in _in_text(file, environment))
 
@@ -135,7 +135,7 @@ def _is_script(file: Upload) -> bool:
 def _is_known_binary(file: Upload) -> bool:
     suffix, head = Path(file.name).suffix.lower(), _beginning(file)
     if suffix == ".safetensors":
-        return head[8:9] == b"{"  # behind the length of its header, which is JSON
+        return head[8:9] == b"{"  # a JSON header follows its length
     return suffix in _BINARY and head.startswith(_BINARY[suffix])
 
 
@@ -145,18 +145,19 @@ def _beginning(file: Upload) -> bytes:
 
 
 def _in_text(file: Upload, environment: Mapping[str, str]) -> Iterator[str]:
-    """Secrets in a file of text. What is none cannot be searched, and might be a pickle."""
+    """Yield the secrets in a text file; other files cannot be searched, and may be pickles."""
     try:
         yield from _secrets(_lines(file), environment)
     except UnicodeDecodeError:
-        yield "no safetensors, GGUF, picture or text in UTF-8, so it may hide anything; remove it"
+        yield "not safetensors, GGUF, a picture or UTF-8 text, so it may hide anything; remove it"
 
 
 def _lines(file: Upload) -> Iterator[str]:
-    """Those that are sent, a few MB of memory at a time, however large the file.
+    """Yield the lines to send, with a few MB in memory at a time, however large the file.
 
     Raises:
-        UnicodeDecodeError: not UTF-8 text; NUL is none, though UTF-8 has it: UTF-16 reads as such.
+        UnicodeDecodeError: the file is not UTF-8 text. NUL is refused, although it is valid UTF-8,
+            since UTF-16 text contains it.
     """
     if file.text is not None:
         yield from file.text.split("\n")
@@ -175,4 +176,4 @@ def _secrets(lines: Iterable[str], environment: Mapping[str, str]) -> Iterator[s
                 yield f"line {number} looks like {kind}; remove it"
         for name, value in environment.items():
             if _SECRET_NAMES.search(name) and len(value) >= _SHORTEST_SECRET and value in line:
-                yield f"line {number} holds the value of ${name}; remove it"
+                yield f"line {number} contains the value of ${name}; remove it"

@@ -1,4 +1,4 @@
-"""`anchored push`: a model folder to the hub, after a look at what would be sent."""
+"""Implements `anchored push`: uploads a model folder to the hub after checking its files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _HEAD = 24
 
 
 class PushConfig(Config):
-    """What goes where.
+    """Configuration of `anchored push`.
 
     Args:
-        model: folder of a model trained here.
-        repo: `owner/name`; made if it is not there.
-        private: of a repository that is made.
+        model: folder of a model that anchored trained.
+        repo: `owner/name`; created if it does not exist.
+        private: True to create a private repository.
     """
 
     model: Path
@@ -37,13 +37,13 @@ class PushConfig(Config):
 
 @dataclass(frozen=True)
 class Plan:
-    """A push before it happens."""
+    """The files of a push before they are sent."""
 
     config: PushConfig
     files: Sequence[Upload]
 
     def as_json(self) -> dict[str, Any]:
-        """For other programs."""
+        """Return the form for other programs."""
         return {
             "repo": self.config.repo,
             "private": self.config.private,
@@ -61,12 +61,12 @@ class Plan:
 
 
 def plan(config: PushConfig) -> Plan:
-    """What would be sent; nothing is, and no network is used.
+    """Return what would be sent, without sending anything or using the network.
 
     Raises:
-        ConfigError: `repo` is not a name of the hub.
-        DataError: not a model trained here, or something stands against sending it: weights that
-            are not safetensors, pickle, code, what looks like a secret.
+        ConfigError: `repo` is not a repository name.
+        DataError: the folder is not a model that anchored trained, or must not be sent: its weights
+            are not safetensors, or it has pickle, code or what looks like a secret.
     """
     if not _REPO.fullmatch(config.repo):
         raise ConfigError(f"--repo {config.repo!r}: write owner/name")
@@ -81,13 +81,13 @@ def plan(config: PushConfig) -> Plan:
 
 
 def push(planned: Plan) -> str:
-    """Sends the files of `planned`, as they are listed, in one commit; returns its address.
+    """Send the listed files in one commit and return its URL.
 
-    The token is read from the environment, HF_TOKEN, and from nowhere else.
+    The token is read only from the environment variable HF_TOKEN.
 
     Raises:
-        ConfigError: no token.
-        EndpointError: the hub refuses or cannot be reached.
+        ConfigError: there is no token.
+        EndpointError: the hub refuses the files or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -97,9 +97,7 @@ def push(planned: Plan) -> str:
 
     token = os.environ.get(TOKEN)
     if not token:
-        raise ConfigError(
-            f"{TOKEN}: not set; a token with the right to write to the hub goes there"
-        )
+        raise ConfigError(f"{TOKEN}: not set; set it to a token with write access to the hub")
     repo = planned.config.repo
     hub = HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
@@ -116,7 +114,7 @@ def push(planned: Plan) -> str:
 
 
 def _stage(files: Sequence[Upload], folder: Path) -> None:
-    """A folder of exactly these files: links to weights, new contents where paths were cut out."""
+    """Make a folder of exactly these files: links, or new files if the content was scrubbed."""
     for file in files:
         if file.text is None:
             (folder / file.name).symlink_to(file.source.resolve())

@@ -1,4 +1,4 @@
-"""`anchored card`: the card of a model trained earlier, with results if there are any."""
+"""Implements `anchored card`: writes the card of an existing model, with any results."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from anchored.tokenizer import AnchoredTokenizer
 def write(
     model: Path, name: str | None = None, results: Path | None = None, overwrite: bool = False
 ) -> Path:
-    """Writes README.md into a model folder and returns its path.
+    """Write README.md to a model folder and return its path.
 
     Args:
-        model: folder made by `anchored pretrain` or `anchored sft`.
+        model: folder of a model from `anchored pretrain` or `anchored sft`.
         name: heading; by default the name of the run.
         results: a `results.json` whose tables the card shows.
-        overwrite: replace a card that was changed by hand.
+        overwrite: True to replace a card that was edited by hand.
 
     Raises:
-        DataError: no such folder, a card changed by hand, or results of another kind.
+        DataError: there is no such folder, its card was edited by hand, or the results are of
+            another kind.
     """
     if not model.is_dir():
-        raise DataError(f"{model}: no such folder; a card is written into that of a model")
+        raise DataError(f"{model}: no such folder; name the folder of a model")
     record = read_record(model)
     folder = model.resolve()
     heading = name or (folder.parent.name if folder.name == MODEL_FOLDER else folder.name)
@@ -42,7 +43,9 @@ def _read(results: Path | None) -> dict[str, Any] | None:
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{results}: not JSON: {error}") from None
+        raise DataError(f"{results}: not JSON: {error}; name a results.json") from None
     if not isinstance(found, dict):
-        raise DataError(f"{results}: holds {type(found).__name__}, not the results of a run")
+        raise DataError(
+            f"{results}: has {type(found).__name__}, not an object; name a results.json"
+        )
     return found

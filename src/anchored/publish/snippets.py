@@ -1,6 +1,6 @@
-"""Code on a model card: what samples the model with `anchored`, with transformers and with vLLM.
+"""Code on a model card that samples the model with `anchored`, transformers and vLLM.
 
-`PLACE` stands where the model lies; a push puts the repository's name there.
+`PLACE` stands for the path of the model; a push replaces it with the repository's name.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _TOKENS = 400
 
 @dataclass(frozen=True)
 class Asked:
-    """How a model is asked.
+    """How a model is sampled.
 
     Args:
-        chat: it answers prompts; otherwise it writes documents.
-        annotated: an annotation comes first.
-        schema: of the annotations; None where tags are free.
-        control: the ids that are put by hand.
+        chat: True if it answers prompts, False if it writes documents.
+        annotated: True if it writes an annotation first.
+        schema: schema of the annotations; None if tags are free.
+        control: ids of the control tokens.
     """
 
     chat: bool
@@ -33,7 +33,7 @@ class Asked:
 
 
 def with_anchored(asked: Asked) -> str:
-    """Commands."""
+    """Return commands that sample the model with `anchored`."""
     prompt = ' --prompt "Tell me a story."' if asked.chat else ""
     lines = [f"anchored sample {PLACE}{prompt} -n 8"]
     if asked.annotated and (pin := _pin(asked.schema)):
@@ -42,14 +42,14 @@ def with_anchored(asked: Asked) -> str:
 
 
 def _pin(schema: Schema | None) -> str | None:
-    """A tag to impose, of the first key with a closed vocabulary."""
+    """Return a tag to pin, of the first anchored key with a closed vocabulary."""
     keys = schema.keys if schema else ()
     pins = (f"{key.name}={key.values[0]}" for key in keys if key.anchored and key.values)
     return next(pins, None)
 
 
 def with_transformers(asked: Asked) -> str:
-    """Python; prints one sample."""
+    """Return Python code that prints one sample."""
     return "\n".join(
         [
             "import torch",
@@ -76,7 +76,7 @@ def with_transformers(asked: Asked) -> str:
 
 
 def with_vllm(asked: Asked) -> str:
-    """Python; prints eight samples."""
+    """Return Python code that prints eight samples."""
     stops = f", stop_token_ids={_stops(asked)}" if _stops(asked) else ""
     return "\n".join(
         [
@@ -94,7 +94,7 @@ def with_vllm(asked: Asked) -> str:
 
 
 def _beginning(asked: Asked) -> Sequence[str]:
-    """`MODEL`, `tokenizer` and the ids of `prompt`."""
+    """Return the lines that define `MODEL`, `tokenizer` and the ids in `prompt`."""
     control = asked.control
     named = [f'MODEL = "{PLACE}"']
     if asked.annotated:
@@ -115,12 +115,12 @@ def _beginning(asked: Asked) -> Sequence[str]:
 
 
 def _stops(asked: Asked) -> list[int]:
-    """In a document the next chunk's annotation ends this one; an answer ends by eos alone."""
+    """Return the stop ids: the next annotation ends a document's chunk, eos an answer."""
     return [asked.control.eos, asked.control.open] if asked.annotated and not asked.chat else []
 
 
 def _shown(asked: Asked) -> Sequence[str]:
-    """The annotation is cut away by the id that closes it, never by a search in text."""
+    """Return the lines that print a sample; the annotation is split off by its closing id."""
     if not asked.annotated:
         return ["print(tokenizer.decode(written, skip_special_tokens=True))"]
     return [

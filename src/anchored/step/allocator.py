@@ -1,4 +1,4 @@
-"""Memory that a training step has freed is kept for the next one."""
+"""Keep the memory that a training step frees for the next step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _KEPT = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep freed blocks below 1 GiB; says whether it could.
+    """Make glibc keep freed blocks below 1 GiB and return True if that worked.
 
-    By default it returns large blocks to the system at once, which hands them out again page by
-    page, cleared: on a CPU a share of each step's time for the same tensors as the step before.
-    For the whole process, and for good.
+    By default, glibc returns large blocks to the system immediately, and the system hands them out
+    again page by page, cleared. On a CPU this takes a share of each step's time, for the same
+    tensors as in the step before. The setting is permanent, for the whole process.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

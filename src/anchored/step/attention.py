@@ -1,9 +1,9 @@
-"""Attention within the documents of packed rows, one after another, with no mask.
+"""Attention within the documents of packed rows, one after another, without a mask.
 
-The stock way masks whole rows: of T x T scores only those inside documents count, and on a CPU a
-mask also keeps the kernel from leaving out the future. Here each document is attended to alone, by
-the stock function, so that time goes with the sum of squared document lengths. Flash attention does
-the same in one kernel, but `transformers` tells it of documents only in a batch of one row.
+The stock implementation masks whole rows: of T x T scores, only those inside documents count, and
+on a CPU a mask also stops the kernel from skipping the future. Here the stock function runs on each
+document alone, so that the time grows with the sum of squared document lengths. Flash attention
+does the same in one kernel, but `transformers` passes documents to it only in a batch of one row.
 
 Shapes: B rows, T tokens in a row, H heads, D head size.
 """
@@ -20,14 +20,14 @@ from transformers.utils.generic import is_flash_attention_requested
 
 DOCUMENT_ATTENTION = "anchored_documents"
 _COARSE = 0.3  # of the logits' spread: more than rounding in half precision, less than a leak
-_SHORT = 256  # tokens of a document
+_SHORT = 256  # tokens in a document
 
 
 def attend_within_documents(model: PreTrainedModel) -> None:
-    """Sets `model` to attend document by document, where that is possible.
+    """Make `model` attend document by document, if possible.
 
-    Left as they are: models told to attend otherwise than by SDPA, those with a layer that is no
-    full causal attention, and those that do not tell their attention of `position_ids`.
+    A model stays as it is if it is configured for another implementation than SDPA, if one of its
+    layers is not full causal attention, or if it does not pass `position_ids` to its attention.
     """
     config: Any = model.config
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -40,12 +40,12 @@ def attend_within_documents(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def keeps_documents_apart(model: PreTrainedModel) -> bool:
-    """Does a document have the same logits behind any other, and in front of one.
+    """Return True if a document's logits do not depend on the documents before and after it.
 
-    No configuration says it, so the model is asked for a few tokens. In one place it has to be the
-    same but for rounding: experts share their products with other tokens, the rest is exact. True
-    where it cannot be asked: no weights yet, weights that are no numbers, or kernels of a device
-    that it does not lie on.
+    No configuration says this, so the model is run on a few tokens. At the same position, the
+    logits must agree up to rounding: experts share their products with other tokens, the rest is
+    exact. The result is also True if the model cannot be run, because it has no weights yet, its
+    weights are not finite, or its kernels belong to another device.
     """
     flash, device = is_flash_attention_requested(model.config), model.device.type
     if any(weight.is_meta for weight in model.parameters()) or (flash and device == "cpu"):
@@ -69,17 +69,17 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
 
 
 def _logits(model: Any, *documents: torch.Tensor) -> torch.Tensor:
-    """Of each position (T, V) of a row of `documents`."""
+    """Return the logits (T, V) of a row that consists of `documents`."""
     positions = torch.cat([torch.arange(len(ids), device=ids.device) for ids in documents])
     row = torch.cat(documents)[None]
     return model(input_ids=row, position_ids=positions[None], use_cache=False).logits[0].float()
 
 
 def takes_flat_rows(model: PreTrainedModel) -> bool:
-    """Is the work of a batch the same, or less, with all of its rows in one (`DataCollator.flat`).
+    """Return True if a batch costs no more with all its rows in one (`DataCollator.flat`).
 
-    Under flash attention the rows have to come so: with two or more, documents in a row would see
-    each other.
+    Under flash attention this form is required: with two or more rows, the documents in a row would
+    see each other.
     """
     config: Any = model.config
     by_document = config._attn_implementation == DOCUMENT_ATTENTION
@@ -96,10 +96,11 @@ def document_attention(
     position_ids: torch.Tensor | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention (B, T, H, D) of `query`, `key`, `value` (B, H, T, D), within documents.
+    """Compute causal attention (B, T, H, D) of `query`, `key`, `value` (B, H, T, D) by document.
 
-    A document starts wherever `position_ids` (B, T) is 0. With a mask, or rows of one document
-    each, this is the stock function. Not compiled: it would be anew for each list of lengths.
+    A document starts wherever `position_ids` (B, T) is 0. With a mask, or with one document per
+    row, this is the stock function. It is not compiled, because each list of lengths would need a
+    new compilation.
     """
     lengths = None if attention_mask is not None else _lengths(position_ids)
     if lengths is None:
@@ -115,14 +116,14 @@ def attention_by_lengths(
     lengths: list[int],
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The same where the `lengths` of all documents, row after row, are known."""
+    """Compute `document_attention` from the `lengths` of all documents, row after row."""
     if _is_faster_in_float32(query, len(lengths)):
         with torch.autocast("cpu", enabled=False):
             output, _ = attention_by_lengths(
                 module, query.float(), key.float(), value.float(), lengths, **settings
             )
         return output.to(query.dtype), None
-    # Split, not sliced: the gradient of a slice is as long as all documents together.
+    # Split instead of sliced: the gradient of a slice is as long as all documents together.
     parts = (_flat(x).split(lengths, dim=2) for x in (query, key, value))
     outputs = [
         sdpa_attention_forward(module, q, k, v, None, **settings)[0]
@@ -133,7 +134,7 @@ def attention_by_lengths(
 
 
 def _is_faster_in_float32(query: torch.Tensor, documents: int) -> bool:
-    """The backward pass of a CPU's kernel is slow in bfloat16 where documents are short."""
+    """Return True for short documents in bfloat16 on a CPU, whose kernel has a slow backward."""
     if query.device.type != "cpu":
         return False
     in_half = torch.is_autocast_enabled("cpu") or query.dtype is torch.bfloat16
@@ -141,7 +142,7 @@ def _is_faster_in_float32(query: torch.Tensor, documents: int) -> bool:
 
 
 def _lengths(position_ids: torch.Tensor | None) -> list[int] | None:
-    """Lengths of all documents, row after row; None if there is but one in each row."""
+    """Return the lengths of all documents, row after row; None if each row has only one."""
     if position_ids is None:
         return None
     starts = (position_ids == 0).flatten().nonzero().flatten()  # each row starts with a document
@@ -151,12 +152,12 @@ def _lengths(position_ids: torch.Tensor | None) -> list[int] | None:
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    """Rows (B, H, T, D) as one (1, H, B * T, D)."""
+    """Join rows (B, H, T, D) into one (1, H, B * T, D)."""
     return x.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
 
 def _mask(*arguments: Any, **settings: Any) -> torch.Tensor | None:
-    """The stock mask for batches that bring one of their own; none otherwise."""
+    """Return the stock mask for batches that have a mask of their own, else None."""
     if settings.get("attention_mask") is None:
         return None
     return sdpa_mask(*arguments, **settings)

@@ -1,9 +1,9 @@
 """Muon for the hidden matrices and AdamW for the rest, as one optimizer for the stock Trainer.
 
-`torch.optim.Muon` orthogonalises in bfloat16 whatever the weights are, which on a CPU without bf16
-units costs more than the model's own step; here it is done in the weights' precision, matrices of
-one shape stacked into one product. On the storyworld a 0.6M-parameter model learns to copy its tags
-in about half the tokens that AdamW needs.
+`torch.optim.Muon` always orthogonalises in bfloat16, which on a CPU without bf16 units costs more
+than the rest of the step. Here it is done in the precision of the weights, with all matrices of one
+shape stacked into one product. On the storyworld, a model of 0.6M parameters learns to copy its
+tags in about half the tokens that AdamW needs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _STEPS = 5
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Nearest semi-orthogonal matrices of `matrices` (K, M, N), roughly.
+    """Return approximately the nearest semi-orthogonal matrices of `matrices` (K, M, N).
 
-    Five steps of a quintic Newton-Schulz iteration bring singular values above a 500th of the
-    Frobenius norm to between 0.65 and 1.2 (Jordan et al., Muon, 2024), all that the update needs.
+    Five steps of a quintic Newton-Schulz iteration bring singular values above 1/500 of the
+    Frobenius norm to between 0.65 and 1.2 (Jordan et al., Muon, 2024), which the update needs.
     """
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -36,20 +36,20 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def orthogonalising_flops(matrices: Iterable[torch.Tensor]) -> float:
-    """FLOPs of the products in `orthogonalise`, once each of `matrices` (M, N)."""
+    """Return the FLOPs of the products when `orthogonalise` runs once on all of `matrices`."""
     sides = [sorted(matrix.shape) for matrix in matrices]
     return float(sum(_STEPS * (4 * m * m * n + 2 * m**3) for m, n in sides))
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer, two kinds of parameter group, told apart by `group["muon"]`.
+    """An optimizer with two kinds of parameter groups, distinguished by `group["muon"]`.
 
     Args:
-        matrices: 2-D weights that map hidden states to hidden states; updated by orthogonalised
+        matrices: 2-D weights that map hidden states to hidden states, updated by orthogonalised
             momentum, scaled by 0.2 sqrt(max(M, N)) so that its root mean square is that of an AdamW
             update.
-        others: embeddings, norms, biases and the output projection; updated by AdamW.
-        muon_lr, lr: their learning rates.
+        others: embeddings, norms, biases and the output projection, updated by AdamW.
+        muon_lr, lr: the learning rates of `matrices` and `others`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
-        """One update; `closure` is called first if given."""
+        """Update all parameters, after a call of `closure` if given."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             (self._muon if group["muon"] else self._adamw)(group)
@@ -117,14 +117,14 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The trained matrices between embedding and output projection."""
+    """Return the trained matrices between the embedding and the output projection."""
     embeddings: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     ends = {id(module.weight) for module in embeddings}
     return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in ends]
 
 
 def muon_for(model: PreTrainedModel, arguments: TrainingArguments, muon_lr: float) -> MuonAdamW:
-    """Muon at `muon_lr` for the `hidden_matrices`; AdamW has the rest, as `arguments` say."""
+    """Build Muon at `muon_lr` for the `hidden_matrices`, and AdamW by `arguments` for the rest."""
     matrices = hidden_matrices(model)
     chosen = set(map(id, matrices))
     return MuonAdamW(

@@ -1,9 +1,9 @@
-"""Vocabulary projection and cross-entropy in one, a few rows at a time.
+"""Vocabulary projection and cross-entropy in one operation, a few rows at a time.
 
-The logits of a batch are its largest tensor by far, three times over: logits, log-probabilities and
-their gradient. Here a chunk of them is made, turned into its loss and its gradient, and dropped;
-nothing is computed twice (the forward pass of Liger's fused linear cross-entropy, Hsu et al. 2024,
-in plain PyTorch).
+The logits of a batch are by far its largest tensor, and exist three times: as logits, as
+log-probabilities and as their gradient. Here a chunk of logits is computed, turned into its loss
+and gradient, and dropped; nothing is computed twice (the forward pass of Liger's fused linear
+cross-entropy, Hsu et al. 2024, in plain PyTorch).
 
 Shapes: N positions with loss, H hidden, V vocabulary.
 """
@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-# Logits held at once. On a CPU 32 MiB of them, which its last cache may hold; an accelerator is
-# idle below a few thousand rows.
+# Logits held at once: on a CPU 32 MiB, which may fit into its last-level cache. An accelerator
+# needs a few thousand rows to be busy.
 _CHUNK = {"cpu": 1 << 23}
 _CHUNK_ELSEWHERE = 1 << 27
 
@@ -25,12 +25,12 @@ _CHUNK_ELSEWHERE = 1 << 27
 class DeferredProjection(torch.nn.Linear):
     """An output projection that leaves its work to the loss while the model learns.
 
-    It then gives back the hidden states that it got, and `defers` says so.
+    Meanwhile, it returns its input, the hidden states, and `defers` is True.
     """
 
     @classmethod
     def of(cls, projection: torch.nn.Linear) -> DeferredProjection:
-        """One with the same weight."""
+        """Return a deferred projection that shares the weight of `projection`."""
         outputs, inputs = projection.weight.shape
         deferred = cls(inputs, outputs, bias=False, device="meta")
         deferred.weight = projection.weight
@@ -38,19 +38,19 @@ class DeferredProjection(torch.nn.Linear):
 
     @property
     def defers(self) -> bool:
-        """Does the loss have to project."""
+        """True if the loss has to project."""
         return self.training and torch.is_grad_enabled()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Hidden states while learning, logits otherwise."""
+        """Return hidden states while learning, logits otherwise."""
         return input if self.defers else super().forward(input)
 
 
 def defer_projection(model: PreTrainedModel) -> DeferredProjection | None:
-    """Gives `model` such a projection; None if its logits are not a plain product.
+    """Give `model` a deferred projection, or return None if its logits are not a plain product.
 
-    There may be a bias, a cap or a scale, which no configuration names in one way: so it is asked
-    for a few tokens.
+    There may be a bias, a cap or a scale, for which configurations have no common name; so the
+    model is run on a few tokens.
     """
     projection = model.get_output_embeddings()
     if type(projection) is not torch.nn.Linear or projection.bias is not None:
@@ -68,10 +68,10 @@ def _projects_last(model: Any, projection: torch.nn.Linear) -> bool:
     hook = projection.register_forward_hook(lambda *seen: products.append(seen[-1].clone()))
     training = model.training
     attention = model.config._attn_implementation
-    # Still where it was loaded, in float32: flash attention would take neither.
+    # The model is still on the CPU, in float32; flash attention supports neither.
     model.config._attn_implementation = "eager"
     try:
-        # More than one: the embedding of the pad token is zero, and so would its logits be.
+        # Several tokens: the embedding of the pad token is zero, and so would be its logits.
         tokens = torch.arange(min(8, len(projection.weight)), device=model.device)[None]
         logits = model.eval()(input_ids=tokens, use_cache=False).logits
     finally:
@@ -88,18 +88,18 @@ def projected_loss(
     loss_weights: torch.Tensor | None = None,
     device: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of `hidden` (N, H) through `weight` (V, H) against `targets` (N,).
+    """Compute the cross-entropy of `hidden` (N, H) through `weight` (V, H) against `targets` (N,).
 
     Args:
-        hidden: where there is loss.
-        weight: of the projection.
+        hidden: hidden states at the positions with loss.
+        weight: weight of the projection.
         targets: token ids.
-        loss_weights: of the losses in their sum (N,); None for 1.
-        device: type of the device that is simulated; by default where `hidden` lies.
+        loss_weights: weights (N,) of the losses in their sum; None for 1.
+        device: type of a simulated device; by default the device of `hidden`.
 
     Returns:
-        Their weighted sum (), to be differentiated once, and each one (N,) in float32, unweighted
-        and without gradient.
+        The weighted sum () of the losses, which can be differentiated once, and the losses (N,) in
+        float32, unweighted and without gradient.
     """
     logits = _CHUNK.get(device or hidden.device.type, _CHUNK_ELSEWHERE)
     rows = max(1, logits // len(weight))
@@ -120,8 +120,8 @@ class _ProjectedLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         losses = torch.empty(len(targets), device=hidden.device)
         hidden_gradient = torch.empty_like(hidden)
-        learnt = ctx.needs_input_grad[1]  # not with adapters
-        # In float32, because it is a sum over the chunks.
+        learnt = ctx.needs_input_grad[1]  # False with adapters
+        # In float32, because it is a sum over chunks.
         weight_gradient = torch.zeros(weight.shape if learnt else (0,), device=weight.device)
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
@@ -141,7 +141,7 @@ class _ProjectedLoss(torch.autograd.Function):
         ctx: Any, scale: torch.Tensor, _: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
         hidden_gradient, weight_gradient = ctx.gradients
-        del ctx.gradients  # scaled in place, so good for one backward pass
+        del ctx.gradients  # scaled in place, so they serve only one backward pass
         hidden_gradient.mul_(scale)
         if not ctx.needs_input_grad[1]:
             return hidden_gradient, None, None, None, None
@@ -152,7 +152,7 @@ class _ProjectedLoss(torch.autograd.Function):
 def _loss_and_gradient(
     scores: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses (N,), and probabilities less the targets' ones (N, V) in the scores' precision."""
+    """Return losses (N,) and their gradient (N, V): probabilities minus the one-hot targets."""
     log_probabilities = scores.float().log_softmax(dim=-1)
     at = targets.unsqueeze(1)
     losses = -log_probabilities.gather(1, at).squeeze(1)

@@ -1,3 +1,3 @@
-"""Training runs: configuration, the stock Trainer composed, replay, checkpoints, metrics.jsonl."""
+"""Training runs: configuration, the composed stock Trainer, replay, checkpoints, metrics.jsonl."""
 
 DATA_FOLDER = "data"

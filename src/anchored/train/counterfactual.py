@@ -1,13 +1,13 @@
-"""Counterfactual SFT examples (ours, not in the paper): the taught form told about other values.
+"""Counterfactual SFT examples (ours, not in the paper): the taught form with other values.
 
-SFT data whose plans are narrow teaches Q*(y|x,z) on few z, and it does not carry over to the plans
-that the pretrained model goes on making: asked for one of them, it falls back to what it knew or
-garbles what it was taught. So a share of the answers is retold: each value of the annotation that
-the answer spells out is replaced, in both, by the value that the pretrained model itself planned
-for the same prompt. What no value spells out (tone, topic) stays as it was.
+SFT data with a narrow range of annotations teaches Q*(y|x,z) for few z only. This does not carry
+over to the annotations that the pretrained model still writes: given one of them, it falls back to
+what it knew or garbles what it was taught. Therefore a share of the answers is retold: each value
+of the annotation that the answer spells out is replaced, in both, by the value that the pretrained
+model itself samples for the same prompt. Properties without such a value (tone, topic) stay.
 
-Replacing words breaks what hangs on them (a pronoun, an article). So several plans are drawn for
-each answer, and the retelling that the pretrained model finds most natural is the one that is kept.
+Replacing words breaks what depends on them (a pronoun, an article). So several annotations are
+drawn for each answer, and the retelling that the pretrained model finds most natural is kept.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def write_counterfactuals(
     seed: int,
     quiet: bool = False,
 ) -> tuple[SourceConfig, ...]:
-    """Copies the SFT sources to `out`, `config.counterfactual` of their answers retold.
+    """Copy the SFT sources to `out`, with a share `config.counterfactual` of the answers retold.
 
-    A file that is there already is kept. Only a row's last answer is retold.
+    An existing file is kept. Only the last answer of a row is retold.
 
     Returns:
-        What to read in place of `data.sources`.
+        The sources to read instead of `data.sources`.
     """
     sources = []
     for number, source in enumerate(data.sources):
@@ -110,27 +110,28 @@ def _most_natural(
     seed: str,
     quiet: bool,
 ) -> list[Turns]:
-    """Each conversation with that retelling of its answer which `model` gives the least loss."""
+    """Retell the answer of each conversation in the way that has the least loss under `model`."""
     if not conversations:
         return []
     schema = load_schema(data.schema_name) if data.schema_name else None
     drawn = [_anchored(turns, schema) for turns in conversations for _ in range(config.candidates)]
     sampler = load_planner(config, model, data)
-    plans = sample_annotations(config, sampler, [turns[:-1] for turns in drawn], seed, quiet)
+    contexts = [turns[:-1] for turns in drawn]
+    annotations = sample_annotations(config, sampler, contexts, seed, quiet)
     told = [
-        turns if plan is None else (*turns[:-1], retell(turns[-1], plan))
-        for turns, plan in zip(drawn, plans, strict=True)
+        turns if annotation is None else (*turns[:-1], retell(turns[-1], annotation))
+        for turns, annotation in zip(drawn, annotations, strict=True)
     ]
     losses = _losses(model, told, data.max_length)
     for i, (before, after) in enumerate(zip(drawn, told, strict=True)):
         if before[-1].content == after[-1].content:
-            losses[i] = math.inf  # it would always read best
+            losses[i] = math.inf  # an unchanged answer would always read best
     groups = range(0, len(told), config.candidates)
     return [told[min(range(i, i + config.candidates), key=losses.__getitem__)] for i in groups]
 
 
 def _anchored(turns: Turns, schema: Schema | None) -> Turns:
-    """Without the tags that SFT is meant to change: they are no part of its examples."""
+    """Drop the tags that SFT is meant to change, which are not part of its examples."""
     answer = turns[-1]
     if schema is None or answer.annotation is None:
         return turns
@@ -138,9 +139,9 @@ def _anchored(turns: Turns, schema: Schema | None) -> Turns:
 
 
 def _losses(model: str, conversations: Sequence[Turns], max_length: int) -> list[float]:
-    """Nats a token of the last answer, given its annotation and all before it.
+    """Return the nats per token of the last answer, given its annotation and all before it.
 
-    Infinite where the whole is longer than `max_length`: no example will be made of it.
+    The loss is infinite if the whole is longer than `max_length`, so that no example is made of it.
     """
     reference = ReferenceModel.load(model, "cuda" if torch.cuda.is_available() else "cpu")
     rows = {}
@@ -158,7 +159,7 @@ def _losses(model: str, conversations: Sequence[Turns], max_length: int) -> list
 
 
 def _turns(item: Item) -> Turns:
-    """A conversation up to the answer to learn; nothing for a document without a prompt."""
+    """Return a conversation up to the answer to learn, or () for a document without a prompt."""
     if isinstance(item, Conversation):
         return item.messages
     if item.prompt is None:
@@ -176,17 +177,17 @@ def _retellable(answer: Message) -> bool:
     return any(_spelt(tag.value).search(answer.content) for tag in answer.annotation or ())
 
 
-def retell(answer: Message, plan: Annotation) -> Message:
-    """`answer` about the values of `plan`, key by key, as far as it spells its own out.
+def retell(answer: Message, other: Annotation) -> Message:
+    """Retell `answer` with the values of `other`, key by key, where it spells out its own values.
 
-    A value is spelt out where it stands as whole words, at a sentence's start with a capital. The
-    first value of a key that may repeat is replaced by the first of the plan's, and so on. Left
-    alone are a value that two keys share, because the text does not say whose it is, and one whose
-    substitute the answer has already, because the two would become one.
+    A value is spelt out if it occurs as whole words, capitalised at the start of a sentence. The
+    first value of a repeating key is replaced by the first value in `other`, and so on. Two kinds
+    of values stay: a value that two keys share, because the text does not say which one is meant,
+    and a value whose substitute the answer already has, because the two would become one.
     """
     tags = answer.annotation or Annotation()
     known = Counter(tag.value for tag in tags)
-    left = {key: [v for v in plan.values(key) if v not in known] for key in plan.keys}
+    left = {key: [v for v in other.values(key) if v not in known] for key in other.keys}
     instead: dict[str, str] = {}
     for tag in tags:
         if known[tag.value] == 1 and left.get(tag.key) and _spelt(tag.value).search(answer.content):
@@ -198,7 +199,7 @@ def retell(answer: Message, plan: Annotation) -> Message:
 
 
 def _replaced(text: str, instead: Mapping[str, str]) -> str:
-    """`text` with each whole-word value replaced at once, the longest first."""
+    """Replace all values (as whole words) in `text` in one pass, the longest first."""
     starts = {match.end() for match in _SENTENCE_START.finditer(text)}
     values = {spelling: value for value in instead for spelling in (_capital(value), value)}
     alternatives = "|".join(map(re.escape, sorted(values, key=len, reverse=True)))

@@ -1,8 +1,8 @@
-"""How a training run lies on its processes, and what may change about it between two starts.
+"""The layout of a training run on processes, and what may change when a run resumes.
 
-What a step learns is settled by the rows of all processes together. So a run goes on exactly with
-another number of processes, another split of the same rows into batches, or with weights sharded
-where they were whole; it does not with other rows a step, and that is refused.
+The rows of all processes together determine what a step learns. So a run resumes exactly with
+another number of processes, another split of the same rows into batches, or sharded instead of
+whole weights. With another number of rows per step it does not, and this is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from anchored.errors import ConfigError
 
-# What a run may be started again with: where rows and weights lie, when it saves, how it reads; not
-# what is learnt.
+# Fields that may change when a run resumes: the placement of rows and weights, saving and reading,
+# but nothing that affects what is learnt.
 MAY_CHANGE = (
     "trainer.per_device_train_batch_size",
     "trainer.gradient_accumulation_steps",
@@ -40,13 +40,13 @@ _WHOLE, _SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"
 
 
 def rows_a_step(arguments: TrainingArguments) -> int:
-    """Rows of all processes that one optimizer step learns from."""
+    """Return the number of rows, over all processes, in one optimizer step."""
     each = arguments.train_batch_size * arguments.gradient_accumulation_steps
     return each * arguments.world_size
 
 
 def is_sharded(arguments: TrainingArguments) -> bool:
-    """Are weights sharded, by `trainer.fsdp` or by `accelerate launch`."""
+    """Return True if weights are sharded, by `trainer.fsdp` or by `accelerate launch`."""
     launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     return bool(arguments.fsdp) or launched
 
@@ -54,31 +54,31 @@ def is_sharded(arguments: TrainingArguments) -> bool:
 def check_layout(
     arguments: TrainingArguments, adapter: bool, muon_learning_rate: float | None
 ) -> None:
-    """Sees, before any data work, that processes and devices can train as asked.
+    """Check, before any data work, that the processes and devices support the configuration.
 
     Raises:
-        ConfigError: one process has several devices, several do not know of each other, DeepSpeed
-            shards weights, or FSDP does for one process, an adapter or Muon, or would write
-            checkpoints in shards.
+        ConfigError: one process has several devices; several processes are not connected; DeepSpeed
+            shards weights; or FSDP is set for one process, an adapter or Muon, or would write
+            sharded checkpoints.
     """
     started = int(os.environ.get("WORLD_SIZE") or 1)
     if started > arguments.world_size:
         raise ConfigError(
-            f"{started} processes were started (WORLD_SIZE), but each would train alone, into one "
-            "folder; start them by torchrun or accelerate launch, and on CPUs leave "
+            f"{started} processes were started (WORLD_SIZE), but each would train alone and write "
+            "to the same folder; start them with torchrun or accelerate launch, and on CPUs leave "
             "trainer.use_cpu=false out"
         )
     if arguments.n_gpu > 1:
         raise ConfigError(
-            f"{arguments.n_gpu} devices and one process; start one for each, torchrun "
-            f"--nproc-per-node {arguments.n_gpu} -m anchored ..., or choose a device with "
+            f"{arguments.n_gpu} devices but one process; start one process per device (torchrun "
+            f"--nproc-per-node {arguments.n_gpu} -m anchored ...), or choose a device with "
             "CUDA_VISIBLE_DEVICES=0"
         )
     deepspeed: Any = getattr(arguments, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3:
         raise ConfigError(
-            "trainer.deepspeed: ZeRO-3 shards weights in a way of its own; use trainer.fsdp, or a "
-            "lower stage"
+            "trainer.deepspeed: ZeRO-3 shards weights, which is supported only with trainer.fsdp; "
+            "use that or a lower stage"
         )
     if is_sharded(arguments):
         _check_sharded(arguments, adapter, muon_learning_rate)
@@ -89,28 +89,29 @@ def _check_sharded(
 ) -> None:
     if arguments.world_size == 1:
         raise ConfigError(
-            "trainer.fsdp: this is one process, and sharding takes several; start it by torchrun "
-            "or accelerate launch, or add trainer.fsdp=null"
+            "trainer.fsdp: sharding needs several processes, but this is the only one; start them "
+            "with torchrun or accelerate launch, or add trainer.fsdp=null"
         )
     if muon_learning_rate is not None:
         raise ConfigError(
-            f"muon_learning_rate: {muon_learning_rate}: Muon needs whole matrices, trainer.fsdp "
-            "shards them; leave one of the two out"
+            f"muon_learning_rate: {muon_learning_rate}: Muon needs whole matrices, but "
+            "trainer.fsdp shards them; leave one of the two out"
         )
     if adapter:
-        raise ConfigError("model.lora: FSDP shards whole models; train the adapter by DDP instead")
+        raise ConfigError("model.lora: not supported with trainer.fsdp; train the adapter with DDP")
     where, kind = _state_dict_type(arguments)
     if kind != _WHOLE:
         raise ConfigError(
-            f"{where}: {kind}: use {_WHOLE}, so that checkpoints can be read by any number of "
-            "processes"
+            f"{where}: {kind}: use {_WHOLE}, so that any number of processes can read the "
+            "checkpoints"
         )
 
 
 def _state_dict_type(arguments: TrainingArguments) -> tuple[str, str]:
-    """How sharded weights are saved, and where that is set.
+    """Return the setting that determines how sharded weights are saved, and its value.
 
-    `accelerate launch` counts where `trainer.fsdp` says nothing; its default goes by version.
+    The setting of `accelerate launch` applies if `trainer.fsdp` is empty; its default depends on
+    the FSDP version.
     """
     if arguments.fsdp:
         settings: Any = arguments.fsdp_config
@@ -121,11 +122,11 @@ def _state_dict_type(arguments: TrainingArguments) -> tuple[str, str]:
 
 
 def reduce_in_float32(accelerator: Accelerator) -> None:
-    """Lets FSDP2 sum gradients and count tokens in float32, whatever the model computes in.
+    """Make FSDP2 sum gradients and count tokens in float32, whatever the model computes in.
 
-    `accelerate` has bfloat16 for the sums over batches and processes, for the loss, and for the
+    `accelerate` uses bfloat16 for the sums over batches and processes, for the loss, and for the
     number of tokens that the loss is divided by, which it rounds by up to 0.2 %. Inputs need no
-    cast: the model runs under autocast too.
+    cast, because the model runs under autocast too.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy:
@@ -138,10 +139,10 @@ def reduce_in_float32(accelerator: Accelerator) -> None:
 
 
 def shard_on_cpu(arguments: TrainingArguments) -> None:
-    """Lets `accelerate` shard weights between processes without an accelerator too.
+    """Make `accelerate` shard weights between processes on CPUs as well.
 
-    It has FSDP for a list of devices that lacks the CPU, and on a CPU falls back to whole weights
-    without a word. The backend (gloo) is settled by now.
+    It supports FSDP for a list of device types without the CPU, and silently falls back to whole
+    weights there. The backend (gloo) is already chosen at this point.
     """
     state: Any = arguments.distributed_state
     if is_sharded(arguments) and state.distributed_type == DistributedType.MULTI_CPU:
@@ -149,39 +150,39 @@ def shard_on_cpu(arguments: TrainingArguments) -> None:
 
 
 class WorkersSeededApart(TrainerCallback):
-    """Seeds the workers that read data from a generator of their own.
+    """A callback that seeds data workers from a separate generator.
 
-    They are seeded once each epoch, or once in all if they persist: by the common generator, how
-    they live would settle what dropout draws after it.
+    Workers are seeded once per epoch, or only once if they persist. With the global generator,
+    their lifetime would therefore change the random numbers of dropout.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: Any, control: Any, **given: Any
     ) -> None:
-        """Before the first row is read."""
+        """Give the data loader its own generator before the first row is read."""
         loader = given["train_dataloader"]
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
 
 
 def check_same_rows(before: dict[str, Any], out: Path, arguments: TrainingArguments) -> None:
-    """Sees that steps have as many rows as `before`, the record of an earlier start, says.
+    """Check that steps have as many rows as in `before`, the record of an earlier start.
 
     Raises:
-        ConfigError: they have more or fewer.
+        ConfigError: they have more or fewer rows.
     """
     then, now = before.get("rows_a_step", rows_a_step(arguments)), rows_a_step(arguments)
     if then == now:
         return
     each, rest = divmod(then, arguments.world_size)
     way_out = (
-        f"start a number of processes that divides {then}"
+        f"start a number of processes that is a divisor of {then}"
         if rest
         else "set trainer.per_device_train_batch_size times trainer.gradient_accumulation_steps "
         f"to {each}"
     )
     raise ConfigError(
-        f"{out}: trained with {then} rows a step on {_processes(before['processes'])}, now {now} "
-        f"on {_processes(arguments.world_size)}; {way_out}, or choose another output folder"
+        f"{out}: trained with {then} rows per step on {_processes(before['processes'])}, now "
+        f"{now} on {_processes(arguments.world_size)}; {way_out}, or choose another output folder"
     )
 
 
@@ -190,5 +191,5 @@ def _processes(count: int) -> str:
 
 
 def record(arguments: TrainingArguments) -> dict[str, Any]:
-    """What `check_same_rows` compares."""
+    """Return the record that `check_same_rows` compares."""
     return {"rows_a_step": rows_a_step(arguments), "processes": arguments.world_size}

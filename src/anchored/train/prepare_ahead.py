@@ -1,6 +1,6 @@
-"""What is seen to before a training run: its checkpoint, its tokenizers, and if asked its data.
+"""Checks and preparation before a training run: its checkpoint, its tokenizers and its data.
 
-`pretrain` and `sft` prepare what they lack, but while they do their devices are idle.
+`pretrain` and `sft` prepare missing data themselves, but meanwhile their devices are idle.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from anchored.train.layout import MAY_CHANGE
 
 
 def prepare_ahead(config: TrainConfig, console: Console) -> Path:
-    """Prepares `config.data` where the run will look for it; returns that folder.
+    """Prepare `config.data` where the run will look for it and return that folder.
 
     Raises:
-        ConfigError: there is nothing to prepare, `config.out` holds another run, annotations are
-            to be sampled first, or `model.init` cannot be trained on these data.
+        ConfigError: there is nothing to prepare, `config.out` holds another run, annotations must
+            be sampled first, or `model.init` cannot be trained on this data.
     """
     data, folder = to_prepare(config), config.out / DATA_FOLDER
     if data is None:
         raise ConfigError(
-            f"data: {config.data}: a folder already; give the file that it is prepared from"
+            f"data: {config.data}: already a prepared folder; give the file it is prepared from"
         )
     if isinstance(config, SFTConfig) and OBJECTIVES[config.objective].replay:
         raise ConfigError(
-            f"objective: {config.objective} samples from model.init first, which `anchored sft` "
-            "alone does: it prepares these data itself"
+            f"objective: {config.objective} samples from model.init first, which only `anchored "
+            "sft` does; run that, it prepares the data itself"
         )
     with released_if_unused(config.out):
         claim(config.out, config, free=(*MAY_CHANGE, "monitor"))
@@ -48,11 +48,11 @@ def prepare_ahead(config: TrainConfig, console: Console) -> Path:
 
 
 def check_init(config: TrainConfig, quiet: bool) -> None:
-    """Sees that what a run starts from can be trained.
+    """Check that the initial checkpoint of a run can be trained.
 
     Raises:
-        ConfigError: it cannot, SFT has nothing to start from, or an adapter lacks its packages or
-            layers.
+        ConfigError: it cannot be trained, SFT has no checkpoint, or packages or layers for an
+            adapter are missing.
     """
     if config.model.init is None:
         if isinstance(config, SFTConfig):
@@ -68,27 +68,27 @@ def check_init(config: TrainConfig, quiet: bool) -> None:
 
 
 def check_encoding(config: TrainConfig, data: PrepareConfig) -> None:
-    """Sees that `data` are encoded by the tokenizer of what the run starts from.
+    """Check that `data` uses the tokenizer of the run's initial checkpoint.
 
     Raises:
-        ConfigError: by a new one.
-        TokenizerMismatch: by another.
+        ConfigError: it uses a new tokenizer.
+        TokenizerMismatch: it uses another tokenizer.
     """
     if config.model.init is None:
         return
     if isinstance(data.tokenizer, NewTokenizer):
         raise ConfigError(
-            f"data.tokenizer: a new one cannot be that of {config.model.init}; leave it out"
+            f"data.tokenizer: a new tokenizer does not fit {config.model.init}; leave it out"
         )
     if data.tokenizer is not None:
         check_tokenizer(config.model.init, AnchoredTokenizer.load(data.tokenizer))
 
 
 def check_tokenizer(init: str | None, tokenizer: AnchoredTokenizer) -> None:
-    """Sees that `tokenizer` is that of `init`.
+    """Check that `tokenizer` is the tokenizer of `init`.
 
     Raises:
-        TokenizerMismatch: it is another.
+        TokenizerMismatch: it is not.
     """
     if init is not None:
         tokenizer.check(AnchoredTokenizer.load(init).fingerprint, init)

@@ -1,8 +1,8 @@
-"""Annotation replay (ours, not in the paper): hold R(z|x) by rehearsing what it was before SFT.
+"""Annotation replay (ours, not in the paper): preserve R(z|x) by rehearsing it during SFT.
 
-Masking takes the annotation out of the loss, but the weights that make R still move with the
-response's gradient. Rehearsing what the pretrained model itself would have planned for the SFT
-prompts keeps R where it was.
+Masking removes the annotation from the loss, but the gradient of the response still changes the
+weights that determine R. Rehearsing the annotations that the pretrained model itself writes for the
+SFT prompts keeps R in place.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ REPLAY_NAME = "replay.jsonl"
 
 
 class ReplayConfig(Config):
-    """How annotations are sampled, and how many.
+    """Settings of annotation replay.
 
     Args:
         share: share of the training examples that are replay; 0 is the paper's method.
-        targets: what is learnt at each place of an annotation: the base model's `distribution`, for
-            which its weights are held a second time, or the sampled `token`.
-        counterfactual: share of the SFT answers retold about sampled values, see
-            `train.counterfactual`; for SFT data that covers few values.
-        candidates: retellings of each such answer to choose from.
+        targets: the target at each position of an annotation: the base model's `distribution`,
+            which needs a second copy of its weights, or the sampled `token`.
+        counterfactual: share of the SFT answers that are retold with sampled values, see
+            `train.counterfactual`; useful if the SFT data covers few values.
+        candidates: number of retellings of each such answer to choose from.
         max_annotation_tokens, batch_size: see `SampleConfig`.
-        dtype, device_map: how the model is loaded to sample, see `anchored.sampling.sampler.load`.
+        dtype, device_map: see `anchored.sampling.sampler.load`.
     """
 
     share: float = Field(default=0.4, ge=0, lt=1)
@@ -66,20 +66,21 @@ def write_replay(
     seed: int,
     quiet: bool = False,
 ) -> SourceConfig:
-    """Samples annotations for SFT prompts from `model` into `out`/replay.jsonl, if not yet there.
+    """Sample annotations for SFT prompts from `model` to `out`/replay.jsonl, unless it exists.
 
     Returns:
         The source to add to the SFT data: `config.share` of all examples, under objective `replay`.
 
     Raises:
-        DataError: the model writes no readable annotation: it was not pretrained with annotations.
+        DataError: the model writes no readable annotation, because it was not pretrained with
+            annotations.
     """
     path = out / REPLAY_NAME
     if not path.is_file():
         contexts = [turns for turns in _contexts(data) if turns]
         if not contexts:
             raise DataError(
-                f"{data.sources[0].path}: no answer stands behind a prompt, so there is nothing to "
+                f"{data.sources[0].path}: no answer follows a prompt, so there is nothing to "
                 "replay; use objective anchored, or replay.share: 0"
             )
         count = max(1, round(len(contexts) * config.share / (1 - config.share)))
@@ -88,19 +89,19 @@ def write_replay(
         sampler = load_planner(config, model, data)
         found = sample_annotations(config, sampler, chosen, seed, quiet)
         pairs = zip(chosen, found, strict=True)
-        known = ((turns, plan) for turns, plan in pairs if plan is not None)
-        rows = [_row(n, turns, plan.rows()) for n, (turns, plan) in enumerate(known)]
+        known = ((turns, annotation) for turns, annotation in pairs if annotation is not None)
+        rows = [_row(n, turns, annotation.rows()) for n, (turns, annotation) in enumerate(known)]
         write_jsonl(path, rows)
     return SourceConfig(path=str(path), objective="replay")
 
 
 def is_learnt_as_sft(source: SourceConfig) -> bool:
-    """Not so pretraining documents that a user adds to SFT under their own objective."""
+    """Return False for pretraining documents that a user adds to SFT under their own objective."""
     return source.objective is None or not is_pretraining(OBJECTIVES[source.objective])
 
 
 def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
-    """What comes before each assistant turn that SFT learns."""
+    """Yield the messages before each assistant turn that SFT learns."""
     split = partial(split_chunks, min_chars=data.min_chunk_chars, max_chars=data.max_chunk_chars)
     for source in filter(is_learnt_as_sft, data.sources):
         for _, item in read_items(source, split):
@@ -112,7 +113,7 @@ def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
 
 
 def load_planner(config: ReplayConfig, model: str, data: PrepareConfig) -> Sampler:
-    """The pretrained model, which writes annotations by the schema of the SFT data.
+    """Load the pretrained model to write annotations by the schema of the SFT data.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -128,10 +129,10 @@ def sample_annotations(
     seed: int | str,
     quiet: bool,
 ) -> list[Annotation | None]:
-    """What the model would annotate each context with, drawn by `seed`; None if unreadable.
+    """Sample an annotation for each context, seeded by `seed`; None for an unreadable one.
 
     Raises:
-        DataError: it never can: the model was not pretrained with annotations.
+        DataError: all are unreadable, because the model was not pretrained with annotations.
     """
     requests = [Request(tuple(turns), annotated=True, plan_only=True) for turns in contexts]
     found: list[Annotation | None] = []

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the newest whole one, what goes on from it, writes that failed."""
+"""Checkpoints of a run: finding the newest complete one, adapting it, handling failed writes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ SHARDED_WEIGHTS = "pytorch_model_fsdp.bin"
 
 
 def newest_checkpoint(out: Path) -> str | None:
-    """The latest checkpoint that was written whole, or None."""
+    """Return the latest complete checkpoint, or None."""
     steps = {str(folder): step_of(folder) for folder in out.glob("checkpoint-*")}
     return max(steps, key=steps.__getitem__) if any(step >= 0 for step in steps.values()) else None
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint that was written whole; -1 for a half one.
+    """Return the step of a complete checkpoint, or -1 for an incomplete one.
 
-    `trainer_state.json` is what Trainer writes last, but other processes may still be writing the
-    state of their random numbers then.
+    Trainer writes `trainer_state.json` last, but other processes may still be writing the state of
+    their random numbers at that time.
     """
     if not all(map(is_zipfile, checkpoint.glob("rng_state*.pth"))):
         return -1
@@ -46,15 +46,16 @@ def _trainer_state(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def at_its_end(checkpoint: str) -> bool:
-    """Has the run that wrote this checkpoint taken all its steps."""
+    """Return True if the run that wrote this checkpoint has taken all its steps."""
     state = _trainer_state(checkpoint)
     return state["global_step"] >= state["max_steps"]
 
 
 def adapt_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
-    """Rewrites a checkpoint of sharded weights for whole ones, or the other way round.
+    """Convert a checkpoint between sharded and whole weights, to match the trainer.
 
-    Killed within, it is a checkpoint of the one or of the other still. Every process has to call.
+    If the conversion is killed, the checkpoint is still valid in one of the two forms. Every
+    process must call this.
     """
     with trainer.args.main_process_first(local=False):
         if not trainer.args.process_index:
@@ -66,7 +67,7 @@ def adapt_checkpoint(trainer: Trainer, checkpoint: Path) -> None:
 
 
 def _make_whole(checkpoint: Path) -> None:
-    """The weights lie there whole too; the optimizer's state is keyed by name."""
+    """Convert the optimizer's state, keyed by name; the whole weights are already there."""
     state = torch.load(checkpoint / OPTIMIZER_NAME_BIN, weights_only=True, mmap=True)
     _save(_by_position(state), checkpoint / OPTIMIZER_NAME)
     (checkpoint / SHARDED_WEIGHTS).unlink()
@@ -81,13 +82,14 @@ def _make_sharded(trainer: Trainer, checkpoint: Path) -> None:
     state = torch.load(checkpoint / OPTIMIZER_NAME, weights_only=True, mmap=True)
     _save(_by_name(state, order), checkpoint / OPTIMIZER_NAME_BIN)
     for file in checkpoint.glob("*.safetensors"):
-        model.load_state_dict(load_file(file), strict=False)  # tied: one name; others: elsewhere
+        # Not strict: tied weights have one name only, and other files hold the other weights.
+        model.load_state_dict(load_file(file), strict=False)
     _save(model.state_dict(), checkpoint / SHARDED_WEIGHTS)
     (checkpoint / OPTIMIZER_NAME).unlink()
 
 
 def _by_position(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state keyed by a parameter's place in the groups, as `torch.optim` has it."""
+    """Key an optimizer's state by the position of each parameter, as `torch.optim` does."""
     order = [name for group in state["param_groups"] for name in group["params"]]
     return _renamed(state, {name: i for i, name in enumerate(order)})
 
@@ -109,9 +111,9 @@ def _save(data: Any, path: Path) -> None:
 
 @contextmanager
 def failed_writes_are_os_errors(out: Path) -> Iterator[None]:
-    """A full disk reaches us as an error of safetensors or of torch's zip writer.
+    """Turn the errors by which safetensors and torch report a full disk into an `OSError`.
 
-    Half a checkpoint is of no use, and would keep the disk full.
+    Incomplete checkpoints are deleted: they are useless and would keep the disk full.
     """
     try:
         with naming(out):
@@ -129,8 +131,8 @@ def failed_writes_are_os_errors(out: Path) -> Iterator[None]:
 def _failed_write(error: Exception, out: Path) -> OSError | None:
     if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
         return as_os_error(error, out)
-    free = shutil.disk_usage(out).free / 2**20  # torch does not say what the system said
+    free = shutil.disk_usage(out).free / 2**20  # torch hides the system's error
     return OSError(
-        f"{out}: cannot write checkpoint: {free:,.1f} MiB of the disk are free; make room and run "
-        "again to go on"
+        f"{out}: cannot write checkpoint: {free:,.1f} MiB of the disk are free; free some space "
+        "and run again to resume"
     )

@@ -1,4 +1,4 @@
-"""What a run shows before and while it trains: its cost, its first batch, a progress bar."""
+"""Output before and during training: the cost, the first batch and a progress bar."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from anchored.train.metrics_log import Monitor, training_flops
 
 
 class FirstBatchShown:
-    """A collator that prints the first batch it is given, as text with its mask.
+    """A collator that prints its first batch as text with the loss mask.
 
-    With `dataloader_num_workers` each worker has a copy, and shows the first batch of its own.
+    With `dataloader_num_workers`, each worker has a copy, which prints its own first batch.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class FirstBatchShown:
         console: Console,
         rows: int = 2,
     ) -> None:
-        # Not named `tokenizer`: Trainer would save that one beside its checkpoints.
+        # Not named `tokenizer`: Trainer would save such an attribute with its checkpoints.
         self._collate, self._decoder, self._console, self._rows = collate, tokenizer, console, rows
         self._shown = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """The batch of `collate`."""
+        """Return the batch of `collate`."""
         if not self._shown:
             self._shown = True
             for row in rows[: self._rows]:
@@ -52,7 +52,7 @@ class FirstBatchShown:
 
 
 def announce_cost(trainer: Trainer, rows: int, manifest: dict[str, Any]) -> None:
-    """Says what the run will cost at the least; the dataset has `rows` rows."""
+    """Print a lower bound of the cost of the run; the dataset has `rows` rows."""
     arguments, epochs = trainer.args, trainer.args.num_train_epochs
     tokens, supervised = manifest["tokens"]["kept"], manifest["tokens"]["supervised"]
     batch = (
@@ -72,7 +72,7 @@ def announce_cost(trainer: Trainer, rows: int, manifest: dict[str, Any]) -> None
 
 
 def progress(hidden: bool) -> Progress:
-    """The bar of a run's steps; `hidden` or without a terminal it shows nothing."""
+    """Return a progress bar for the steps of a run, silent if `hidden` or without a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -86,23 +86,23 @@ def progress(hidden: bool) -> Progress:
 
 
 class ProgressBar(TrainerCallback):
-    """Steps done and the latest loss, on a bar that the caller opens and closes."""
+    """A callback that shows finished steps and the latest loss on the caller's progress bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("training", total=None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Sets the length."""
+        """Set the length of the bar."""
         self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step on."""
+        """Advance the bar by one step."""
         self._progress.update(self._task, completed=state.global_step)
 
     def on_log(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Shows the loss."""
+        """Show the loss."""
         if "loss" in logs:
             self._progress.update(self._task, description=f"training, loss {logs['loss']:.3f}")
