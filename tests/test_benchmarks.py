@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from anchored.benchmark import benchmarks as module
-from anchored.benchmark.benchmarks import Benchmark, Prompt, load_benchmark
+from anchored.benchmark.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    BenchmarkEntry,
+    Prompt,
+    Published,
+    load_benchmark,
+)
+from anchored.cli import main
 from anchored.errors import ConfigError, DataError
+from anchored.metrics.table import METRICS
 from anchored.segments import Message
+from conftest import ROOT
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -93,8 +103,7 @@ def test_an_unknown_benchmark_is_refused_with_what_there_is() -> None:
     with pytest.raises(ConfigError) as error:
         load_benchmark("noveltybanch")
     assert str(error.value) == (
-        "benchmark 'noveltybanch': unknown; use stories, noveltybench, wildchat, infinitychat or a "
-        ".txt or .jsonl file"
+        f"benchmark 'noveltybanch': unknown; use {', '.join(BENCHMARKS)} or a .txt or .jsonl file"
     )
 
 
@@ -139,5 +148,51 @@ def test_the_version_of_the_prompts_is_their_digest(tmp_path: Path) -> None:
     assert one.sha256 == same.sha256 != other.sha256
 
 
-def test_every_published_benchmark_has_a_place_on_disk_and_on_the_hub() -> None:
-    assert set(module.NAMES) == {"stories", "noveltybench", "wildchat", "infinitychat"}
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_entry_gives_the_benchmark_its_settings(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = BENCHMARKS[name]
+    if isinstance(entry.prompts, Published):
+        write(tmp_path / entry.prompts.file, {entry.prompts.field: "Why?"})
+    monkeypatch.setenv("ANCHORED_DATA", str(tmp_path))
+    found = load_benchmark(name)
+    assert (found.name, found.samples, found.max_tokens, found.metrics, found.opening) == (
+        name, entry.samples, entry.max_tokens, entry.metrics, entry.opening
+    )  # fmt: skip
+    assert set(entry.metrics) <= METRICS.keys()
+
+
+def test_a_new_entry_with_its_own_prompts_is_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = BenchmarkEntry("two questions", ("Why?", "Who?"), ("vendi",), samples=3, max_tokens=9)
+    monkeypatch.setitem(BENCHMARKS, "questions", entry)
+    found = load_benchmark("questions")
+    assert (texts(found), found.source) == (["Why?", "Who?"], "built in")
+    assert (found.samples, found.max_tokens, found.metrics) == (3, 9, ("vendi",))
+    with pytest.raises(ConfigError, match=r"unknown; use .*, questions or a \.txt"):
+        load_benchmark("questions=hub")  # nothing is published
+
+
+def test_the_prompts_of_stories_keep_their_digest() -> None:
+    assert (
+        load_benchmark("stories").sha256
+        == "a0446e31d11be64a79d1ca9cddc5417a1bc0546fdb7121078673e9d533b9b9df"
+    )
+
+
+def test_the_documentation_has_the_table() -> None:
+    page = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (\d+)[^|]* \| `(\w+)` \|$", page, re.MULTILINE)
+    assert rows == [
+        (name, entry.says, str(entry.samples), entry.metrics[0])
+        for name, entry in BENCHMARKS.items()
+    ]
+    files = [e.prompts.file for e in BENCHMARKS.values() if isinstance(e.prompts, Published)]
+    assert all(f"`{file}`" in page for file in files)
+
+
+def test_the_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = re.findall(r"\w+", capsys.readouterr().out)
+    assert set(BENCHMARKS) <= set(shown)

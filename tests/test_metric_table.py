@@ -103,7 +103,10 @@ def test_a_statistic_of_texts_gives_the_metrics_own_figure(metric: Metric) -> No
         assert value == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_documentation_has_the_table() -> None:
+def test_the_documentation_describes_every_metric_in_both_tables() -> None:
     page = (ROOT / "docs" / "which-metric.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (higher|lower|—) \| (.*) \|$", page, re.MULTILINE)
     assert rows == [(m.name, WAYS[m.more_diverse], m.says) for m in METRICS.values()]
+    seen = page.partition("## What each metric sees")[2].partition("## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \| .+ \| .+ \|$", seen, re.MULTILINE)
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(METRICS)

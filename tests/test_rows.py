@@ -112,8 +112,8 @@ def test_every_row_format_becomes_exactly_this(row, item):
         ({"chunks": [{"annotation": []}]}, "chunks: {'annotation': []} has no text"),
         (
             {"title": "x"},
-            "has the fields title; a row needs messages, prompt + response, instruction + output, "
-            "conversations, chunks, text or prompt + annotation",
+            f"has the fields title; a row needs {', '.join(one.name for one in FORMATS[:-1])} or "
+            f"{FORMATS[-1].name}",
         ),
         ({"messages": [{"role": "bot", "content": "x"}]}, "messages: role 'bot' is not one of "
          "system, user, assistant"),

@@ -1,7 +1,7 @@
 """The annotators that run on this machine, by the name that `anchored annotate --annotator` takes.
 
-The command's configuration, its errors and the documentation read the table: a new annotator is one
-entry in `ANNOTATORS`.
+The command's configuration and its errors read the table: a new annotator is one entry in
+`ANNOTATORS` and its line in docs/annotators.md, which a test compares with the table.
 """
 
 from __future__ import annotations

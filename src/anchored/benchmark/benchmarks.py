@@ -1,7 +1,8 @@
 """Benchmarks by name: the prompts, the number of samples per prompt, and the main metrics.
 
 Published prompts are not part of this package. They are read from a folder or file, or from the hub
-if the user asks for it.
+if the user asks for it. A new benchmark is one entry in `BENCHMARKS`, its name in the help of
+`--benchmark`, and its line in docs/evaluate.md.
 """
 
 from __future__ import annotations
@@ -90,11 +91,19 @@ class Benchmark:
 
 _BY_DISTANCE = ("dissimilarity", "semantic_entropy", "vendi", "distinct_k")
 _BY_ENTROPY = ("semantic_entropy", "dissimilarity", "vendi", "distinct_k")
+_STORY = "Once upon a time"
 
 
 @dataclass(frozen=True, slots=True)
-class _Published:
-    """Where published prompts are: below `DATA`, and on the hub (`split`, column `field`)."""
+class Published:
+    """Where published prompts are.
+
+    Args:
+        file: the file, below the folder that `ANCHORED_DATA` names.
+        hub: the dataset on the hub.
+        split: the dataset's split.
+        field: the column that holds the prompt.
+    """
 
     file: str
     hub: str
@@ -102,31 +111,60 @@ class _Published:
     field: str = "prompt"
 
 
-# All three use NoveltyBench's numbers of samples and tokens; the paper measures all three by
-# dissimilarity.
-_PUBLISHED = {
-    "noveltybench": _Published(
-        "noveltybench/curated.jsonl", "yimingzhang/novelty-bench", "curated"
+@dataclass(frozen=True, slots=True)
+class BenchmarkEntry:
+    """One benchmark of the table; see `Benchmark` for the fields that it shares.
+
+    Args:
+        says: what its prompts are, in one line.
+        prompts: the prompts themselves, or where they are published.
+    """
+
+    says: str
+    prompts: tuple[str, ...] | Published
+    metrics: tuple[str, ...]
+    samples: int = 10
+    max_tokens: int = 512
+    opening: str | None = None
+
+
+# Those of published prompts use NoveltyBench's numbers of samples and tokens; the paper measures
+# all of them by dissimilarity.
+BENCHMARKS: dict[str, BenchmarkEntry] = {
+    # The paper does not state the number of samples: 256 is our choice.
+    "stories": BenchmarkEntry(
+        '"Once upon a time" (the paper\'s)', (_STORY,), _BY_ENTROPY, samples=256, opening=_STORY
     ),
-    "wildchat": _Published(
-        "noveltybench/wildchat-1k.jsonl", "yimingzhang/novelty-bench", "wildchat"
+    "noveltybench": BenchmarkEntry(
+        "NoveltyBench's 100 curated prompts",
+        Published("noveltybench/curated.jsonl", "yimingzhang/novelty-bench", "curated"),
+        _BY_DISTANCE,
     ),
-    "infinitychat": _Published(
-        "infinitychat/infinite-chats-eval.jsonl", "liweijiang/infinite-chats-eval", "train", "query"
+    "wildchat": BenchmarkEntry(
+        "NoveltyBench's 1,000 from WildChat",
+        Published("noveltybench/wildchat-1k.jsonl", "yimingzhang/novelty-bench", "wildchat"),
+        _BY_DISTANCE,
+    ),
+    "infinitychat": BenchmarkEntry(
+        "the 100 evaluation prompts of Infinity-Chat",
+        Published(
+            "infinitychat/infinite-chats-eval.jsonl",
+            "liweijiang/infinite-chats-eval",
+            "train",
+            "query",
+        ),
+        _BY_DISTANCE,
     ),
 }
-STORY = "Once upon a time"
-NAMES = ("stories", *_PUBLISHED)
 
 
 def load_benchmark(spec: str, limit: int | None = None) -> Benchmark:
     """Load a benchmark by its name, or from a file of prompts.
 
     Args:
-        spec: `stories`; or `noveltybench`, `wildchat` or `infinitychat`, whose prompts are read
-            from the folder `ANCHORED_DATA`, with `=PATH` from that file or folder, or with `=hub`
-            from the hub; or a file: `.txt` with one prompt per line, or `.jsonl` with `prompt` or
-            `messages`.
+        spec: a name in `BENCHMARKS`, whose published prompts are read from the folder
+            `ANCHORED_DATA`, with `=PATH` from that file or folder, or with `=hub` from the hub; or
+            a file: `.txt` with one prompt per line, or `.jsonl` with `prompt` or `messages`.
         limit: keep only this many prompts, from the first on.
 
     Raises:
@@ -139,15 +177,16 @@ def load_benchmark(spec: str, limit: int | None = None) -> Benchmark:
 
 def _load(spec: str) -> Benchmark:
     name, separator, where = spec.partition("=")
-    if name in _PUBLISHED:
-        return _published(name, where if separator else None)
-    if spec == "stories":
-        # The paper's prompt. The paper does not state the number of samples: 256 is our choice.
-        return Benchmark(spec, (_asked(STORY),), "built in", 256, 512, _BY_ENTROPY, STORY)
+    entry = BENCHMARKS.get(name)
+    if entry and (isinstance(entry.prompts, Published) or not separator):
+        prompts, source = _prompts(name, entry, where if separator else None)
+        return Benchmark(
+            name, prompts, source, entry.samples, entry.max_tokens, entry.metrics, entry.opening
+        )
     path = Path(spec)
     if not path.suffixes or path.suffixes[-1] not in (*_TEXTS, *_ROWS):
         raise ConfigError(
-            f"benchmark {spec!r}: unknown; use {', '.join(NAMES)} or a .txt or .jsonl file"
+            f"benchmark {spec!r}: unknown; use {', '.join(BENCHMARKS)} or a .txt or .jsonl file"
         )
     return Benchmark(_stem(path), _from_file(path), str(path), 10, 512, _BY_ENTROPY)
 
@@ -160,19 +199,20 @@ def _asked(text: str) -> Prompt:
     return Prompt((Message("user", text),))
 
 
-def _published(name: str, where: str | None) -> Benchmark:
-    entry = _PUBLISHED[name]
+def _prompts(name: str, entry: BenchmarkEntry, where: str | None) -> tuple[tuple[Prompt, ...], str]:
+    """Return the prompts and their source."""
+    place = entry.prompts
+    if not isinstance(place, Published):
+        return tuple(_asked(text) for text in place), "built in"
     if where == HUB:
-        prompts, source = _from_hub(name, entry), f"{entry.hub}, split {entry.split}"
-    else:
-        path = _find(name, entry, where)
-        prompts, source = _from_file(path, entry.field), str(path)
-    return Benchmark(name, prompts, source, 10, 512, _BY_DISTANCE)
+        return _from_hub(name, place), f"{place.hub}, split {place.split}"
+    path = _find(name, place, where)
+    return _from_file(path, place.field), str(path)
 
 
-def _find(name: str, entry: _Published, where: str | None) -> Path:
+def _find(name: str, place: Published, where: str | None) -> Path:
     root = os.environ.get(DATA) if where is None else where
-    path = Path(root or ".") / entry.file
+    path = Path(root or ".") / place.file
     candidates = [path] if where is None else [Path(where), Path(where) / path.name, path]
     for candidate in candidates:
         if root and candidate.is_file():
@@ -180,24 +220,24 @@ def _find(name: str, entry: _Published, where: str | None) -> Path:
     looked = f"{path} is not a file" if root else f"{DATA} is not set"
     raise ConfigError(
         f"benchmark {name}: {looked}; name the prompts' file or folder as {name}=PATH, or load "
-        f"them from the hub ({entry.hub}) with {name}={HUB}"
+        f"them from the hub ({place.hub}) with {name}={HUB}"
     )
 
 
-def _from_hub(name: str, entry: _Published) -> tuple[Prompt, ...]:
+def _from_hub(name: str, place: Published) -> tuple[Prompt, ...]:
     from datasets import load_dataset
 
     try:
-        rows: Any = load_dataset(entry.hub, split=entry.split)
+        rows: Any = load_dataset(place.hub, split=place.split)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"benchmark {name}: {entry.hub} on the hub: {reason}") from None
-    return _asked_in(((f"{entry.hub}: row {i}", row) for i, row in enumerate(rows)), entry.field)
+        raise ConfigError(f"benchmark {name}: {place.hub} on the hub: {reason}") from None
+    return _asked_in(((f"{place.hub}: row {i}", row) for i, row in enumerate(rows)), place.field)
 
 
 def _from_file(path: Path, field: str = "prompt") -> tuple[Prompt, ...]:
     if not path.is_file():
-        raise ConfigError(f"benchmark {path}: no such file; use {', '.join(NAMES)} or a file")
+        raise ConfigError(f"benchmark {path}: no such file; use {', '.join(BENCHMARKS)} or a file")
     if path.suffix in _TEXTS:
         return _distinct(_lines(path))
     return _asked_in(((f"{path}: line {number}", row) for number, row in read_jsonl(path)), field)

@@ -32,7 +32,7 @@ from anchored.benchmark.prompting import (
 )
 from anchored.config import Config, validated
 from anchored.errors import ConfigError, DataError
-from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
+from anchored.sampling.engine import Request, SampleConfig, Sampling
 from anchored.sampling.sampler import LocalSampler
 
 _HONOURED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "min_p"}
@@ -184,8 +184,7 @@ class AnchoredLM(_HFLM):
             seed=self._seeded("answers"),
         )
         asked = [Request(prefix=prefix) for prefix in prefixes]
-        source = self.source
-        found = sample(source.model, source.tokenizer, asked, config, progress=self._step)
+        found = self.source.sample(asked, config, progress=self._step)
         return [
             postprocess_generated_text(answer.response, options["until"], None) for answer in found
         ]
@@ -259,7 +258,7 @@ class AnchoredLM(_HFLM):
         return dict(found)
 
     def _sampled(self, prompts: Sequence[Prompt]) -> list[Annotation]:
-        config, source, pinned = self.lead.config, self.source, self.lead.pinned
+        config, pinned = self.lead.config, self.lead.pinned
         room = config.max_tokens + len(self._encoder.annotation(pinned))
         prefixes = [
             self._room(self._encoder.opening(prompt), room, "annotation.max_tokens")
@@ -276,7 +275,7 @@ class AnchoredLM(_HFLM):
             batch_size=self._batch(prefixes, room),
             seed=self._seeded("annotations"),
         )
-        found = sample(source.model, source.tokenizer, asked, options, source.schema, self._step)
+        found = self.source.sample(asked, options, progress=self._step)
         self.malformed += sum(answer.malformed for answer in found)
         return [answer.annotation or Annotation() for answer in found]
 

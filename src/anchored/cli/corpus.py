@@ -109,7 +109,7 @@ _ANNOTATE = (
     Option("--out", "folder for the shards; run again to resume", field="out"),
     Option(
         "--annotator",
-        "offline (default), distilled:FOLDER or endpoint",
+        "annotator by name, or endpoint; default: offline; see docs/annotators.md",
         field="annotator",
     ),
     Option("--schema", "a built-in schema or a YAML file; default: general", field="schema_name"),

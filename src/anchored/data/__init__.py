@@ -1,1 +1,1 @@
-"""Rows in, prepared dataset out, batches: readers, plans, packing, store, prepare, collate."""
+"""From raw rows to a prepared dataset: read, made canonical, encoded, packed and stored."""

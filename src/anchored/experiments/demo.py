@@ -29,7 +29,8 @@ from anchored.models.record import read_record
 from anchored.models.static_vectors import load_static_model
 from anchored.report.demo_page import write_report
 from anchored.report.tables import markdown_table, rich_table
-from anchored.sampling.engine import Request, SampleConfig, Sampling, sample
+from anchored.sampling.engine import Request, SampleConfig, Sampling
+from anchored.sampling.sampler import LocalSampler
 from anchored.segments import Message
 from anchored.storyworld import Storyworld
 from anchored.tokenizer import AnchoredTokenizer
@@ -279,8 +280,9 @@ def _ask(
     temperature: float,
     seed: int,
 ) -> list[dict[str, Any]]:
-    tokenizer = AnchoredTokenizer.load(model)
+    tokenizer, schema = AnchoredTokenizer.load(model), Storyworld(config.size).schema
     annotated = read_record(model)["annotated"]
+    sampler = LocalSampler(str(model), load_model(model, tokenizer), tokenizer, annotated, schema)
     requests = [Request((Message("user", prompt),), annotated=annotated) for prompt in prompts]
     sampling = SampleConfig(
         annotation=Sampling(temperature=temperature),
@@ -290,9 +292,7 @@ def _ask(
         constrain_keys=True,
         seed=seed,
     )
-    samples = sample(
-        load_model(model, tokenizer), tokenizer, requests, sampling, Storyworld(config.size).schema
-    )
+    samples = sampler.sample(requests, sampling)
     return [
         {"seed": seed, "kind": kind, **one.as_row(prompt)}
         for prompt, one in zip(prompts, samples, strict=True)

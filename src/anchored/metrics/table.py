@@ -1,7 +1,9 @@
-"""The table of metrics: every metric is declared here once, and read from here everywhere else.
+"""The table of metrics: every metric is declared here once.
 
-Measurement, intervals, adjusted p-values, tables, reports and documentation follow this table, so
-a new metric is one entry in `METRICS`.
+Measurement, intervals, adjusted p-values, and the tables and reports of `anchored score` follow this
+table, so a new metric is one entry in `METRICS` and its two lines in docs/which-metric.md. Two
+places choose metrics by name: the columns of the demo's table are `report.tables.COLUMNS`, and a
+benchmark's main metrics are in its entry in `benchmark.benchmarks.BENCHMARKS`.
 """
 
 from __future__ import annotations
