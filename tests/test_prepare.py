@@ -301,8 +301,8 @@ def test_a_row_that_breaks_the_schema_is_named_by_its_place_or_skipped_as_a_whol
 def test_a_source_without_a_row_is_named(run, tmp_path):
     with pytest.raises(DataError) as caught:
         run([], objective="plain")
-    place = f"{tmp_path / 'out.jsonl'}: no row"
-    assert str(caught.value) == f"{place}; see the file and its where, skip and limit"
+    place = f"{tmp_path / 'out.jsonl'}: no rows"
+    assert str(caught.value) == f"{place}; check the file and the source's where, skip and limit"
     with pytest.raises(DataError, match="no row"):
         run([], objective="plain", tokenizer=NewTokenizer(vocab_size=300))
 

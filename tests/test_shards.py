@@ -120,7 +120,7 @@ def test_a_budget_beyond_the_corpus_is_refused_and_what_is_done_can_be_used(
         prepare(config(tmp_path / "data", **fields), QUIET)
     assert not (tmp_path / "data").exists()
     kept = tmp_path / ".data.shards"
-    with pytest.raises(ConfigError, match=f"token_budget = 1000000.*; or remove {kept} to begin"):
+    with pytest.raises(ConfigError, match=f"token_budget = 1000000.*; or remove {kept} to start"):
         prepare(config(tmp_path / "data", **{**fields, "token_budget": 1000}), QUIET)
     assert len(list(kept.glob("shard-*"))) == 3
     shutil.rmtree(kept)

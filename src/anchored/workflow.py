@@ -14,7 +14,7 @@ from anchored.train.run import Hooks, run
 
 
 def pretrain(config: PretrainConfig, quiet: bool = False) -> Path:
-    """Prepare the data if it is not prepared yet, train or resume; return the final model's folder.
+    """Prepare the data if needed, train or resume, and return the folder of the final model.
 
     Raises:
         ConfigError: `config.trainer` is refused, or `config.out` holds another run.

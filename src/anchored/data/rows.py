@@ -5,9 +5,9 @@
     prompts of a benchmark          `prompt_turns`    -> turns that end with the user
     several answers to a prompt     `answers_rows`    -> `Answers`
 
-A new format of documents or conversations is one function, its entry in `FORMATS`, one test, and
-the entry's line in docs/cli.md. A format that is another one with different field names renames the
-fields and calls the other's function; writers then write the renamed fields.
+A new format of documents or conversations needs one function, an entry in `FORMATS`, one test, and
+a line in docs/cli.md. A format that is another one with different field names renames the fields
+and calls the other's function; writers then write the renamed fields.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Document:
     """A text in chunks.
 
     Attributes:
-        id: the row's own, or its place without the folders.
+        id: id of the row, or its place without the folders.
         chunks: the text. A chunk without an annotation has None, not an empty annotation.
-        prompt: a request for the whole text.
-        annotation: the annotation of the whole text.
+        prompt: prompt for the whole text.
+        annotation: annotation of the whole text.
         divided: True if the row came already cut into chunks.
-        raw: the row as it was read; writers keep its other fields.
+        raw: the row as it was read; writers copy its other fields.
     """
 
     id: str
@@ -63,15 +63,15 @@ class Document:
 
     @property
     def text(self) -> str:
-        """The joined chunks, as `document_pieces` writes them."""
+        """All chunks joined as `document_pieces` joins them."""
         *first, last = (chunk.text for chunk in self.chunks)
         return "".join(text if text[-1:].isspace() else text + "\n\n" for text in first) + last
 
     @property
     def whole_annotation(self) -> Annotation | None:
-        """The document's own annotation or, for each key, the most frequent value among its chunks.
+        """The document's own annotation or, for each key, the most frequent value of its chunks.
 
-        None if neither the document nor any of its chunks has an annotation.
+        None if neither the document nor any chunk of it was annotated.
         """
         if self.annotation is not None or len(self.chunks) == 1:
             first = self.chunks[0].annotation
@@ -92,7 +92,7 @@ class Conversation:
     Attributes:
         id: id of the row, or its place without the folders.
         messages: the turns.
-        raw: the row as it was read; writers keep its other fields.
+        raw: the row as it was read; writers copy its other fields.
     """
 
     id: str
@@ -109,9 +109,9 @@ class Asked:
 
     Attributes:
         place: file and line, for errors.
-        turns: the conversation to be answered.
-        annotation: the annotation of both answers, if the row has one.
-        pair: the better and the worse answer, if the row has them.
+        turns: the turns of the prompt.
+        annotation: the annotation of both answers, if it is given.
+        pair: the better and the worse answer, if they are given.
         fields: all other fields of the row.
     """
 
@@ -122,7 +122,7 @@ class Asked:
     fields: Row
 
     def as_json(self) -> dict[str, Any]:
-        """Return the form that a journal makes its key from."""
+        """Return the form that identifies it in a journal."""
         return {**asdict(self), "annotation": self.annotation and self.annotation.rows()}
 
 
@@ -133,11 +133,11 @@ class Answers:
     Attributes:
         prompt: the prompt; empty for texts without one.
         texts: the answers.
-        annotations: the annotation that the model wrote before each text, None for a text without
-            one; None as a whole if the format has no field for annotations.
-        partition: the class of each text, as in the row.
-        scores: the score of each text, as in the row.
-        partition_stamp, score_stamp: the protocols that produced the partition and the scores.
+        annotations: what the model wrote before each text, or None. None as a whole if the format
+            has no annotations.
+        partition: class of each text, if the row has it.
+        scores: score of each text, if the row has it.
+        partition_stamp, score_stamp: the protocols of these.
         model: the model that wrote the texts, if the row names it.
     """
 
@@ -156,10 +156,10 @@ class Format:
     """A format of documents or conversations.
 
     Attributes:
-        fields: the fields that a row must have to be in this format.
-        example: an example row, as shown in docs/cli.md.
-        says: what such a row becomes, as described in docs/cli.md.
-        read: takes a row, its id and a function that cuts texts; returns the canonical row.
+        fields: a row with all of these fields has this format.
+        example: the row, as docs/cli.md shows it.
+        says: what the row becomes, as docs/cli.md says it.
+        read: returns the canonical row, given a row, its id and a function that splits texts.
     """
 
     fields: tuple[str, ...]
@@ -169,19 +169,19 @@ class Format:
 
     @property
     def name(self) -> str:
-        """The fields of this format, as errors list them."""
+        """The fields, as error messages list them."""
         return " + ".join(self.fields)
 
 
 def canonical_row(row: Row, place: str, split: Split = uncut) -> Item:
-    """Convert a row into a document or conversation, by the first of `FORMATS` that fits it.
+    """Return the canonical form of a row in the first of `FORMATS` whose fields the row has.
 
-    A field that is null counts as absent, because tables have every column in every row.
+    A null field counts as absent, since tables have every column in every row.
 
     Args:
-        row: the row as it was read.
-        place: file and line, for errors. Without its folders it is the id of a row that has none,
-            so that a corpus can be moved.
+        row: the raw row.
+        place: file and line, for errors. It is also the id of a row without `id`, but without the
+            folders, so that a corpus may be moved.
         split: cuts a document's text into chunks.
 
     Raises:
@@ -222,9 +222,9 @@ def _read_chunks(row: Row, name: str, split: Split) -> Document:
 
 
 def _read_messages(row: Row, name: str, split: Split) -> Conversation:
-    """Read the messages up to the last assistant turn: nothing after it can be learned.
+    """Parse messages up to the assistant's last one, since nothing after it can be learnt.
 
-    A row with an `annotation` whose last message is not the assistant's is a replay row.
+    Messages with an `annotation`, but without a final answer, are a row for replay.
     """
     turns = [_turn(message) for message in _objects(row, "messages")]
     annotation = _annotation(row)
@@ -252,7 +252,7 @@ def _read_output(row: Row, name: str, split: Split) -> Conversation:
 
 
 def _read_conversations(row: Row, name: str, split: Split) -> Conversation:
-    """Read ShareGPT's turns as messages; each turn keeps its other fields."""
+    """Parse ShareGPT's turns as messages; a turn keeps its other fields."""
     turns = []
     for turn in _objects(row, "conversations"):
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
@@ -323,11 +323,11 @@ FORMATS = (
 
 
 def annotated_row(item: Item, found: Mapping[str, Annotation]) -> dict[str, Any]:
-    """Return an item's row with annotations in their stored form, and all its other fields.
+    """Return the row of an item with its annotations in stored form and all its other fields.
 
     Args:
-        item: the item; annotations that it already has are kept.
-        found: annotation by text, for all texts of the item that have none.
+        item: the item; its own annotations are kept.
+        found: annotations by text, for all texts of the item that have none.
     """
     row = {"id": item.id, **item.raw}
     if isinstance(item, Document):
@@ -362,10 +362,9 @@ def _annotated_turn(turn: Row, found: Mapping[str, Annotation]) -> dict[str, Any
 
 
 def asked_row(row: Row, place: str) -> Asked:
-    """Read a row `{prompt}` or `{messages}`, optionally with `annotation`, `chosen`, `rejected`.
+    """Parse `{prompt}` or `{messages}`, with or without `annotation`, `chosen` and `rejected`.
 
-    If the row has only the two answers, as lists of messages, the prompt is all messages but the
-    last of `chosen`.
+    If there are only the two answers, as lists of messages, the prompt is all but the last message.
 
     Raises:
         DataError: the row has no prompt, one answer without the other, or a field of the wrong
@@ -396,7 +395,7 @@ def _no_prompt() -> DataError:
 
 
 def _answer(row: Row, name: str) -> str:
-    """Return an answer given as text, or as the last of a list of messages."""
+    """Return a text field, or the last message in a list."""
     value = row[name]
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content")
@@ -408,7 +407,7 @@ def _answer(row: Row, name: str) -> str:
 
 
 def prompt_turns(row: Row, place: str, name: str = "prompt") -> tuple[Message, ...]:
-    """Read the prompt of a benchmark's row: its `messages`, its field `name`, or its `prompt`.
+    """Return the prompt in a row of a benchmark: its `messages`, its field `name`, or its `prompt`.
 
     Raises:
         DataError: there is no prompt, or it is neither text nor turns that end with the user.
@@ -438,9 +437,9 @@ def _prompt_messages(messages: Any) -> tuple[Message, ...]:
 
 
 def answers_rows(rows: Sequence[tuple[str, Row]]) -> list[Answers]:
-    """Read rows of generations, given with their places; all are in the format of the first.
+    """Parse rows of generations; all have the format of the first one.
 
-    A row is `{prompt, generations: [...]}`, one record per prompt, optionally with NoveltyBench's
+    They are `{prompt, generations: [...]}`, one record per prompt, optionally with NoveltyBench's
     `partition` and `generation_scores`; or `{prompt, response}`, one record per text, optionally
     with the `annotation` that the model wrote first.
 
@@ -486,7 +485,7 @@ def _model(row: Row) -> str | None:
 
 
 def _answered_prompt(row: Row) -> str:
-    """Return the prompt; empty if it is null, as in samples without a prompt."""
+    """Return the prompt; empty if it is null, as in samples without one."""
     if "prompt" not in row:
         raise DataError(f"prompt: missing; a row has {GENERATIONS_FORMATS}")
     return "" if row["prompt"] is None else _text(row, "prompt", empty_ok=True)
@@ -501,7 +500,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _per_answer(row: Row, name: str, what: str, kind: Any) -> tuple[Any, ...] | None:
-    """Return a list with one item for each generation; None if the row has no such field."""
+    """Return a field with one item per generation, or None if the row lacks it."""
     value, wanted = row.get(name), len(row["generations"])
     if value is None:
         return None
@@ -518,7 +517,7 @@ def _per_answer(row: Row, name: str, what: str, kind: Any) -> tuple[Any, ...] | 
 
 @contextmanager
 def _named(place: str) -> Iterator[None]:
-    """Prefix the message of a `DataError` with the place of the row."""
+    """Put the place before an error message."""
     try:
         yield
     except DataError as error:

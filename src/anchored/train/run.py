@@ -70,7 +70,7 @@ class Hooks:
 
 
 def run(config: TrainConfig, hooks: Hooks, quiet: bool = False) -> Path:
-    """Prepare the data if it is not prepared yet, train or resume; return the final model's folder.
+    """Prepare the data if needed, train or resume, and return the folder of the final model.
 
     Raises:
         ConfigError: `config.trainer` is refused, `config.out` holds another run, or an SFT run has
