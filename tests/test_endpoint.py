@@ -97,11 +97,11 @@ def test_completions_take_text_or_ids_and_embeddings_come_in_the_order_of_the_te
 )
 def test_what_may_pass_is_tried_again_up_to_so_many_attempts(bad: Answer) -> None:
     with serving(in_turn(bad, bad, Answer("at last"))) as server:
-        assert chat(server, attempts=3, timeout=0.3).text == "at last"
+        assert chat(server, attempts=3, timeout=1).text == "at last"
         assert len(server.seen) == 3
     with serving(in_turn(bad)) as server:
         with pytest.raises(RequestFailed, match=r"chat/completions: .*; 2 attempts; check that"):
-            chat(server, attempts=2, timeout=0.3)
+            chat(server, attempts=2, timeout=1)
         assert len(server.seen) == 2
 
 
