@@ -328,7 +328,7 @@ def test_the_other_processes_wait_for_the_data_at_no_barrier(
 
 
 def test_evaluation_inside_a_run_is_refused(data: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"^trainer\.eval_strategy: 'steps': a run holds no data"):
+    with pytest.raises(ConfigError, match=r"^trainer\.eval_strategy: 'steps': a run has no data"):
         alone(config(data, tmp_path / "run", eval_strategy="steps", eval_steps=1))
     assert not (tmp_path / "run").exists()
 
