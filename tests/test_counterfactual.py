@@ -83,7 +83,7 @@ def test_a_pattern_in_a_value_is_plain_text() -> None:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Plans are Tom, Ann, Tom, Ann, ...; Ann's retellings are the more natural."""
 
-    class Planner:
+    class Canned:
         def sample(self, requests: Any, config: Any) -> list[Sample]:
             heroes = [("Tom", "Ann")[i % 2] for i in range(len(requests))]
             return [Sample("", Annotation.of({"hero": hero})) for hero in heroes]
@@ -91,7 +91,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def losses(model: str, conversations: Any, max_length: int) -> list[float]:
         return [1.0 if "Ann" in turns[-1].content else 2.0 for turns in conversations]
 
-    monkeypatch.setattr(counterfactual, "load_planner", lambda *_: Planner())
+    monkeypatch.setattr(counterfactual, "load_annotation_sampler", lambda *_: Canned())
     monkeypatch.setattr(counterfactual, "_losses", losses)
 
     def run(rows: list[dict[str, Any]], share: float, **more: Any) -> list[dict[str, Any]]:

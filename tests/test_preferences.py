@@ -409,7 +409,7 @@ def test_both_answers_of_a_pair_stand_behind_one_sampled_annotation(
         assert row["rejected"] == [answer("c")]
         assert (row["chosen_reward"], row["rejected_reward"]) == (4.0, 1.0)
     annotations, answers = writer.calls
-    assert all(request.plan_only for request in annotations)
+    assert all(request.annotation_only for request in annotations)
     assert [str(request.pinned) for request in answers] == ["hero: Hero1"] * 4 + ["hero: Hero2"] * 4
     assert all(request.complete for request in answers)
 

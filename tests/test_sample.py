@@ -332,9 +332,9 @@ def test_prefill_is_not_counted_as_response(tokenizer):
     assert not result.finished
 
 
-def test_plan_only_ends_after_the_annotation(tokenizer):
+def test_annotation_only_ends_after_the_annotation(tokenizer):
     model = scripted(tokenizer, writes(tokenizer))
-    result = one(model, tokenizer, Request(USER, annotated=True, plan_only=True))
+    result = one(model, tokenizer, Request(USER, annotated=True, annotation_only=True))
     assert result == Sample("", SEA)
 
 
@@ -362,7 +362,7 @@ def test_a_pinned_value_is_not_continued(tokenizer, schema):
     results = sample(
         model,
         tokenizer,
-        [Request(USER, annotated=True, pinned=pinned, plan_only=True)] * 20,
+        [Request(USER, annotated=True, pinned=pinned, annotation_only=True)] * 20,
         SampleConfig(retries=0),
         schema,
     )
@@ -561,7 +561,7 @@ def plans(
     """Annotations drawn from noise, values not checked."""
     monkeypatch.setattr(Schema, "check", lambda self, annotation: None)
     pinned = options.pop("pinned", Annotation())
-    request = Request(USER, annotated=True, plan_only=True, pinned=pinned)
+    request = Request(USER, annotated=True, annotation_only=True, pinned=pinned)
     model = scripted(tokenizer, lottery(tokenizer))
     results = sample(
         model, tokenizer, [request] * n, SampleConfig(retries=0, **options), schema=schema
@@ -625,7 +625,7 @@ def test_constraint_renormalises_among_allowed_keys_and_leaves_values_free(token
     torch.manual_seed(0)
     noise = torch.randn(len(tokenizer))
     model = scripted(tokenizer, lambda ids: noise)
-    request = Request(USER, annotated=True, plan_only=True)
+    request = Request(USER, annotated=True, annotation_only=True)
     sample(model, tokenizer, [request], SampleConfig(retries=0), SCHEMA)
     starts = {tokenizer.encode(f"{key}:")[0] for key in ("topic", "mood", "place")}
     expected = sorted({*starts, tokenizer.control.close})
@@ -650,7 +650,7 @@ MIXED = [
     Request(prefill="The sea"),
     Request(USER, annotated=True, pinned=Annotation.of({"topic": "sea"})),
     Request(USER, annotated=True, pinned=SEA, complete=True),
-    Request((Message("user", "rain"),), annotated=True, plan_only=True),
+    Request((Message("user", "rain"),), annotated=True, annotation_only=True),
 ]
 SHORT: dict[str, Any] = {"max_annotation_tokens": 12, "max_response_tokens": 16, "retries": 1}
 

@@ -552,7 +552,7 @@ def test_replay_takes_its_share_of_the_examples_and_learns_the_plan_alone(
     run = sft_config(rows, base, tmp_path / "run", objective="anchored-replay", replay=quarter)
     sft(run, quiet=True)
     assert len(asked) == 4  # a quarter of 16
-    assert all(request.annotated and request.plan_only for request in asked)
+    assert all(request.annotated and request.annotation_only for request in asked)
     prompts = {row["prompt"] for row in ROWS}
     assert {message.content for request in asked for message in request.messages} <= prompts
 

@@ -265,7 +265,7 @@ class AnchoredLM(_HFLM):
             for prompt in prompts
         ]
         asked = [
-            Request(prefix=prefix, annotated=True, pinned=pinned, plan_only=True)
+            Request(prefix=prefix, annotated=True, pinned=pinned, annotation_only=True)
             for prefix in prefixes
         ]
         options = SampleConfig(

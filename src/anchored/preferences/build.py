@@ -276,7 +276,7 @@ class Maker:
         if self.config.annotation == "answer" or not self._annotated:
             return [AnnotatedPrompt(row, row.annotation) for row in each]
         bare = [row for row in each if row.annotation is None]
-        requests = [Request(row.turns, annotated=True, plan_only=True) for row in bare]
+        requests = [Request(row.turns, annotated=True, annotation_only=True) for row in bare]
         sampled = iter(self._sample(requests, first * self.config.annotations, "plans"))
         found = [
             AnnotatedPrompt(

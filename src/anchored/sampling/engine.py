@@ -72,7 +72,7 @@ class Request:
         pinned: tags given by the caller; the model samples the others after them.
         prefill: text that the response starts with, after the annotation.
         complete: True if `pinned` is the whole annotation, to which the model adds nothing.
-        plan_only: stop after the annotation.
+        annotation_only: stop after the annotation.
         prefix: ids to start from instead of `messages`.
     """
 
@@ -81,7 +81,7 @@ class Request:
     pinned: Annotation = Annotation()  # noqa: RUF009 (frozen)
     prefill: str = ""
     complete: bool = False
-    plan_only: bool = False
+    annotation_only: bool = False
     prefix: tuple[int, ...] | None = None
 
     @property
@@ -240,7 +240,7 @@ def _forced(requests: Sequence[Request], tokenizer: AnchoredTokenizer) -> list[l
     """Return the ids that each response starts with; an immediate eos leaves the annotation."""
     prefills = tokenizer.encode_batch([request.prefill for request in requests])
     return [
-        [tokenizer.control.eos] if request.plan_only else prefill
+        [tokenizer.control.eos] if request.annotation_only else prefill
         for request, prefill in zip(requests, prefills, strict=True)
     ]
 

@@ -41,7 +41,7 @@ from anchored.segments import (
 from anchored.train.replay import (
     ReplayConfig,
     is_learnt_as_sft,
-    load_planner,
+    load_annotation_sampler,
     sample_annotations,
 )
 
@@ -115,7 +115,7 @@ def _most_natural(
         return []
     schema = load_schema(data.schema_name) if data.schema_name else None
     drawn = [_anchored(turns, schema) for turns in conversations for _ in range(config.candidates)]
-    sampler = load_planner(config, model, data)
+    sampler = load_annotation_sampler(config, model, data)
     contexts = [turns[:-1] for turns in drawn]
     annotations = sample_annotations(config, sampler, contexts, seed, quiet)
     told = [

@@ -86,7 +86,7 @@ def write_replay(
         count = max(1, round(len(contexts) * config.share / (1 - config.share)))
         rng = random.Random(f"{seed}:replay")
         chosen = [rng.choice(contexts) for _ in range(count)]
-        sampler = load_planner(config, model, data)
+        sampler = load_annotation_sampler(config, model, data)
         found = sample_annotations(config, sampler, chosen, seed, quiet)
         pairs = zip(chosen, found, strict=True)
         known = ((turns, annotation) for turns, annotation in pairs if annotation is not None)
@@ -112,7 +112,7 @@ def _contexts(data: PrepareConfig) -> Iterator[tuple[Message, ...]]:
                 yield (Message("user", item.prompt),)
 
 
-def load_planner(config: ReplayConfig, model: str, data: PrepareConfig) -> Sampler:
+def load_annotation_sampler(config: ReplayConfig, model: str, data: PrepareConfig) -> Sampler:
     """Load the pretrained model to write annotations by the schema of the SFT data.
 
     Raises:
@@ -134,7 +134,7 @@ def sample_annotations(
     Raises:
         DataError: all are unreadable, because the model was not pretrained with annotations.
     """
-    requests = [Request(tuple(turns), annotated=True, plan_only=True) for turns in contexts]
+    requests = [Request(tuple(turns), annotated=True, annotation_only=True) for turns in contexts]
     found: list[Annotation | None] = []
     starts = range(0, len(requests), 16 * config.batch_size)
     console = Console(stderr=True)
