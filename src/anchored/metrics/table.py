@@ -128,7 +128,10 @@ class Metric:
         return len(observed.readings) >= self.least_readings
 
     def sampled(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """Return what to resample text by text, for the mean over prompts; `runs` is [S][P]."""
+        """Return what to resample text by text, for the mean over prompts.
+
+        `runs` is indexed by seed, then by prompt.
+        """
         assert self.resampling is not None, f"{self.name}: has no statistic of texts"
         return self._sampled(self.resampling.within, runs)
 
