@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 import zlib
 
 import pytest
@@ -14,7 +15,9 @@ from anchored.metrics.lexical import (
     ead,
     empty_rate,
     exact_duplicate_rate,
+    first_words,
     length_statistics,
+    word_spans,
     words,
 )
 
@@ -51,6 +54,51 @@ def test_distinct_n_and_ead_equal_brute_force(n: int) -> None:
 
 def test_words_are_lower_cased_and_punctuation_stands_alone() -> None:
     assert words("Mara's  boat, 東京!") == ["mara", "'", "s", "boat", ",", "東京", "!"]
+
+
+SEGMENTED = {
+    "zh": ("我最喜欢的水果是苹果，", "我 最 喜欢 的 水果 是 苹果 ，"),
+    "ja": ("祖父は古本屋で時計を修理している。", "祖父 は 古本屋 で 時計 を 修理 し て いる 。"),
+    "th": ("ผลไม้โปรดของฉันคือแอปเปิล", "ผล ไม้ โปรด ของ ฉัน คือ แอปเปิล"),
+    "hi": ("मुझे सेब बहुत पसंद हैं।", "मुझे सेब बहुत पसंद हैं ।"),
+    "km": ("ខ្ញុំចូលចិត្តផ្លែប៉ោម", "ខ្ញុំ ចូលចិត្ត ផ្លែ ប៉ោម"),
+    "he": ("מֹשֶׁה אמר", "מֹשֶׁה אמר"),
+    "ko": ("한국어 문장입니다.", "한국어 문장입니다 ."),
+    "beside Latin": ("GPT-4は2023年に。", "gpt - 4 は 2023 年 に 。"),
+    "beyond the basic plane": ("😀𠮷野家 x", "😀 𠮷野家 x"),
+}
+
+
+@pytest.mark.parametrize("language", SEGMENTED)
+def test_words_are_found_in_scripts_without_spaces_and_marks_stay_on_their_letters(
+    language: str,
+) -> None:
+    text, expected = SEGMENTED[language]
+    assert words(text) == expected.split()
+    assert [text[a:b].lower() for a, b in word_spans(text)] == expected.split()
+
+
+@given(st.text(st.characters(max_codepoint=0x2FF)) | st.text("aé’1️⃣❤😀Жж \n_-"))
+def test_text_of_a_script_with_spaces_is_split_as_by_the_plain_expression(text: str) -> None:
+    lower = text.lower()
+    if "\u0307" not in lower:  # a dotted capital I gives a mark of its own
+        assert words(text) == re.findall(r"\w+|[^\w\s]", lower)
+
+
+def test_first_words_cuts_after_the_nth_word_in_every_script() -> None:
+    assert first_words("One, two  three.\n", 3) == "One, two"
+    assert first_words("One, two  three.\n", 5) == "One, two  three.\n"
+    assert first_words("One", 0) == ""
+    assert first_words("我最喜欢的水果是苹果，因为它甜。", 3) == "我最喜欢"
+    assert first_words("ผลไม้โปรดของฉันคือแอปเปิล", 3) == "ผลไม้โปรด"
+    assert first_words("मुझे सेब बहुत पसंद हैं।", 2) == "मुझे सेब"
+
+
+@given(st.text(st.sampled_from("aB, 我喜欢ผลไม้मुझे😀\u200d\ud800")), st.integers(0, 9))
+def test_first_words_leaves_at_most_n_words_and_only_a_beginning(text: str, n: int) -> None:
+    cut = first_words(text, n)
+    assert text.startswith(cut)
+    assert len(list(word_spans(cut))) == min(n, len(list(word_spans(text))))
 
 
 def test_grams_do_not_cross_texts() -> None:

@@ -1,15 +1,19 @@
 """Lexical diversity (how varied the words are, regardless of meaning) and text lengths.
 
-Words are lower-cased runs of letters and digits; each punctuation mark is a word too.
+Words are lower-cased runs of letters and digits; each punctuation mark is a word too. Where spaces
+do not separate words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), ICU's dictionaries do.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
+import regex
+from icu4py.breakers import WordBreaker
 
 from anchored.errors import DataError
 
@@ -18,10 +22,52 @@ COMPRESSION_LEVEL = 9
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
+# Most texts have no character of these blocks, and `_WORD` alone is right for them. `re` finds that
+# out 30 times as fast as `regex`, which knows scripts.
+_MAYBE_ICU = re.compile(
+    "[\u0300-\u036f\u0483-\u0489\u0590-\u1aff\u1dc0-\u1dff\u200c\u200d\u2cef-\u2cf1\u2de0-\u2dff"
+    "\u2e80-\ua4cf\ua66f-\ua6ff\ua800-\uabff\uf900-\ufaff\ufb1e\uff66-\uff9f\U00010000-\U0003ffff]"
+)
+_PIECE = regex.compile(r"[\w\p{M}\u200c\u200d]+|[^\w\s]")
+# Scripts without spaces, and letters with a mark of their own, which `\w` would tear off.
+_NEEDS_ICU = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+    r"|\p{L}(?:\p{M}|[\u200c\u200d]\p{L})"
+)
+
 
 def words(text: str) -> list[str]:
     """Return the words that the metrics of this module count."""
-    return _WORD.findall(text.lower())
+    lower = text.lower()
+    if not _MAYBE_ICU.search(lower):
+        return _WORD.findall(lower)
+    return [lower[start:end] for start, end in word_spans(lower)]
+
+
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the start and end of each word, in order, whatever the script."""
+    if not _MAYBE_ICU.search(text):
+        yield from (found.span() for found in _WORD.finditer(text))
+        return
+    for piece in _PIECE.finditer(text):
+        start = piece.start()
+        if _NEEDS_ICU.search(piece[0]):
+            for word in WordBreaker(piece[0], "root"):
+                yield start, start + len(word)
+                start += len(word)
+        else:
+            yield from (
+                (start + found.start(), start + found.end()) for found in _WORD.finditer(piece[0])
+            )
+
+
+def first_words(text: str, n: int) -> str:
+    """Return the text up to the end of its `n`-th word; all of it if it has no more than n words.
+
+    Punctuation marks count, as in `words`.
+    """
+    ends = [end for _, end in islice(word_spans(text), n + 1)]
+    return text if len(ends) <= n else text[: ends[n - 1] if n else 0]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
