@@ -269,7 +269,7 @@ def test_a_sweep_with_a_quality_has_areas_and_figures_by_temperature(
 def test_the_margin_of_perplexity_is_a_share_and_only_above_it_counts() -> None:
     def reading(perplexity: float) -> list[Any]:
         values = {"perplexity": np.array([perplexity - 1, perplexity + 1])}
-        return [compare.Reading(compare.Measured(values, [], {}, []), None)]
+        return [compare.Reading(compare.Measured(values, [], {}, []), {})]
 
     margins, sft = compare.Margins(), reading(10.0)
     assert compare.short_of(reading(11.9), sft, margins) == []
@@ -519,7 +519,7 @@ def two_seeds() -> list[Reading]:
         plug_in = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
         values = {"semantic_entropy": np.full(2, plug_in)}
         seen = [Observed([""] * 8, np.eye(8), readings=found, keys=("hero",)) for found in counted]
-        runs.append(Reading(Measured(values, counted, {}, seen), None))
+        runs.append(Reading(Measured(values, counted, {}, seen), {}))
     return runs
 
 

@@ -96,11 +96,17 @@ def test_every_figure_that_a_table_shows_is_explained() -> None:
 )
 def test_a_statistic_of_texts_gives_the_metrics_own_figure(metric: Metric) -> None:
     whole = joined([SEEN, SEEN])
-    for sampled, one in ((metric.sampled, SEEN), (metric.sampled_together, whole)):
-        statistic, runs = sampled([[SEEN, SEEN]])
+    assert metric.resampling is not None
+    for together, one in ((False, SEEN), (True, whole)):
+        if together and metric.resampling.pooled is None:
+            with pytest.raises(
+                AssertionError, match="texts of different prompts must not be mixed"
+            ):
+                metric.sampled([[SEEN, SEEN]], together)
+            continue
+        statistic, runs = metric.sampled([[SEEN, SEEN]], together)
         value = collapse.interval(runs, statistic, resamples=100).mean
-        expected = metric.value(SEEN if metric.name == "dissimilarity" else one)
-        assert value == pytest.approx(expected, abs=1e-12)
+        assert value == pytest.approx(metric.value(one), abs=1e-12)
 
 
 def test_the_documentation_describes_every_metric_in_both_tables() -> None:

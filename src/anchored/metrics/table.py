@@ -83,7 +83,7 @@ class Resampling:
         items: returns the items to draw, one per text.
         within: statistic of the metric within each prompt, averaged over prompts.
         pooled: statistic of the metric over the texts of all prompts together; None if texts of
-            different prompts must not be mixed, and `within` is used instead.
+            different prompts must not be mixed.
     """
 
     items: Callable[[Observed], Sequence[Any]]
@@ -127,27 +127,18 @@ class Metric:
         """Return True if there are enough readings for this metric."""
         return len(observed.readings) >= self.least_readings
 
-    def sampled(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """Return what to resample text by text, for the mean over prompts.
+    def sampled(self, runs: Sequence[Sequence[Observed]], together: bool = False) -> Sampled:
+        """Return what to resample text by text.
 
-        `runs` is indexed by seed, then by prompt.
+        Args:
+            runs: what was read, by seed and prompt.
+            together: compute the metric over all texts of a seed, not as the mean over prompts.
         """
-        assert self.resampling is not None, f"{self.name}: has no statistic of texts"
-        return self._sampled(self.resampling.within, runs)
-
-    def sampled_together(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """Return what to resample text by text, for all texts of a seed together."""
-        assert self.resampling is not None, f"{self.name}: has no statistic of texts"
-        return self._sampled(self.resampling.pooled or self.resampling.within, runs)
-
-    def _sampled(
-        self,
-        statistic: Callable[[Observed], Statistic[Any]],
-        runs: Sequence[Sequence[Observed]],
-    ) -> Sampled:
-        assert self.resampling is not None
-        items = self.resampling.items
-        return statistic(runs[0][0]), [[items(one) for one in run] for run in runs]
+        how = self.resampling
+        assert how is not None, f"{self.name}: has no statistic of texts"
+        statistic = how.pooled if together else how.within
+        assert statistic is not None, f"{self.name}: texts of different prompts must not be mixed"
+        return statistic(runs[0][0]), [[how.items(one) for one in run] for run in runs]
 
 
 def _classes(observed: Observed) -> float | None:
@@ -203,7 +194,9 @@ def _vendi(q: float) -> Metric:
 
 def _means(item: Callable[[str], float]) -> Resampling:
     """Return the resampling of a mean over texts of one number per text."""
-    return Resampling(lambda o: [item(text) for text in o.texts], lambda o: mean_of)
+    return Resampling(
+        lambda o: [item(text) for text in o.texts], lambda o: mean_of, lambda o: mean_of
+    )
 
 
 # In the order in which tables show them.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress
@@ -20,7 +21,7 @@ from anchored.errors import ConfigError, DataError
 from anchored.files import claim, released_if_unused, write_json, write_jsonl
 from anchored.judge.judging import Plan, projected
 from anchored.metrics import collapse, lexical
-from anchored.metrics.entropy import entropy, first_value, semantic_entropy
+from anchored.metrics.entropy import Reading, entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
 from anchored.metrics.table import ENTROPY_SAMPLES, Sampled
 from anchored.scoring.attributes import AttributeReader
@@ -293,21 +294,27 @@ def by_key(
 
     These entropies include the differences between prompts. `within_prompts`, the mean over
     prompts, does not; `semantic_entropy` is its mean over attributes. With several seeds, given as
-    `runs`, `measured` holds the texts of all seeds and `within_prompts` is the mean over seeds.
+    `runs`, `measured` holds the texts of all seeds and entropies are means over seeds.
     """
-    readings = [reading for one in measured.observed for reading in one.readings]
-    if attributes is None or not readings:
+    runs = runs or [measured]
+    if attributes is None or not _readings(measured):
         return {}
+    pooled = semantic_entropy(_readings(measured), attributes.keys).by_key
+    by_run = [semantic_entropy(_readings(run), attributes.keys).by_key for run in runs]
     return {
         key: {
-            "entropy": found.entropy,
-            "miller_madow": found.miller_madow,
+            "entropy": float(np.mean([found[key].entropy for found in by_run])),
+            "miller_madow": float(np.mean([found[key].miller_madow for found in by_run])),
             "distinct": found.distinct,
             "top": [list(pair) for pair in found.top],
-            "within_prompts": _within_prompts(runs or [measured], key, config),
+            "within_prompts": _within_prompts(runs, key, config),
         }
-        for key, found in semantic_entropy(readings, attributes.keys).by_key.items()
+        for key, found in pooled.items()
     }
+
+
+def _readings(measured: Measured) -> list[Reading]:
+    return [reading for one in measured.observed for reading in one.readings]
 
 
 def _within_prompts(
