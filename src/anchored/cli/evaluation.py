@@ -334,7 +334,7 @@ def _judge_together(fields: Mapping[str, Any]) -> dict[str, Any]:
 _SCORE = (
     Option(
         "files",
-        "JSON Lines of {prompt, generations: [...]} or of {prompt, response}",
+        "JSON Lines of {prompt, generations: [...]}, of {prompt, response}, or of {text}",
         field="files",
         value=lambda paths: [str(path) for path in paths],
         nargs="+",
@@ -356,6 +356,19 @@ _SCORE = (
         "compare all pairs of files instead of each file with the first",
         field="compare",
         value=lambda _: "pairwise",
+        switch=True,
+    ),
+    Option(
+        "--truncate-words",
+        "also measure the first N words of every text, for figures at equal length",
+        field="truncate_words",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--between",
+        "also measure how similar the files' answers to a prompt are to each other",
+        field="between",
         switch=True,
     ),
     Option(
