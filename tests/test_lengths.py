@@ -94,7 +94,7 @@ def test_lengths_that_differ_by_more_than_a_third_are_noted() -> None:
     assert length_notes(of(40.0, 30.0)) == []
     (note,) = length_notes(of(35.0, 41.0, 30.0))
     assert note.startswith("Lengths differ: 41 words per text for m1, 30 for m2. ")
-    assert note.endswith("Add --truncate-words 29 to compare at equal length.")
+    assert note.endswith("Add --truncate-words 29 for equal lengths.")
 
 
 def test_the_truncation_rate_stands_beside_the_figures(files: tuple[str, str]) -> None:

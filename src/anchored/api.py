@@ -490,7 +490,7 @@ class Score:
     def table(self) -> str:
         """Each metric of each model with its interval, then each difference, as plain text."""
         console = Console(file=StringIO(), width=100, no_color=True)
-        for part in rich_tables(self.results):
+        for part in rich_tables(self.results, console.width):
             console.print(part)
         return cast(StringIO, console.file).getvalue()
 

@@ -31,6 +31,7 @@ from anchored.data.generations import Generations, read_sets
 from anchored.errors import AnchoredError, ConfigError
 from anchored.files import CONFIG_NAME, atomic_write, read_jsonl, write_json
 from anchored.scoring.backends import JOURNAL, check_readers, load_readers
+from anchored.scoring.lengths import length_notes, truncation_notes
 from anchored.scoring.measure import common_sizes
 from anchored.scoring.score import shortcomings, write_failures
 from anchored.scoring.shown import Shown, choose
@@ -173,6 +174,8 @@ def benchmark_results(
             *shortcomings(len(benchmark.prompts), benchmark.samples, panel.readers),
             *compare.doubts(panel, config.roles),
             *_notes(models, frontiers),
+            *truncation_notes(models),
+            *length_notes(models, "Score the samples with --truncate-words {} for equal lengths."),
             *cut,
         ],
     }
@@ -282,5 +285,6 @@ def _described(name: str, jobs: Sequence[Job], config: EvaluateConfig) -> dict[s
         "weights": sorted({job.weights for job in own}),
         "malformed": sum(row["malformed"] for row in rows),
         "finished": sum(row["finished"] for row in rows) / len(rows),
+        "truncation_rate": sum(not row["finished"] for row in rows) / len(rows),
         "files": [str(job.path.relative_to(config.out)) for job in own],
     }

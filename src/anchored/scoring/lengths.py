@@ -93,8 +93,15 @@ def _shorter(sets: Sequence[Generations], words: int) -> Iterator[str]:
             )
 
 
-def length_notes(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a note if the mean lengths of the sets differ by more than a third, else nothing."""
+def length_notes(
+    models: Mapping[str, Mapping[str, Any]], way: str = "Add --truncate-words {} for equal lengths."
+) -> list[str]:
+    """Return a note if the mean lengths of the sets differ by more than a third, else nothing.
+
+    Args:
+        models: the sets, each with its `lengths`.
+        way: how to compare at equal length, a template for the number of words.
+    """
     means = {name: one["lengths"]["words"]["mean"] for name, one in models.items()}
     longest, shortest = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[longest] <= TOLERATED * means[shortest]:
@@ -104,7 +111,7 @@ def length_notes(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"Lengths differ: {means[longest]:.3g} words per text for {longest}, "
         f"{means[shortest]:.3g} for {shortest}. Length alone moves every figure: longer texts "
         "raise distinct_k, semantic_entropy and distinct_2, and lower dissimilarity, vendi, "
-        f"distinct_1 and self_bleu. Add --truncate-words {max(median, 1)} to compare at equal length."
+        f"distinct_1 and self_bleu. {way.format(max(median, 1))}"
     ]
 
 

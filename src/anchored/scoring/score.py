@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from anchored.scoring.backends import JOURNAL, ReadersConfig, inquiry, load_read
 from anchored.scoring.between import between
 from anchored.scoring.lengths import Cut, length_notes, measure_cut, truncation_notes
 from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
-from anchored.scoring.shown import Shown, choose
+from anchored.scoring.shown import Shown, choose, fallen
 
 
 class ComparisonConfig(ReadersConfig):
@@ -228,7 +228,8 @@ def compared(
         ],
     }
     failures = readers.answers.failures if readers.answers else []
-    return Scored(results, choose(sets, measured), failures)
+    shown = replace(choose(sets, measured), fallen=tuple(fallen(sets, measured, results)))
+    return Scored(results, shown, failures)
 
 
 def _at_equal_length(cut: Cut, readers: Readers, config: ComparisonConfig) -> dict[str, Any]:
