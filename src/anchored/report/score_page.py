@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rich.console import Console
 
 from anchored.files import atomic_write
-from anchored.formatting import number
+from anchored.formatting import interval, number
 from anchored.metrics.table import says
 from anchored.report import collapse_table, score_table
 from anchored.report.collapsed import collapsed_into, undone
@@ -169,7 +169,7 @@ def _lede(results: Results, fell: Sequence[Falls]) -> str:
 def _card(results: Results, one: Falls, place: int) -> dict[str, Any]:
     """Return what happened to one set, how sure that is, and to which prompts it happened."""
     model = results["models"][one.name]
-    said = ""
+    said = interval(model["intervals"].get(one.metric))
     if one.other:
         of = results["comparisons"][one.name]["against"][one.other].get(one.metric)
         ((_, cells),) = differences({one.metric: of}, [one.metric]) if of else [("", [])]
@@ -207,7 +207,7 @@ def _row(fall: Fall) -> dict[str, Any]:
 
 
 def _kind(kind: str, other: str | None) -> str:
-    return kind if other else {"worst": "narrowest", "best": "widest"}.get(kind, kind)
+    return kind if other else {"worst": "least", "best": "most"}.get(kind, kind)
 
 
 def _target(place: int, kind: str) -> str:
