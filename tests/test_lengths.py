@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anchored.scoring.between import similarity
 from anchored.scoring.lengths import length_notes
 from anchored.scoring.score import ScoreConfig, score
 
@@ -122,3 +123,10 @@ def test_similarity_between_sets_is_the_mean_cosine_of_all_pairs(files: tuple[st
     within = found["between"]["within"]["short"]
     assert within["mean"] == pytest.approx(1 - found["models"]["short"]["dissimilarity"], abs=1e-12)
     assert score(ScoreConfig(files=files, attributes="none", resamples=100))["between"] is None
+
+
+def test_the_length_of_a_vector_does_not_count() -> None:
+    first = np.array([[2.0, 0.0], [0.0, 3.0]])
+    second = np.array([[5.0, 0.0], [4.0, 0.0], [0.0, 1.0]])
+    assert similarity(first, second) == pytest.approx(0.5, abs=1e-12)
+    assert similarity(first[:1], second) == pytest.approx(2 / 3, abs=1e-12)

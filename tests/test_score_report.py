@@ -129,6 +129,32 @@ def test_prompts_are_sorted_by_their_fall_and_the_worst_median_and_best_are_show
     assert page.count('href="#fell-1-worst"') == page.count('id="fell-1-worst"') == 1
 
 
+@pytest.mark.parametrize(
+    ("metric", "first", "second", "order", "mean"),
+    [
+        ("distinct_k", [5, 5, 5, 5], [4, 1, 6, 5], [1, 0, 3, 2], 1.0),
+        ("self_bleu", [0.5] * 4, [0.75, 0.5, 0.25, 1.0], [3, 0, 1, 2], 0.125),  # high is repetitive
+    ],
+)
+def test_the_largest_fall_towards_less_diversity_comes_first(
+    metric: str, first: list[float], second: list[float], order: list[int], mean: float
+) -> None:
+    def model(values: list[float]) -> dict[str, Any]:
+        rows = [{"prompt": f"p{p}", metric: value} for p, value in enumerate(values)]
+        return {metric: sum(values) / 4, "by_prompt": rows}
+
+    models = {"a": model(first), "b": model(second)}
+    (one,) = falls({"models": models, "comparisons": {"b": {"against": {"a": {}}}}})
+    assert [fall.place for fall in one.prompts] == order
+    assert one.mean == pytest.approx(mean, abs=1e-12)
+    assert [one.count(sign) for sign in (1, 0, -1)] == [2, 1, 1]
+    assert [one.picks[kind].place for kind in ("worst", "median", "best")] == [
+        order[0],
+        order[1],
+        order[3],
+    ]
+
+
 def test_the_prompts_of_one_set_start_with_the_narrowest(found: Scored) -> None:
     alone = {"models": {"wide": found.results["models"]["wide"]}, "comparisons": {}}
     (one,) = falls(alone)
