@@ -132,17 +132,21 @@ def course_plot(results: Results, width: int) -> str:
 
 
 def _course_labels(names: Sequence[str], across: Scale, height: float) -> list[str]:
-    """Label the sets below their points: by what tells them apart, or by number if it is long."""
+    """Label the sets below their points by what tells them apart; only the ends if it is tight."""
     columns = zip(*(name.lower() for name in names), strict=False)
     start = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, columns))
-    apart = [name[start:] or name for name in names]
-    room = (across.end - across.start) / max(1, len(names) - 1) / CHAR - 1
+    last = len(names) - 1
+    room = int((across.end - across.start) / last / CHAR) - 1
     labels = []
-    for place, name in enumerate(apart):
-        anchor = "start" if not place else "end" if place == len(names) - 1 else "middle"
-        share = room if 0 < place < len(names) - 1 else room / 2 + 1
-        label = shorten(name, max(1, int(share))) if share >= 6 else f"{place + 1}"
-        labels.append(text_at(across(place), height - 8, label, anchor, muted=True))
+    for place, name in enumerate(names):
+        end = {0: "start", last: "end"}.get(place)
+        if end and room < 6:
+            label = shorten(name, int((across.end - across.start) / CHAR / 2) - 1)
+        elif room < 6:
+            continue
+        else:
+            label = shorten(name[start:] or name, room // 2 + 1 if end else room)
+        labels.append(text_at(across(place), height - 8, label, end or "middle", muted=True))
     return labels
 
 

@@ -20,6 +20,7 @@ from anchored.metrics.equivalence import Exact
 from anchored.scoring.attributes import JudgedAttributes
 from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
 
+NAMED = 4  # sets that a note names
 TOLERATED = 4 / 3  # ratio of mean lengths above which a note appears
 
 
@@ -121,6 +122,8 @@ def truncation_notes(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     cut = [f"{100 * share:.3g}% of {name}'s" for name, share in shares.items() if share]
     if not cut:
         return []
+    if len(cut) > NAMED:
+        cut = [*cut[:NAMED], f"some of {len(cut) - NAMED} other sets'"]
     return [
         f"Cut at the token limit: {', '.join(cut)} texts. What they would have gone on to say is "
         "not measured, and cut texts are all of one length; sample with a higher limit."
