@@ -198,11 +198,9 @@ def compared(
     whole = {found.name: readers.measure(found, sizes, step) for found in sets}
     measured, lacking = on_common_prompts(whole)
     models = {
-        found.name: {
-            **_model(found, measured[found.name], readers, config),
-            **(_origin(path) if path else {}),
-            "by_prompt": _by_prompt(found.prompts, whole[found.name]),
-        }
+        found.name: _model(found, measured[found.name], readers, config)
+        | (_origin(path) if path else {})
+        | {"by_prompt": _by_prompt(found.prompts, whole[found.name])}
         for found, path in itertools.zip_longest(sets, files)
     }
     cut = config.truncate_words and measure_cut(sets, readers, config.truncate_words, step)
@@ -221,9 +219,7 @@ def compared(
         "between": between(measured, config) if config.between else None,
         "notes": [
             *(note for found in sets for note in found.notes),
-            *shortcomings(prompts, k, readers),
-            *lacking,
-            *truncation_notes(models),
+            *(*shortcomings(prompts, k, readers), *lacking, *truncation_notes(models)),
             *([] if cut else length_notes(models)),
         ],
     }
