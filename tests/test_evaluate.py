@@ -211,6 +211,10 @@ def test_without_roles_each_model_is_compared_with_the_first(
     assert results["comparisons"]["b"]["against"]["a"]["dissimilarity"]["mean"] < 0
     assert "adoption" not in results["models"]["a"]
     assert (results["frontier"], order(results)) == (None, [])
+    rows = results["models"]["b"]["by_prompt"]
+    assert len(rows) == results["prompts"]
+    mean = sum(row["dissimilarity"] for row in rows) / len(rows)
+    assert mean == pytest.approx(results["models"]["b"]["dissimilarity"], abs=1e-12)
     (note,) = results["notes"]
     assert note.startswith("Lengths differ: 25 words per text for b, 15.9 for a.")
     assert note.endswith("Score the samples with --truncate-words 16 for equal lengths.")

@@ -155,6 +155,17 @@ def test_the_largest_fall_towards_less_diversity_comes_first(
     ]
 
 
+def test_every_link_leads_somewhere_even_without_texts(found: Scored) -> None:
+    for shown, chars in (
+        (found.shown, 4_000),
+        (replace(found.shown, fallen=()), 4_000),
+        (found.shown, 0),
+    ):
+        page = Page(render(found.results, shown, chars))
+        links = {href[1:] for href in page.all("href") if href.startswith("#")}
+        assert links <= set(page.all("id"))
+
+
 def test_the_prompts_of_one_set_start_with_the_narrowest(found: Scored) -> None:
     alone = {"models": {"wide": found.results["models"]["wide"]}, "comparisons": {}}
     (one,) = falls(alone)

@@ -32,9 +32,9 @@ from anchored.errors import AnchoredError, ConfigError
 from anchored.files import CONFIG_NAME, atomic_write, read_jsonl, write_json
 from anchored.scoring.backends import JOURNAL, check_readers, load_readers
 from anchored.scoring.lengths import length_notes, truncation_notes
-from anchored.scoring.measure import common_sizes
-from anchored.scoring.score import shortcomings, write_failures
-from anchored.scoring.shown import Shown, choose
+from anchored.scoring.measure import Measured, common_sizes
+from anchored.scoring.score import by_prompt, shortcomings, write_failures
+from anchored.scoring.shown import Shown, choose, fallen
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,13 @@ def benchmark_results(
     main = {name: by[config.main_temperature] for name, by in runs.items()}
     sweep = len(config.temperatures) > 1
     frontiers = compare.sweep_areas(panel, read) if sweep else compare.Frontiers(None, {})
+    asked = next(iter(sets.values())).prompts
     models = {
-        name: {**_model(panel, by, config), **_described(name, own, config)}
+        name: {
+            **_model(panel, by, config),
+            **_described(name, own, config),
+            "by_prompt": by_prompt(asked, compare.pooled(_main(read[name], config))),
+        }
         for name, by in runs.items()
     }
     _add_areas(models, frontiers)
@@ -179,16 +184,24 @@ def benchmark_results(
             *cut,
         ],
     }
-    return results, _shown(sets, main, config)
+    return results, _shown(sets, main, config, results)
+
+
+def _main(by: Mapping[float, Runs], config: EvaluateConfig) -> list[Measured]:
+    return [run.measured for run in by[config.main_temperature]]
 
 
 def _shown(
-    sets: Mapping[Job, Generations], runs: Mapping[str, Runs], config: EvaluateConfig
+    sets: Mapping[Job, Generations],
+    runs: Mapping[str, Runs],
+    config: EvaluateConfig,
+    results: Mapping[str, Any],
 ) -> Shown:
     first = Place(config.main_temperature, config.seeds[0])
     texts = {job.model: found for job, found in sets.items() if job.place == first}
     named = [replace(texts[name], name=name) for name in runs]
-    return choose(named, {name: found[0].measured for name, found in runs.items()})
+    measured = {name: found[0].measured for name, found in runs.items()}
+    return replace(choose(named, measured), fallen=tuple(fallen(named, measured, results)))
 
 
 def _add_areas(models: Mapping[str, dict[str, Any]], frontiers: Frontiers) -> None:

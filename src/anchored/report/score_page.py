@@ -143,7 +143,9 @@ def render(results: Results, shown: Shown, chars: int = 4_000) -> str:
     return report(
         "score",
         sections,
-        cards=[_card(results, one, place) for place, one in enumerate(fell)],
+        cards=[
+            _card(results, one, place, shown if chars else None) for place, one in enumerate(fell)
+        ],
         course=drawn({"course": partial(course_plot, results)}),
         results=results,
         version=_version(results),
@@ -166,8 +168,12 @@ def _lede(results: Results, fell: Sequence[Falls]) -> str:
     return sentences[compared.index((fell[0].name, fell[0].other or ""))]
 
 
-def _card(results: Results, one: Falls, place: int) -> dict[str, Any]:
-    """Return what happened to one set, how sure that is, and to which prompts it happened."""
+def _card(results: Results, one: Falls, place: int, shown: Shown | None) -> dict[str, Any]:
+    """Return what happened to one set, how sure that is, and to which prompts it happened.
+
+    The prompts are links if their texts are `shown`.
+    """
+    linked = shown and any((f.name, f.other) == (one.name, one.other) for f in shown.fallen)
     model = results["models"][one.name]
     said = interval(model["intervals"].get(one.metric))
     if one.other:
@@ -184,7 +190,11 @@ def _card(results: Results, one: Falls, place: int) -> dict[str, Any]:
         "said": said,
         "counts": [(word, one.count(sign)) for word, sign in _DIRECTIONS] if one.other else [],
         "picks": [
-            {**_row(fall), "kind": _kind(kind, one.other), "target": _target(place, kind)}
+            {
+                **_row(fall),
+                "kind": _kind(kind, one.other),
+                "target": _target(place, kind) if linked else "",
+            }
             for kind, fall in one.picks.items()
         ],
     }

@@ -200,7 +200,7 @@ def compared(
     models = {
         found.name: _model(found, measured[found.name], readers, config)
         | (_origin(path) if path else {})
-        | {"by_prompt": _by_prompt(found.prompts, whole[found.name])}
+        | {"by_prompt": by_prompt(found.prompts, whole[found.name])}
         for found, path in itertools.zip_longest(sets, files)
     }
     cut = config.truncate_words and measure_cut(sets, readers, config.truncate_words, step)
@@ -259,7 +259,7 @@ def _origin(path: str) -> dict[str, str]:
     return {"file": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
-def _by_prompt(prompts: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
+def by_prompt(prompts: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
     """Return each prompt with its figures; None where a judge failed."""
     columns = {name: values.tolist() for name, values in measured.values.items()}
     return [
