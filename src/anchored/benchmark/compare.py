@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anchored.config import Config
 from anchored.data.generations import Generations
-from anchored.metrics import collapse
+from anchored.metrics import collapse, lexical
 from anchored.metrics.adoption import MINIMUM, AdoptionClassifier
 from anchored.metrics.frontier import Sweep, common_box, frontier_area
 from anchored.metrics.table import METRICS, Sampled, joined
@@ -143,7 +143,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     """Return one model's figures at one temperature: means over seeds, with intervals.
 
     Returns:
-        `<metric>`, `n`, `intervals`, `by_key` and `by_seed`, the form in `results.json`.
+        `<metric>`, `n`, `lengths`, `intervals`, `by_key` and `by_seed`, as in `results.json`.
     """
     seeds_measured = [run.measured for run in runs]
     measured = pooled(seeds_measured)
@@ -151,6 +151,7 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
         **{name: float(values.mean()) for name, values in measured.values.items()},
         **shares(runs),
         "n": sum(len(one.texts) for one in runs[0].measured.observed),
+        "lengths": lexical.length_statistics([t for one in measured.observed for t in one.texts]),
         "intervals": {
             **intervals(measured, panel.settings),
             **_share_intervals(runs, panel.settings),

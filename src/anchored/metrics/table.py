@@ -372,6 +372,7 @@ OF_MODELS = {
     "well_formed": "Share of texts that are well formed.",
     "consistent": "Share of texts that do not contradict themselves.",
     "answer_accuracy": "Share of questions with one right answer that are answered correctly.",
+    "truncation_rate": "Share of texts cut at the token limit, among those whose end is known.",
 }
 
 
@@ -388,15 +389,16 @@ def measured(vendi_orders: Iterable[float] = (1.0,)) -> list[Metric]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Return those of `names` that are metrics, in table order; other Vendi orders follow it."""
     places = {name: place for place, name in enumerate(METRICS)}
-    known = [name for name in names if _family(name) in places]
-    return sorted(known, key=lambda name: (places[_family(name)], name != _family(name)))
+    known = [name for name in names if family(name) in places]
+    return sorted(known, key=lambda name: (places[family(name)], name != family(name)))
 
 
 def says(name: str) -> str | None:
     """Return what a figure measures, in one sentence; None for a name in neither table."""
-    metric = METRICS.get(_family(name))
+    metric = METRICS.get(family(name))
     return metric.says if metric else OF_MODELS.get(name)
 
 
-def _family(name: str) -> str:
+def family(name: str) -> str:
+    """Return the name under which a metric is declared: `vendi` for a Vendi score of any order."""
     return "vendi" if name.startswith("vendi_") else name
