@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from anchored.annotators.offline import OfflineAnnotator
 
 # The cosine at which each embedder's classes agree best with v1.0's; measured in docs/results.
-EMBEDDING_THRESHOLDS = {"static": 0.9}
+EMBEDDING_THRESHOLDS = {"static": 0.78}
 EQUIVALENCES = "exact, overlap, embedding, classifier[:<folder or hub id>], judge or given"
 JUDGE = "judge"
 # `name` or `namespace/name`; anything else is a path
