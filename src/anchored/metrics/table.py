@@ -8,6 +8,7 @@ and a benchmark's main metrics are in its entry in `benchmark.benchmarks.BENCHMA
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,48 @@ ENTROPY_SAMPLES = 8  # with fewer readings per prompt, an entropy mostly reflect
 Sampled = tuple[Statistic[Any], Runs[Any]]  # a statistic and the items to resample for it
 Source = Literal["texts", "vectors", "partition", "quality", "readings"]
 SOURCES: tuple[Source, ...] = ("texts", "vectors", "partition", "quality", "readings")
+
+Question = Literal["meaning", "wording", "quality", "length"]
+QUESTIONS: dict[Question, str] = {
+    "meaning": "Do the texts say different things?",
+    "wording": "Are they worded differently?",
+    "quality": "Are they good?",
+    "length": "How long are they?",
+}
+Bounds = Callable[[int], tuple[float, float]]  # from k to the least and greatest value
+
+
+def from_zero(k: int) -> tuple[float, float]:
+    """Return the bounds of a figure that is never negative."""
+    return 0.0, math.inf
+
+
+def share(k: int) -> tuple[float, float]:
+    """Return the bounds of a share."""
+    return 0.0, 1.0
+
+
+def one_to_k(k: int) -> tuple[float, float]:
+    """Return the bounds of a number of different texts."""
+    return 1.0, float(k)
+
+
+def nats(k: int) -> tuple[float, float]:
+    """Return the bounds of the plug-in entropy of k values."""
+    return 0.0, math.log(k)
+
+
+def _nats_corrected(k: int) -> tuple[float, float]:
+    return 0.0, math.log(k) + (k - 1) / (2 * k)
+
+
+def _distance(k: int) -> tuple[float, float]:
+    """Return the bounds of a mean of 1 - cosine over pairs, which k unit vectors can reach."""
+    return 0.0, k / (k - 1)
+
+
+def _score(k: int) -> tuple[float, float]:
+    return 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +150,9 @@ class Metric:
         better: the sign of a change towards better texts; 0 if it does not measure quality.
         is_ratio: True if values are compared by their ratio, not by their difference.
         least_readings: with fewer readings than this, the metric is left out.
+        question: the question that it helps to answer; p-values are corrected within a question.
+        primary: True if it may decide its question; the first such metric that was measured does.
+        bounds: returns its least and greatest value for k texts per prompt.
     """
 
     name: str
@@ -118,6 +164,9 @@ class Metric:
     better: Literal[1, -1, 0] = 0
     is_ratio: bool = False
     least_readings: int = 0
+    question: Question = "wording"
+    primary: bool = False
+    bounds: Bounds = from_zero
 
     def value(self, observed: Observed) -> float | None:
         """Return the value for one prompt, or None if it is not available."""
@@ -189,6 +238,8 @@ def _vendi(q: float) -> Metric:
         +1,
         "vectors",
         lambda observed: vendi(observed.vectors, q),
+        question="meaning",
+        bounds=one_to_k,
     )
 
 
@@ -209,6 +260,9 @@ METRICS = {
             +1,
             "partition",
             _classes,
+            question="meaning",
+            primary=True,
+            bounds=one_to_k,
         ),
         Metric(
             "utility_k",
@@ -217,6 +271,8 @@ METRICS = {
             +1,
             "quality",
             _scored(noveltybench.utility_k),
+            question="quality",
+            bounds=lambda k: (0.0, 10.0),
         ),
         Metric(
             "quality",
@@ -225,6 +281,9 @@ METRICS = {
             "quality",
             _scored(noveltybench.mean_quality),
             better=+1,
+            question="quality",
+            primary=True,
+            bounds=_score,
         ),
         Metric(
             "perplexity",
@@ -235,6 +294,8 @@ METRICS = {
             lambda o: o.perplexity,
             better=-1,
             is_ratio=True,
+            question="quality",
+            bounds=lambda k: (1.0, math.inf),
         ),
         Metric(
             "semantic_entropy",
@@ -249,6 +310,9 @@ METRICS = {
                 pooled=lambda o: entropy_of(o.keys, corrected=False),
             ),
             least_readings=ENTROPY_SAMPLES,
+            question="meaning",
+            primary=True,
+            bounds=nats,
         ),
         Metric(
             "semantic_entropy_miller_madow",
@@ -262,6 +326,8 @@ METRICS = {
                 pooled=lambda o: entropy_of(o.keys),
             ),
             least_readings=ENTROPY_SAMPLES,
+            question="meaning",
+            bounds=_nats_corrected,
         ),
         Metric(
             "dissimilarity",
@@ -270,6 +336,9 @@ METRICS = {
             "vectors",
             lambda o: dissimilarity(o.vectors),
             Resampling(lambda o: list(o.vectors), lambda o: dissimilarity_of),
+            question="meaning",
+            primary=True,
+            bounds=_distance,
         ),
         Metric(
             "nearest_distance",
@@ -277,6 +346,8 @@ METRICS = {
             +1,
             "vectors",
             lambda o: nearest_distance(o.vectors),
+            question="meaning",
+            bounds=_distance,
         ),
         _vendi(1),
         Metric(
@@ -285,6 +356,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 1),
+            bounds=share,
         ),
         Metric(
             "distinct_2",
@@ -292,6 +364,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 2),
+            bounds=share,
         ),
         Metric(
             "distinct_3",
@@ -299,6 +372,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 3),
+            bounds=share,
         ),
         Metric(
             "ead",
@@ -314,6 +388,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: _mattr(o.texts, 500),
+            bounds=share,
         ),
         Metric(
             "self_bleu",
@@ -321,6 +396,8 @@ METRICS = {
             -1,
             "texts",
             _self_bleu,
+            primary=True,
+            bounds=share,
         ),
         Metric(
             "compression_ratio",
@@ -336,6 +413,7 @@ METRICS = {
             -1,
             "texts",
             lambda o: lexical.exact_duplicate_rate(o.texts),
+            bounds=lambda k: (0.0, 1 - 1 / k),
         ),
         Metric(
             "empty_rate",
@@ -344,6 +422,8 @@ METRICS = {
             "texts",
             lambda o: lexical.empty_rate(o.texts),
             _means(lambda text: float(not text.strip())),
+            question="length",
+            bounds=share,
         ),
         Metric(
             "words",
@@ -352,6 +432,8 @@ METRICS = {
             "texts",
             lambda o: lexical.length_statistics(o.texts)["words"]["mean"],
             _means(lambda text: float(len(lexical.words(text)))),
+            question="length",
+            primary=True,
         ),
     )
 }
