@@ -43,6 +43,7 @@ def test_every_metric_has_a_figure_of_what_was_read() -> None:
     assert None not in values.values()
     assert values["distinct_k"] == 7
     assert values["quality"] == 31 / 7
+    assert (values["effective_diversity"], values["good_answers"]) == (1, 2)
     assert values["perplexity"] == 9.5
     assert values["semantic_entropy"] == semantic_entropy(READINGS, ("animal",)).mean
     assert values["dissimilarity"] == pytest.approx(1 - 2 / (8 * 7), abs=1e-12)
@@ -67,8 +68,8 @@ def test_a_figure_that_cannot_be_had_is_none() -> None:
     bare = Observed(TEXTS, SEEN.vectors, readings=READINGS[:7], keys=("animal",))
     lacking = [name for name, metric in METRICS.items() if metric.value(bare) is None]
     assert lacking == [
-        "distinct_k", "utility_k", "quality", "perplexity", "semantic_entropy",
-        "semantic_entropy_miller_madow",
+        "distinct_k", "utility_k", "effective_diversity", "good_answers", "quality", "perplexity",
+        "semantic_entropy", "semantic_entropy_miller_madow",
     ]  # fmt: skip
 
 

@@ -207,6 +207,36 @@ def _scored(
     return of
 
 
+def _openings(n: int) -> tuple[Metric, Metric]:
+    """Return the metrics of the texts' openings of `n` words."""
+
+    def readings(observed: Observed) -> list[Reading]:
+        return [{"opening": lexical.opening(text, n)} for text in observed.texts]
+
+    return (
+        Metric(
+            f"opening_{n}_share",
+            f"Share of a prompt's texts that begin with its most frequent opening of {n} words.",
+            -1,
+            "texts",
+            lambda o: lexical.opening_share(o.texts, n),
+        ),
+        Metric(
+            f"opening_{n}_entropy",
+            f"Shannon entropy of the openings of {n} words, in nats. Plug-in: comparable only at "
+            "equal numbers of texts.",
+            +1,
+            "texts",
+            lambda o: lexical.opening_entropy(o.texts, n),
+            Resampling(
+                readings,
+                within=lambda o: entropy_within(("opening",), corrected=False),
+                pooled=lambda o: entropy_of(("opening",), corrected=False),
+            ),
+        ),
+    )
+
+
 def _mattr(texts: Sequence[str], window: int) -> float:
     """Return the moving-average type-token ratio of the joined texts (Covington and McFall 2010).
 
@@ -273,6 +303,21 @@ METRICS = {
             _scored(noveltybench.utility_k),
             question="quality",
             bounds=lambda k: (0.0, 10.0),
+        ),
+        Metric(
+            "effective_diversity",
+            f"Number of classes among the good answers: those with a score of at least "
+            f"{noveltybench.GOOD} of 10.",
+            +1,
+            "quality",
+            _scored(lambda labels, scores: float(noveltybench.effective_diversity(labels, scores))),
+        ),
+        Metric(
+            "good_answers",
+            f"Number of a prompt's texts with a score of at least {noveltybench.GOOD} of 10.",
+            0,
+            "quality",
+            _scored(lambda labels, scores: float(len(noveltybench.good_answers(labels, scores)))),
         ),
         Metric(
             "quality",
@@ -350,6 +395,8 @@ METRICS = {
             bounds=_distance,
         ),
         _vendi(1),
+        *_openings(4),
+        *_openings(8),
         Metric(
             "distinct_1",
             "Distinct words over all words of a prompt's texts; falls with length.",
