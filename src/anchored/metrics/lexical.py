@@ -6,14 +6,15 @@ do not separate words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), ICU's dict
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import regex
-from icu4py.breakers import WordBreaker
 
 from anchored.errors import DataError
 
@@ -49,6 +50,8 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
     if not _MAYBE_ICU.search(text):
         yield from (found.span() for found in _WORD.finditer(text))
         return
+    from icu4py.breakers import WordBreaker  # an extra of its own, for few texts
+
     for piece in _PIECE.finditer(text):
         start = piece.start()
         if _NEEDS_ICU.search(piece[0]):
@@ -91,6 +94,32 @@ def ead(texts: Sequence[str], n: int = 1, vocabulary: int = EAD_VOCABULARY) -> f
         return 0.0
     expected = vocabulary * (1 - ((vocabulary - 1) / vocabulary) ** len(grams))
     return len(set(grams)) / expected
+
+
+def opening(text: str, n: int) -> str:
+    """Return the first `n` words of a text, lower-cased and joined; all if it has fewer."""
+    return " ".join(words(text)[:n])
+
+
+def opening_share(texts: Sequence[str], n: int) -> float:
+    """Return the share of texts that begin with the most frequent opening of `n` words.
+
+    From 1/N, where no two texts begin alike, to 1.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    return max(_openings(texts, n).values()) / len(texts)
+
+
+def opening_entropy(texts: Sequence[str], n: int) -> float:
+    """Return the plug-in entropy (nats) of the openings of `n` words, from 0 to log N.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    counts = _openings(texts, n).values()
+    return math.log(len(texts)) - math.fsum(c * math.log(c) for c in counts) / len(texts)
 
 
 def exact_duplicate_rate(texts: Sequence[str]) -> float:
@@ -169,6 +198,10 @@ def _some(texts: Sequence[str]) -> Sequence[str]:
     if not texts:
         raise DataError("lexical metrics: there are no texts")
     return texts
+
+
+def _openings(texts: Sequence[str], n: int) -> Counter[str]:
+    return Counter(opening(text, n) for text in _some(texts))
 
 
 def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:
