@@ -14,54 +14,46 @@ from typing import Any
 
 from anchored.annotation import Annotation, Schema
 from anchored.annotators.offline import OfflineAnnotator
+from anchored.benchmark.compare import Panel, mean
 from anchored.experiments.measure import (
     ANNOTATED_BASE,
     BASE,
+    GAP_METRIC,
     Figures,
     Row,
     SeedSamples,
     comparisons,
-    mean,
-    observe,
     of_model,
-    semantics,
-    spread,
+    panel,
+    read,
 )
 from anchored.metrics.adoption import AdoptionClassifier
 from anchored.metrics.entropy import Reading, adherence, drift_floor
-from anchored.metrics.equivalence import Exact
-from anchored.metrics.table import METRICS, joined
-from anchored.models.embedders import StaticEmbedder
 from anchored.models.perplexity import ReferenceModel, pooled_perplexity
 from anchored.scoring.attributes import Attributes
-from anchored.scoring.measure import Readers
 
 
 @dataclass(frozen=True)
 class ProseReaders:
     """The readers of the texts of all models."""
 
-    readers: Readers
+    panel: Panel
     classifier: AdoptionClassifier
     reference: ReferenceModel
 
     def samples(self, rows: Sequence[Row]) -> SeedSamples:
         """Read one seed's samples."""
-        ordered, observed = observe(self.readers, rows)
-        adopted = self.classifier.adopted([row["response"] for row in ordered])
-        return SeedSamples(ordered, observed, {"adoption": adopted.tolist()})
+        adopted = self.classifier.adopted([row["response"] for row in rows])
+        return read(self.panel, rows, {"adoption": adopted.tolist()})
 
-    def figures(self, samples: SeedSamples) -> Figures:
-        """Return the scalar figures of one model and seed; None if one does not apply."""
-        texts = samples.together.texts
+    def own_figures(self, samples: SeedSamples) -> Figures:
+        """Return the figures that only real text has, of one model and seed."""
+        texts = [row["response"] for row in samples.rows]
         written = [text for text in texts if text]
         return {
-            **semantics(samples),
             "adherence_by_chance": _by_chance(samples),
-            "adoption": samples.share("adoption"),
             **dict.fromkeys(("adoption_far", "well_formed", "consistent", "answer_accuracy")),
             "perplexity": self.perplexity(written) if written else None,
-            **spread(samples),
             "finished": mean(row["finished"] for row in samples.rows),
             "empty": len(texts) - len(written),
         }
@@ -72,12 +64,12 @@ class ProseReaders:
 
     def of_corpus(self, texts: Sequence[str]) -> dict[str, float | None]:
         """Measure with the same readers how broad a corpus is, for comparison with R and R*."""
-        _, observed = observe(self.readers, [{"prompt": "", "response": text} for text in texts])
-        together = joined(observed)
-        names = ("semantic_entropy", "semantic_entropy_miller_madow", "vendi")
+        samples = read(self.panel, [{"prompt": "", "response": text} for text in texts], {})
+        values = samples.measured.values
+        names = ("semantic_entropy", GAP_METRIC, "vendi")
         return {
             "n": len(texts),
-            **{name: METRICS[name].function(together) for name in names},
+            **{name: float(values[name][0]) for name in names},
             "adoption": self.classifier.share(texts),
             "perplexity": self.perplexity(texts),
         }
@@ -106,20 +98,16 @@ def measure(
     """
     annotator = Attributes(OfflineAnnotator.load(schema, calibration), str(calibration))
     readers = ProseReaders(
-        Readers(StaticEmbedder(), Exact(), annotator, None, (1.0,), "13a"),
+        panel(annotator, (GAP_METRIC, "dissimilarity")),
         AdoptionClassifier.train(taught, base_continuations),
         ReferenceModel.load(str(reference)),
     )
     samples = {name: [readers.samples(seed) for seed in seeds] for name, seeds in rows.items()}
     before = [tags for seed in samples[ANNOTATED_BASE] for tags in seed.annotations]
     n = len(samples[BASE][0].rows)
-    by_distance = comparisons(samples, "dissimilarity")
     return {
         "models": {name: _model(readers, seeds, before) for name, seeds in samples.items()},
-        "comparisons": {
-            name: {**found, "by_dissimilarity": by_distance[name]}
-            for name, found in comparisons(samples).items()
-        },
+        "comparisons": comparisons(readers.panel, samples),
         "data": {
             "taught": readers.of_corpus(taught[:n]),
             "pretrained": readers.of_corpus(corpus[:n]),
@@ -132,12 +120,11 @@ def measure(
 def _model(
     readers: ProseReaders, seeds: Sequence[SeedSamples], before: Sequence[Annotation]
 ) -> dict[str, Any]:
-    uncertain = ("adoption", "semantic_entropy", "dissimilarity")
     annotations = [tags for seed in seeds for tags in seed.annotations]
     readings = [reading for seed in seeds for reading in seed.annotated_readings]
-    keys = seeds[0].together.keys
+    keys = seeds[0].keys
     return {
-        **of_model(seeds, [readers.figures(seed) for seed in seeds], before, uncertain),
+        **of_model(readers.panel, seeds, [readers.own_figures(s) for s in seeds], before),
         "annotation_drift_floor": drift_floor(before, annotations, keys) if annotations else None,
         "adherence_by_key": adherence(annotations, readings, keys).by_key,
         "samples": [sample for seed in seeds for sample in _samples(seed)],
@@ -148,13 +135,14 @@ def _by_chance(samples: SeedSamples) -> float | None:
     """Return the adherence to another sample's annotation: what common values alone give."""
     annotations = samples.annotations
     shifted = [*annotations[1:], *annotations[:1]]
-    return adherence(shifted, samples.annotated_readings, samples.together.keys).mean
+    return adherence(shifted, samples.annotated_readings, samples.keys).mean
 
 
 def _samples(samples: SeedSamples) -> list[dict[str, Any]]:
     """Return each sample's form in `results.json`."""
-    read = zip(samples.rows, samples.together.readings, samples.shown["adoption"], strict=True)
-    return [_sample(row, reading, bool(adopted)) for row, reading, adopted in read]
+    adopted = [bool(flag) for flags in samples.shown["adoption"] for flag in flags]
+    told = zip(samples.rows, samples.readings, adopted, strict=True)
+    return [_sample(row, reading, shown) for row, reading, shown in told]
 
 
 def _sample(row: Row, reading: Reading, adopted: bool) -> dict[str, Any]:

@@ -210,7 +210,14 @@ def test_without_roles_each_model_is_compared_with_the_first(
     assert results["comparisons"]["b"].keys() == {"against"}
     assert results["comparisons"]["b"]["against"]["a"]["dissimilarity"]["mean"] < 0
     assert "adoption" not in results["models"]["a"]
-    assert (results["frontier"], order(results), results["notes"]) == (None, [], [])
+    assert (results["frontier"], order(results)) == (None, [])
+    rows = results["models"]["b"]["by_prompt"]
+    assert len(rows) == results["prompts"]
+    mean = sum(row["dissimilarity"] for row in rows) / len(rows)
+    assert mean == pytest.approx(results["models"]["b"]["dissimilarity"], abs=1e-12)
+    (note,) = results["notes"]
+    assert note.startswith("Lengths differ: 25 words per text for b, 15.9 for a.")
+    assert note.endswith("Score the samples with --truncate-words 16 for equal lengths.")
 
 
 def test_roles_by_name_and_two_benchmarks(tmp_path: Path, scripted: list[str]) -> None:
@@ -269,7 +276,7 @@ def test_a_sweep_with_a_quality_has_areas_and_figures_by_temperature(
 def test_the_margin_of_perplexity_is_a_share_and_only_above_it_counts() -> None:
     def reading(perplexity: float) -> list[Any]:
         values = {"perplexity": np.array([perplexity - 1, perplexity + 1])}
-        return [compare.Reading(compare.Measured(values, [], {}, []), None)]
+        return [compare.Reading(compare.Measured(values, [], {}, []), {})]
 
     margins, sft = compare.Margins(), reading(10.0)
     assert compare.short_of(reading(11.9), sft, margins) == []
@@ -289,10 +296,10 @@ def test_too_few_held_out_answers_leave_adoption_out_with_a_note(
     results = evaluated(tmp_path, ALL, count=1, samples=9)
     assert "adoption" not in results["models"]["good"]
     assert results["notes"][0].startswith("One prompt: intervals come from resampling its texts")
-    assert results["notes"][1:] == [
+    assert results["notes"][1] == (
         "adoption is not known: fewer than 20 distinct held-out answers of base or sft to learn "
         "from; gap_closed is not shown without it."
-    ]
+    )
     assert "| good | 0" in markdown(results)
     assert "| — | — |" in markdown(results)
 
@@ -519,7 +526,7 @@ def two_seeds() -> list[Reading]:
         plug_in = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
         values = {"semantic_entropy": np.full(2, plug_in)}
         seen = [Observed([""] * 8, np.eye(8), readings=found, keys=("hero",)) for found in counted]
-        runs.append(Reading(Measured(values, counted, {}, seen), None))
+        runs.append(Reading(Measured(values, counted, {}, seen), {}))
     return runs
 
 

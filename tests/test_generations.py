@@ -185,18 +185,76 @@ def test_unequal_numbers_are_refused_with_the_n_that_mends_it(tmp_path: Path) ->
         read_sets(paths, n=3)
 
 
+def test_sets_are_compared_on_their_common_prompts_with_a_note(tmp_path: Path) -> None:
+    first = [("p", ["1"]), ("q", ["2"]), ("r", ["3"])]
+    second = [("r", ["4"]), ("q", ["5"]), ("s", ["6", "7"])]  # s has more texts, and is left out
+    a, b = read_sets(sets_of(tmp_path, first, second))
+    assert (a.prompts, a.texts) == (("q", "r"), (("2",), ("3",)))
+    assert (b.prompts, b.texts) == (("q", "r"), (("5",), ("4",)))
+    lacking = "of its 3 prompts are left out, because another file lacks them."
+    assert (a.notes, b.notes) == ((f"a: 1 {lacking}",), (f"b: 1 {lacking}",))
+
+
+def test_sets_without_a_common_prompt_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"b: has no prompt in common with a, .* 'p'"):
+        read_sets(sets_of(tmp_path, [("p", ["1"])], [("q", ["1"])]))
+    pairs = [
+        [("p", ["1"]), ("q", ["1"])],
+        [("q", ["1"]), ("r", ["1"])],
+        [("r", ["1"]), ("p", [""])],
+    ]
+    with pytest.raises(DataError, match="a: none of its prompts is in all 3 files"):
+        read_sets(sets_of(tmp_path, *pairs))
+
+
+def test_a_corpus_is_one_prompt_and_equally_many_of_its_texts_are_drawn(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", [{"text": f"text {i}"} for i in range(9)])
+    b = write(
+        tmp_path / "b.jsonl", [{"chunks": [{"text": f"t{i}"}, {"text": "."}]} for i in range(5)]
+    )
+    sets = read_sets([a, b], seed=1)
+    assert [found.prompts for found in sets] == [("",), ("",)]
+    assert [found.sizes for found in sets] == [(5,), (5,)]
+    assert sets[1].texts[0][0] == "t0\n\n."
+    assert sets[0].notes == (
+        "a: 5 of its 9 texts, drawn with seed 1, count as answers to one prompt.",
+    )
+    assert sets[1].notes == ()
+    assert sets[0].texts == read_sets([a, b], seed=1)[0].texts
+    assert sets[0].texts != read_sets([a, b], seed=2)[0].texts
+    assert read_sets([a], n=3)[0].sizes == (3,)
+    with pytest.raises(DataError, match="has 9 texts, not 10"):
+        read_sets([a], n=10)
+
+
+def test_texts_with_a_prompt_are_its_answers(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "text": text} for p, text in (("p", "1"), ("q", "2"), ("p", "3"))]
+    (found,) = read_sets([write(tmp_path / "a.jsonl", rows)], n=1)
+    assert (found.prompts, found.texts, found.corpus) == (("p", "q"), (("1",), ("2",)), False)
+
+
 @pytest.mark.parametrize(
-    ("first", "second", "message"),
+    ("rows", "rate"),
     [
-        ([("p", ["1"]), ("q", ["2"])], [("p", ["1"])], "b: lacks 1 prompts of a, .* 'q'"),
-        ([("p", ["1"])], [("p", ["1"]), ("q", ["2"])], "a: lacks 1 prompts of b, .* 'q'"),
+        ([{"response": "1"}, {"response": "2"}], None),
+        ([{"response": "1", "finished": True}, {"response": "2", "finished": False}], 0.5),
+        ([{"response": "1", "finish_reason": "length"}, {"response": "2"}], 1.0),
+        ([{"response": "1", "finish_reason": "stop"}], 0.0),
+        ([{"generations": ["1", "2"], "finish_reason": ["MAX_TOKENS", "stop"]}], 0.5),
+        ([{"generations": ["1", "2"], "finished": [True, None]}], 0.0),
     ],
 )
-def test_other_prompts_are_refused(
-    tmp_path: Path, first: list[Any], second: list[Any], message: str
+def test_the_truncation_rate_is_over_the_texts_whose_end_is_known(
+    tmp_path: Path, rows: list[dict[str, Any]], rate: float | None
 ) -> None:
-    with pytest.raises(DataError, match=message):
-        read_sets(sets_of(tmp_path, first, second))
+    path = write(tmp_path / "a.jsonl", [{"prompt": "p", **row} for row in rows])
+    assert read_generations(path).truncation_rate == rate
+
+
+def test_an_end_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "p", "generations": ["1", "2"], "finished": [True]}
+    with pytest.raises(DataError, match=r"line 1: finished: '\[True\]' is not bool for each of 2"):
+        read_generations(write(tmp_path / "a.jsonl", [row]))
 
 
 def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 import zlib
 
@@ -15,6 +16,8 @@ from anchored.metrics.lexical import (
     empty_rate,
     exact_duplicate_rate,
     length_statistics,
+    opening_entropy,
+    opening_share,
     words,
 )
 
@@ -118,3 +121,26 @@ def test_length_statistics_are_of_words_and_characters() -> None:
 def test_no_texts_are_refused(metric) -> None:
     with pytest.raises(DataError, match="there are no texts"):
         metric([])
+
+
+def test_openings_by_hand() -> None:
+    texts = ["Sure! Here is a tale.", "sure! here is another", "Sure! Here", "", " "]
+    assert opening_share(texts, 4) == 2 / 5  # "sure ! here is", and the two empty texts
+    assert opening_share(texts, 8) == 2 / 5
+    expected = -(2 * 2 / 5 * math.log(2 / 5) + 1 / 5 * math.log(1 / 5))
+    assert opening_entropy(texts, 4) == pytest.approx(expected, abs=1e-12)
+    assert opening_entropy(["a"] * 3, 4) == 0
+    with pytest.raises(DataError, match="no texts"):
+        opening_share([], 4)
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_openings_equal_brute_force(n: int) -> None:
+    rng = random.Random(n)
+    for _ in range(200):
+        texts = random_texts(rng)
+        heads = [" ".join(text.split()[:n]) for text in texts]
+        shares = [heads.count(head) / len(texts) for head in heads]
+        assert opening_share(texts, n) == max(shares)
+        entropy = -sum(math.log(share) for share in shares) / len(texts)
+        assert opening_entropy(texts, n) == pytest.approx(entropy, abs=1e-12)

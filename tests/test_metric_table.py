@@ -43,6 +43,7 @@ def test_every_metric_has_a_figure_of_what_was_read() -> None:
     assert None not in values.values()
     assert values["distinct_k"] == 7
     assert values["quality"] == 31 / 7
+    assert (values["effective_diversity"], values["good_answers"]) == (1, 2)
     assert values["perplexity"] == 9.5
     assert values["semantic_entropy"] == semantic_entropy(READINGS, ("animal",)).mean
     assert values["dissimilarity"] == pytest.approx(1 - 2 / (8 * 7), abs=1e-12)
@@ -67,8 +68,8 @@ def test_a_figure_that_cannot_be_had_is_none() -> None:
     bare = Observed(TEXTS, SEEN.vectors, readings=READINGS[:7], keys=("animal",))
     lacking = [name for name, metric in METRICS.items() if metric.value(bare) is None]
     assert lacking == [
-        "distinct_k", "utility_k", "quality", "perplexity", "semantic_entropy",
-        "semantic_entropy_miller_madow",
+        "distinct_k", "utility_k", "effective_diversity", "good_answers", "quality", "perplexity",
+        "semantic_entropy", "semantic_entropy_miller_madow",
     ]  # fmt: skip
 
 
@@ -96,11 +97,17 @@ def test_every_figure_that_a_table_shows_is_explained() -> None:
 )
 def test_a_statistic_of_texts_gives_the_metrics_own_figure(metric: Metric) -> None:
     whole = joined([SEEN, SEEN])
-    for sampled, one in ((metric.sampled, SEEN), (metric.sampled_together, whole)):
-        statistic, runs = sampled([[SEEN, SEEN]])
+    assert metric.resampling is not None
+    for together, one in ((False, SEEN), (True, whole)):
+        if together and metric.resampling.pooled is None:
+            with pytest.raises(
+                AssertionError, match="texts of different prompts must not be mixed"
+            ):
+                metric.sampled([[SEEN, SEEN]], together)
+            continue
+        statistic, runs = metric.sampled([[SEEN, SEEN]], together)
         value = collapse.interval(runs, statistic, resamples=100).mean
-        expected = metric.value(SEEN if metric.name == "dissimilarity" else one)
-        assert value == pytest.approx(expected, abs=1e-12)
+        assert value == pytest.approx(metric.value(one), abs=1e-12)
 
 
 def test_the_documentation_describes_every_metric_in_both_tables() -> None:

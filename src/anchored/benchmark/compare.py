@@ -7,7 +7,7 @@ prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anchored.config import Config
 from anchored.data.generations import Generations
-from anchored.metrics import collapse
+from anchored.metrics import collapse, lexical
 from anchored.metrics.adoption import MINIMUM, AdoptionClassifier
 from anchored.metrics.frontier import Sweep, common_box, frontier_area
 from anchored.metrics.table import METRICS, Sampled, joined
@@ -52,16 +52,27 @@ class Roles:
     sft: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     """What was read from one model's texts at one temperature and seed.
 
-    `adopted[p][i]` is 1 if text i of prompt p shows what SFT taught, else 0; `adopted` is None
-    without a classifier.
+    Attributes:
+        measured: the figures.
+        shown: for each share, such as `adoption`, whether text i of prompt p counts towards it:
+            1 if it does, 0 if not, None if the share does not apply to it. A share that is not
+            known is missing.
     """
 
     measured: Measured
-    adopted: list[list[float]] | None
+    shown: Mapping[str, Sequence[Sequence[float | None]]]
+
+    def shares(self) -> dict[str, float | None]:
+        """Return each share of the texts that it applies to; None if there are none."""
+        found = {}
+        for name, by_prompt in self.shown.items():
+            flags = [flag for flags in by_prompt for flag in flags if flag is not None]
+            found[name] = sum(flags) / len(flags) if flags else None
+        return found
 
 
 Runs = Sequence[Reading]  # one per seed
@@ -85,12 +96,11 @@ class Panel:
 
     def read(self, found: Generations, sizes: Sequence[int], step: Callable[[], None]) -> Reading:
         """Read one set; `sizes` are the bytes to cut each prompt's texts to before compression."""
-        return Reading(
-            self.readers.measure(found, sizes, step),
-            [self.classifier.adopted(texts).astype(float).tolist() for texts in found.texts]
-            if self.classifier
-            else None,
-        )
+        measured = self.readers.measure(found, sizes, step)
+        if self.classifier is None:
+            return Reading(measured, {})
+        adopted = [self.classifier.adopted(texts).astype(float).tolist() for texts in found.texts]
+        return Reading(measured, {"adoption": adopted})
 
     def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
         """Return the name and version of everything that the figures depend on."""
@@ -133,24 +143,25 @@ def figures(panel: Panel, runs: Runs, seeds: Sequence[int]) -> dict[str, Any]:
     """Return one model's figures at one temperature: means over seeds, with intervals.
 
     Returns:
-        `<metric>`, `n`, `intervals`, `by_key` and `by_seed`, the form in `results.json`.
+        `<metric>`, `n`, `lengths`, `intervals`, `by_key` and `by_seed`, as in `results.json`.
     """
     seeds_measured = [run.measured for run in runs]
     measured = pooled(seeds_measured)
     return {
         **{name: float(values.mean()) for name, values in measured.values.items()},
-        **_adoption(runs),
+        **shares(runs),
         "n": sum(len(one.texts) for one in runs[0].measured.observed),
+        "lengths": lexical.length_statistics([t for one in measured.observed for t in one.texts]),
         "intervals": {
             **intervals(measured, panel.settings),
-            **_adoption_interval(runs, panel.settings),
+            **_share_intervals(runs, panel.settings),
         },
         "by_key": by_key(measured, panel.readers.attributes, panel.settings, seeds_measured),
         "by_seed": [
             {
                 "seed": seed,
                 **{name: float(v.mean()) for name, v in run.measured.values.items()},
-                **_adoption([run]),
+                **run.shares(),
             }
             for seed, run in zip(seeds, runs, strict=True)
         ],
@@ -242,7 +253,9 @@ def _judged(runs: Runs) -> dict[str, float]:
     """Return adoption and the quality metrics that were measured."""
     values = pooled([run.measured for run in runs]).values
     known = [name for name in QUALITIES if name in values]
-    return {**_adoption(runs), **{name: float(values[name].mean()) for name in known}}
+    adoption = shares(runs).get("adoption")
+    adopted = {} if adoption is None else {"adoption": adoption}
+    return {**adopted, **{name: float(values[name].mean()) for name in known}}
 
 
 def _gaps(panel: Panel, base: Runs, sft: Runs, treatment: Runs) -> dict[str, Any]:
@@ -276,6 +289,8 @@ def runs_of(runs: Runs, metric: str) -> Sampled | None:
     measured = [run.measured for run in runs]
     if metric not in measured[0].values:
         return None
+    if metric in measured[0].samples:
+        return _resampled(measured, metric)
     declared = METRICS.get(metric)
     if declared and declared.resampling:
         observed = [filter(declared.has_readings, one.observed) for one in measured]
@@ -360,15 +375,24 @@ def doubts(panel: Panel, roles: Roles | None) -> list[str]:
     return []
 
 
-def _adoption(runs: Runs) -> dict[str, float]:
-    """Return `adoption` if it is known, else nothing."""
-    flags = [flag for run in runs for flags in run.adopted or [] for flag in flags]
-    return {"adoption": sum(flags) / len(flags)} if flags else {}
+def shares(runs: Runs) -> dict[str, float | None]:
+    """Return each share as its mean over seeds; None if it applies to no text."""
+    by_run = [run.shares() for run in runs]
+    return {name: mean(found[name] for found in by_run) for name in by_run[0]}
 
 
-def _adoption_interval(runs: Runs, settings: ReadersConfig) -> dict[str, dict[str, float]]:
-    adopted = [run.adopted for run in runs if run.adopted is not None]
-    if not adopted:
-        return {}
-    ends = sampled_intervals({"adoption": (collapse.mean_of, adopted)}, settings)
-    return {"adoption": of_share(ends["adoption"])}
+def _share_intervals(runs: Runs, settings: ReadersConfig) -> dict[str, dict[str, float]]:
+    """Return the interval of each share that applies to every text."""
+    complete = [
+        name
+        for name in runs[0].shown
+        if all(flag is not None for run in runs for flags in run.shown[name] for flag in flags)
+    ]
+    sampled = {name: (collapse.mean_of, [run.shown[name] for run in runs]) for name in complete}
+    return {name: of_share(ends) for name, ends in sampled_intervals(sampled, settings).items()}
+
+
+def mean(values: Iterable[float | bool | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there are none."""
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None

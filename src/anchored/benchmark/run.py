@@ -31,9 +31,10 @@ from anchored.data.generations import Generations, read_sets
 from anchored.errors import AnchoredError, ConfigError
 from anchored.files import CONFIG_NAME, atomic_write, read_jsonl, write_json
 from anchored.scoring.backends import JOURNAL, check_readers, load_readers
-from anchored.scoring.measure import common_sizes
-from anchored.scoring.score import shortcomings, write_failures
-from anchored.scoring.shown import Shown, choose
+from anchored.scoring.lengths import length_notes, truncation_notes
+from anchored.scoring.measure import Measured, common_sizes
+from anchored.scoring.score import by_prompt, shortcomings, write_failures
+from anchored.scoring.shown import Shown, choose, fallen
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,13 @@ def benchmark_results(
     main = {name: by[config.main_temperature] for name, by in runs.items()}
     sweep = len(config.temperatures) > 1
     frontiers = compare.sweep_areas(panel, read) if sweep else compare.Frontiers(None, {})
+    asked = next(iter(sets.values())).prompts
     models = {
-        name: {**_model(panel, by, config), **_described(name, own, config)}
+        name: {
+            **_model(panel, by, config),
+            **_described(name, own, config),
+            "by_prompt": by_prompt(asked, compare.pooled(_main(read[name], config))),
+        }
         for name, by in runs.items()
     }
     _add_areas(models, frontiers)
@@ -173,19 +179,29 @@ def benchmark_results(
             *shortcomings(len(benchmark.prompts), benchmark.samples, panel.readers),
             *compare.doubts(panel, config.roles),
             *_notes(models, frontiers),
+            *truncation_notes(models),
+            *length_notes(models, "Score the samples with --truncate-words {} for equal lengths."),
             *cut,
         ],
     }
-    return results, _shown(sets, main, config)
+    return results, _shown(sets, main, config, results)
+
+
+def _main(by: Mapping[float, Runs], config: EvaluateConfig) -> list[Measured]:
+    return [run.measured for run in by[config.main_temperature]]
 
 
 def _shown(
-    sets: Mapping[Job, Generations], runs: Mapping[str, Runs], config: EvaluateConfig
+    sets: Mapping[Job, Generations],
+    runs: Mapping[str, Runs],
+    config: EvaluateConfig,
+    results: Mapping[str, Any],
 ) -> Shown:
     first = Place(config.main_temperature, config.seeds[0])
     texts = {job.model: found for job, found in sets.items() if job.place == first}
     named = [replace(texts[name], name=name) for name in runs]
-    return choose(named, {name: found[0].measured for name, found in runs.items()})
+    measured = {name: found[0].measured for name, found in runs.items()}
+    return replace(choose(named, measured), fallen=tuple(fallen(named, measured, results)))
 
 
 def _add_areas(models: Mapping[str, dict[str, Any]], frontiers: Frontiers) -> None:
@@ -282,5 +298,6 @@ def _described(name: str, jobs: Sequence[Job], config: EvaluateConfig) -> dict[s
         "weights": sorted({job.weights for job in own}),
         "malformed": sum(row["malformed"] for row in rows),
         "finished": sum(row["finished"] for row in rows) / len(rows),
+        "truncation_rate": sum(not row["finished"] for row in rows) / len(rows),
         "files": [str(job.path.relative_to(config.out)) for job in own],
     }

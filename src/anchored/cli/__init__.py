@@ -1,8 +1,8 @@
 """The `anchored` command: parse arguments, run a stage, print its result, report errors.
 
-Exit status 0: done. 1: a bug, with its traceback, or a run with missing parts, with one line on
-stderr. 2: bad usage or input, with one line on stderr. 130: interrupted. Everything heavy is
-imported inside the handlers, so that `--help` is instant.
+Exit status 0: done. 1: a bug, with its traceback; or a run with missing parts, or a condition of
+`--fail-if` that holds, with one line on stderr. 2: bad usage or input, with one line on stderr.
+130: interrupted. Everything heavy is imported inside the handlers, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from anchored import __doc__ as _purpose
 from anchored.cli import corpus, evaluation, publishing, training
 from anchored.cli.common import Parser
-from anchored.errors import AnchoredError, Incomplete
+from anchored.errors import AnchoredError, ConditionMet, Incomplete
 
 
 class _Version(argparse.Action):
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `anchored inspect ... | head` is not a failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AnchoredError as error:
-        return _complain(str(error), status=1 if isinstance(error, Incomplete) else 2)
+        done = isinstance(error, ConditionMet | Incomplete)
+        return _complain(str(error), status=1 if done else 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")

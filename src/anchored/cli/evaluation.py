@@ -93,6 +93,15 @@ _READERS = (
     ),
 )
 
+_FAIL_IF = Option(
+    "--fail-if",
+    "exit with status 1 if this holds: METRIC<VALUE (or <=, >, >=) for any of them, or 'drop "
+    "METRIC>VALUE' or 'drop METRIC>N%%' against the first; repeatable",
+    repeatable=True,
+    default=[],
+    metavar="CONDITION",
+)
+
 
 def _as_sampling(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     from anchored.config import parse_yaml
@@ -241,6 +250,7 @@ _EVALUATE = (
         default=[],
         metavar="NAME=chat|prefill",
     ),
+    _FAIL_IF,
 )
 
 
@@ -259,7 +269,9 @@ def _run_evaluate(options: argparse.Namespace) -> None:
         from anchored.benchmark.run import run
         from anchored.benchmark.settings import EvaluateConfig, named_models
         from anchored.report.score_page import report_evaluation
+        from anchored.scoring import conditions
 
+    gates = conditions.parse(options.fail_if, of_evaluation=True)
     words = [*options.models, *options.overrides]
     fields, loading = _evaluate_fields(options), fields_given(LOADING, options)
     if words[0].endswith((".yaml", ".yml")):
@@ -276,10 +288,13 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     flags = flags_used(_evaluate_flags(), fields, path, rest)
     overrides = as_overrides(_judge_together(fields))
     config = load_config(EvaluateConfig, path, [*overrides, *rest], flags)
+    conditions.check(gates, config.readers, len(config.models), config.roles is not None)
     found = run(config)
     report_evaluation(found.results, found.shown, config.out, Console(stderr=options.json))
     if options.json:
         print_json(found.results)
+    for one in found.results["benchmarks"].values():
+        conditions.require_none(gates, one)
     if failed := sum(
         one["judge"]["failed"] for one in found.results["benchmarks"].values() if one["judge"]
     ):
@@ -319,7 +334,7 @@ def _judge_together(fields: Mapping[str, Any]) -> dict[str, Any]:
 _SCORE = (
     Option(
         "files",
-        "JSON Lines of {prompt, generations: [...]} or of {prompt, response}",
+        "JSON Lines of {prompt, generations: [...]}, of {prompt, response}, or of {text}",
         field="files",
         value=lambda paths: [str(path) for path in paths],
         nargs="+",
@@ -344,11 +359,25 @@ _SCORE = (
         switch=True,
     ),
     Option(
+        "--truncate-words",
+        "also measure the first N words of every text, for figures at equal length",
+        field="truncate_words",
+        type=positive,
+        metavar="N",
+    ),
+    Option(
+        "--between",
+        "also measure how similar the files' answers to a prompt are to each other",
+        field="between",
+        switch=True,
+    ),
+    Option(
         "--out",
         "write results.json, table.md and report.html to DIR",
         type=Path,
         metavar="DIR",
     ),
+    _FAIL_IF,
 )
 
 
@@ -365,6 +394,7 @@ def _run_score(options: argparse.Namespace) -> None:
 
     with extra("evaluate"):
         from anchored.report.score_page import report_score
+        from anchored.scoring import conditions
         from anchored.scoring.score import ScoreConfig, project, run
 
     declared = (*_SCORE, *_READERS, *_JUDGE)
@@ -374,6 +404,8 @@ def _run_score(options: argparse.Namespace) -> None:
         source="command line",
         flags=names_in_errors(declared),
     )
+    gates = conditions.parse(options.fail_if)
+    conditions.check(gates, config, len(config.files))
     if options.dry_run:
         plan = project(config, options.out)
         print_json(plan.as_json()) if options.json else print(plan)
@@ -382,6 +414,7 @@ def _run_score(options: argparse.Namespace) -> None:
     report_score(found.results, found.shown, options.out, Console(stderr=options.json))
     if options.json:
         print_json(found.results)
+    conditions.require_none(gates, found.results)
     if (judge := found.results["judge"]) and (failed := judge["failed"]):
         where = f"; see {options.out / 'failures.jsonl'}" if options.out else ""
         raise Incomplete(f"{failed} judgements failed{where}; run again to retry them")

@@ -3,7 +3,7 @@
     documents, conversations        `canonical_row`   -> `Document`, `Conversation`
     prompts, pairs of answers       `asked_row`       -> `Asked`
     prompts of a benchmark          `prompt_turns`    -> turns that end with the user
-    several answers to a prompt     `answers_rows`    -> `Answers`
+    several answers, or a corpus    `answers_rows`    -> `Answers`
 
 A new format of documents or conversations needs one function, an entry in `FORMATS`, one test, and
 a line in docs/cli.md. A format that is another one with different field names renames the fields
@@ -25,7 +25,10 @@ from anchored.errors import DataError
 from anchored.metrics.noveltybench import Stamp, stored_stamp
 from anchored.segments import Chunk, Message
 
-GENERATIONS_FORMATS = "prompt and generations (a list of texts), or prompt and response"
+GENERATIONS_FORMATS = (
+    "prompt and generations (a list of texts), or prompt and response, or text alone"
+)
+_AT_THE_LIMIT = ("length", "max_tokens")  # finish reasons of a text cut at the token limit
 _ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _ASKED = ("prompt", "messages")
@@ -139,6 +142,8 @@ class Answers:
         scores: score of each text, if the row has it.
         partition_stamp, score_stamp: the protocols of these.
         model: the model that wrote the texts, if the row names it.
+        truncated: True for each text cut at the token limit, None where that is not known.
+        prompted: False for a row of a corpus, which is a text without a prompt.
     """
 
     prompt: str
@@ -149,6 +154,8 @@ class Answers:
     partition_stamp: Stamp | None = None
     score_stamp: Stamp | None = None
     model: str | None = None
+    truncated: tuple[bool | None, ...] = (None,)
+    prompted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,13 +448,13 @@ def answers_rows(rows: Sequence[tuple[str, Row]]) -> list[Answers]:
 
     They are `{prompt, generations: [...]}`, one record per prompt, optionally with NoveltyBench's
     `partition` and `generation_scores`; or `{prompt, response}`, one record per text, optionally
-    with the `annotation` that the model wrote first.
+    with the `annotation` that the model wrote first; or `{text}` or `{chunks}`, a corpus. Whether a
+    text was cut at the token limit is in `finished` or in `finish_reason`, one value per text.
 
     Raises:
         DataError: a field is missing or of the wrong type; the message names its place.
     """
-    several = bool(rows) and "generations" in rows[0][1]
-    name, read = ("generations", _several_answers) if several else ("response", _one_answer)
+    name, read = _answers_format(rows[0][1] if rows else {})
     found = []
     for place, row in rows:
         with _named(place):
@@ -460,23 +467,77 @@ def answers_rows(rows: Sequence[tuple[str, Row]]) -> list[Answers]:
     return found
 
 
+def _answers_format(row: Row) -> tuple[str, Callable[[Row], Answers]]:
+    if "generations" in row:
+        return "generations", _several_answers
+    if "response" not in row and (
+        of_corpus := [name for name in ("text", "chunks") if name in row]
+    ):
+        return of_corpus[0], _one_text
+    return "response", _one_answer
+
+
 def _one_answer(row: Row) -> Answers:
     text = _text(row, "response", empty_ok=True)
-    return Answers(_answered_prompt(row), (text,), (_annotation(row),), model=_model(row))
+    return Answers(
+        _answered_prompt(row),
+        (text,),
+        (_annotation(row),),
+        model=_model(row),
+        truncated=_truncated(row, 1),
+    )
+
+
+def _one_text(row: Row) -> Answers:
+    """Parse a document, whose prompt counts if it has one."""
+    read = _read_text if "text" in row else _read_chunks
+    document = read(row, "", uncut)
+    return Answers(
+        document.prompt or "",
+        (document.text,),
+        (document.annotation,),
+        model=_model(row),
+        truncated=_truncated(row, 1),
+        prompted=document.prompt is not None,
+    )
+
+
+def _truncated(row: Row, texts: int) -> tuple[bool | None, ...]:
+    """Return what `finished` or `finish_reason` says of each text; None where it says nothing."""
+    if row.get("finished") is not None:
+        return tuple(
+            None if done is None else not done for done in _each(row, "finished", texts, bool)
+        )
+    reasons = _each(row, "finish_reason", texts, str)
+    return tuple(None if why is None else why.lower() in _AT_THE_LIMIT for why in reasons)
+
+
+def _each(row: Row, name: str, texts: int, kind: type) -> list[Any]:
+    """Return a field that is one value for all texts of the row, or a list with one for each."""
+    value = row.get(name)
+    values = value if isinstance(value, list) else [value] * texts
+    if len(values) != texts or not all(one is None or isinstance(one, kind) for one in values):
+        raise DataError(
+            f"{name}: {str(value)[:80]!r} is not {kind.__name__} for each of {texts} texts; fix it "
+            "or leave the field out"
+        )
+    return values
 
 
 def _several_answers(row: Row) -> Answers:
     partition = _per_answer(row, "partition", "a class number", int)
     scores = _per_answer(row, "generation_scores", "a number", int | float | None)
+    texts = _texts(row["generations"])
     return Answers(
         _answered_prompt(row),
-        _texts(row["generations"]),
+        texts,
         None,
         partition,
         scores,
         stored_stamp(row, "partition") if "partition" in row else None,
         stored_stamp(row, "score") if "generation_scores" in row else None,
         _model(row),
+        _truncated(row, len(texts)),
     )
 
 

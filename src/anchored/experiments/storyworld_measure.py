@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from anchored.annotation import Annotation
+from anchored.benchmark.compare import mean
 from anchored.data.generations import Generations
 from anchored.experiments.measure import (
     ANNOTATED_BASE,
@@ -16,15 +17,10 @@ from anchored.experiments.measure import (
     SeedSamples,
     comparisons,
     kept,
-    mean,
-    observe,
     of_model,
-    semantics,
-    spread,
+    panel,
+    read,
 )
-from anchored.metrics.equivalence import Exact
-from anchored.models.embedders import StaticEmbedder
-from anchored.scoring.measure import Readers
 from anchored.storyworld import Reading, Storyworld
 
 Rows = Mapping[str, Sequence[Sequence[Row]]]  # raw samples, by model and seed
@@ -61,32 +57,27 @@ class StoryReaders:
     def __init__(self, world: Storyworld) -> None:
         self.world = world
         self.parser = StoryworldReader(world)
-        self.readers = Readers(StaticEmbedder(), Exact(), self.parser, None, (1.0,), "13a")
+        self.panel = panel(self.parser)
 
     def stories(self, rows: Sequence[Row]) -> SeedSamples:
         """Return the stories among one seed's samples, with a flag per story for each share."""
-        rows, observed = observe(self.readers, [row for row in rows if row["kind"] == "story"])
-        parsed = [self.parser.parse(row["response"]) for row in rows]
+        told = [row for row in rows if row["kind"] == "story"]
+        parsed = [self.parser.parse(row["response"]) for row in told]
         shown = {
             "adoption": [reading.adopted for reading in parsed],
             "adoption_far": [one.adopted if self._is_far(one) else None for one in parsed],
             "well_formed": [reading.well_formed for reading in parsed],
             "consistent": [reading.consistent for reading in parsed],
         }
-        return SeedSamples(rows, observed, shown)
+        return read(self.panel, told, shown)
 
-    def figures(self, stories: SeedSamples, rows: Sequence[Row]) -> Figures:
-        """Return the scalar figures of one model and seed; None if one does not apply."""
+    def own_figures(self, stories: SeedSamples, rows: Sequence[Row]) -> Figures:
+        """Return the figures that only a storyworld has, of one model and seed."""
         asked = [row for row in rows if row["kind"] == "question"]
+        far = [flag for flags in stories.shown["adoption_far"] for flag in flags]
         return {
-            **semantics(stories),
-            "adoption": stories.share("adoption"),
-            "adoption_far": stories.share("adoption_far"),
-            "n_far": sum(flag is not None for flag in stories.shown["adoption_far"]),
-            "well_formed": stories.share("well_formed"),
-            "consistent": stories.share("consistent"),
+            "n_far": sum(flag is not None for flag in far),
             "answer_accuracy": mean(self.world.right(a["prompt"], a["response"]) for a in asked),
-            **spread(stories),
         }
 
     def as_json(self, row: Row) -> dict[str, Any]:
@@ -120,19 +111,18 @@ def measure(world: Storyworld, rows: Rows) -> dict[str, Any]:
     readers = StoryReaders(world)
     stories = {name: [readers.stories(seed) for seed in seeds] for name, seeds in rows.items()}
     before = [tags for seed in stories[ANNOTATED_BASE] for tags in seed.annotations]
-    uncertain = ("semantic_entropy", "adoption", "well_formed", "consistent")
     models = {}
     for name, seeds in stories.items():
-        by_seed = [readers.figures(*both) for both in zip(seeds, rows[name], strict=True)]
+        own = [readers.own_figures(*both) for both in zip(seeds, rows[name], strict=True)]
         models[name] = {
-            **of_model(seeds, by_seed, before, uncertain),
+            **of_model(readers.panel, seeds, own, before),
             "samples": [readers.as_json(row) for seed in seeds for row in seed.rows],
         }
-    return {"models": models, "comparisons": comparisons(stories)}
+    return {"models": models, "comparisons": comparisons(readers.panel, stories)}
 
 
 def kept_of(world: Storyworld, rows: Rows, init: str, name: str) -> dict[str, Any]:
     """Return what `name`, trained from `init`, keeps of the gap that `init` closes."""
     readers = StoryReaders(world)
     start, sft, run = ([readers.stories(s) for s in rows[model]] for model in (init, SFT, name))
-    return kept(start, sft, run)
+    return kept(readers.panel, start, sft, run)

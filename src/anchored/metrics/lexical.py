@@ -5,8 +5,10 @@ Words are lower-cased runs of letters and digits; each punctuation mark is a wor
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +47,32 @@ def ead(texts: Sequence[str], n: int = 1, vocabulary: int = EAD_VOCABULARY) -> f
         return 0.0
     expected = vocabulary * (1 - ((vocabulary - 1) / vocabulary) ** len(grams))
     return len(set(grams)) / expected
+
+
+def opening(text: str, n: int) -> str:
+    """Return the first `n` words of a text, lower-cased and joined; all if it has fewer."""
+    return " ".join(words(text)[:n])
+
+
+def opening_share(texts: Sequence[str], n: int) -> float:
+    """Return the share of texts that begin with the most frequent opening of `n` words.
+
+    From 1/N, where no two texts begin alike, to 1.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    return max(_openings(texts, n).values()) / len(texts)
+
+
+def opening_entropy(texts: Sequence[str], n: int) -> float:
+    """Return the plug-in entropy (nats) of the openings of `n` words, from 0 to log N.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    counts = _openings(texts, n).values()
+    return math.log(len(texts)) - math.fsum(c * math.log(c) for c in counts) / len(texts)
 
 
 def exact_duplicate_rate(texts: Sequence[str]) -> float:
@@ -123,6 +151,10 @@ def _some(texts: Sequence[str]) -> Sequence[str]:
     if not texts:
         raise DataError("lexical metrics: there are no texts")
     return texts
+
+
+def _openings(texts: Sequence[str], n: int) -> Counter[str]:
+    return Counter(opening(text, n) for text in _some(texts))
 
 
 def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:

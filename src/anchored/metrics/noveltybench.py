@@ -16,6 +16,7 @@ from typing import Any
 from anchored.errors import DataError
 
 PATIENCE = 0.8
+GOOD = 7  # score from which an answer counts as good; ours
 # Bin edges that map the rewards of v1.0's Skywork-Reward-Gemma-2-27B-v0.2 to 1..10.
 REWARD_THRESHOLDS = (-7.71875, -6.28125, -6.0, -5.71875, -5.5, -5.0, -4.375, -3.4375, -2.046875)
 
@@ -116,6 +117,35 @@ def mean_quality(partition: Sequence[Hashable], scores: Sequence[float | None]) 
     if not heads:
         raise DataError("quality: the partition is empty")
     return sum(first_score(scores, i) for i in heads) / len(heads)
+
+
+def good_answers(partition: Sequence[Hashable], scores: Sequence[float | None]) -> list[int]:
+    """Return the positions of the texts whose score is at least `GOOD`.
+
+    A text that was never scored has the score of the first text of its class.
+
+    Raises:
+        DataError: as for `utility_k`.
+    """
+    of_class = {partition[i]: first_score(scores, i) for i in firsts(partition)}
+    own = [
+        score if score and 1 <= score <= 10 else of_class[label]
+        for label, score in zip(partition, scores, strict=True)
+    ]
+    return [i for i, score in enumerate(own) if score >= GOOD]
+
+
+def effective_diversity(partition: Sequence[Hashable], scores: Sequence[float | None]) -> int:
+    """Return the number of classes that the `good_answers` belong to, 0 to k.
+
+    Diversity among the outputs that meet a quality threshold, after Shypula et al. (2025, arXiv
+    2504.12522). That the threshold is a score of `GOOD`, and the classes those of `distinct_k`, is
+    ours.
+
+    Raises:
+        DataError: as for `utility_k`.
+    """
+    return len({partition[i] for i in good_answers(partition, scores)})
 
 
 def first_score(scores: Sequence[float | None], i: int) -> float:

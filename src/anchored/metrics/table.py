@@ -8,6 +8,7 @@ and a benchmark's main metrics are in its entry in `benchmark.benchmarks.BENCHMA
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,48 @@ ENTROPY_SAMPLES = 8  # with fewer readings per prompt, an entropy mostly reflect
 Sampled = tuple[Statistic[Any], Runs[Any]]  # a statistic and the items to resample for it
 Source = Literal["texts", "vectors", "partition", "quality", "readings"]
 SOURCES: tuple[Source, ...] = ("texts", "vectors", "partition", "quality", "readings")
+
+Question = Literal["meaning", "wording", "quality", "length"]
+QUESTIONS: dict[Question, str] = {
+    "meaning": "Do the texts say different things?",
+    "wording": "Are they worded differently?",
+    "quality": "Are they good?",
+    "length": "How long are they?",
+}
+Bounds = Callable[[int], tuple[float, float]]  # from k to the least and greatest value
+
+
+def from_zero(k: int) -> tuple[float, float]:
+    """Return the bounds of a figure that is never negative."""
+    return 0.0, math.inf
+
+
+def share(k: int) -> tuple[float, float]:
+    """Return the bounds of a share."""
+    return 0.0, 1.0
+
+
+def one_to_k(k: int) -> tuple[float, float]:
+    """Return the bounds of a number of different texts."""
+    return 1.0, float(k)
+
+
+def nats(k: int) -> tuple[float, float]:
+    """Return the bounds of the plug-in entropy of k values."""
+    return 0.0, math.log(k)
+
+
+def _nats_corrected(k: int) -> tuple[float, float]:
+    return 0.0, math.log(k) + (k - 1) / (2 * k)
+
+
+def _distance(k: int) -> tuple[float, float]:
+    """Return the bounds of a mean of 1 - cosine over pairs, which k unit vectors can reach."""
+    return 0.0, k / (k - 1)
+
+
+def _score(k: int) -> tuple[float, float]:
+    return 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +126,7 @@ class Resampling:
         items: returns the items to draw, one per text.
         within: statistic of the metric within each prompt, averaged over prompts.
         pooled: statistic of the metric over the texts of all prompts together; None if texts of
-            different prompts must not be mixed, and `within` is used instead.
+            different prompts must not be mixed.
     """
 
     items: Callable[[Observed], Sequence[Any]]
@@ -107,6 +150,9 @@ class Metric:
         better: the sign of a change towards better texts; 0 if it does not measure quality.
         is_ratio: True if values are compared by their ratio, not by their difference.
         least_readings: with fewer readings than this, the metric is left out.
+        question: the question that it helps to answer; p-values are corrected within a question.
+        primary: True if it may decide its question; the first such metric that was measured does.
+        bounds: returns its least and greatest value for k texts per prompt.
     """
 
     name: str
@@ -118,6 +164,9 @@ class Metric:
     better: Literal[1, -1, 0] = 0
     is_ratio: bool = False
     least_readings: int = 0
+    question: Question = "wording"
+    primary: bool = False
+    bounds: Bounds = from_zero
 
     def value(self, observed: Observed) -> float | None:
         """Return the value for one prompt, or None if it is not available."""
@@ -127,27 +176,18 @@ class Metric:
         """Return True if there are enough readings for this metric."""
         return len(observed.readings) >= self.least_readings
 
-    def sampled(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """Return what to resample text by text, for the mean over prompts.
+    def sampled(self, runs: Sequence[Sequence[Observed]], together: bool = False) -> Sampled:
+        """Return what to resample text by text.
 
-        `runs` is indexed by seed, then by prompt.
+        Args:
+            runs: what was read, by seed and prompt.
+            together: compute the metric over all texts of a seed, not as the mean over prompts.
         """
-        assert self.resampling is not None, f"{self.name}: has no statistic of texts"
-        return self._sampled(self.resampling.within, runs)
-
-    def sampled_together(self, runs: Sequence[Sequence[Observed]]) -> Sampled:
-        """Return what to resample text by text, for all texts of a seed together."""
-        assert self.resampling is not None, f"{self.name}: has no statistic of texts"
-        return self._sampled(self.resampling.pooled or self.resampling.within, runs)
-
-    def _sampled(
-        self,
-        statistic: Callable[[Observed], Statistic[Any]],
-        runs: Sequence[Sequence[Observed]],
-    ) -> Sampled:
-        assert self.resampling is not None
-        items = self.resampling.items
-        return statistic(runs[0][0]), [[items(one) for one in run] for run in runs]
+        how = self.resampling
+        assert how is not None, f"{self.name}: has no statistic of texts"
+        statistic = how.pooled if together else how.within
+        assert statistic is not None, f"{self.name}: texts of different prompts must not be mixed"
+        return statistic(runs[0][0]), [[how.items(one) for one in run] for run in runs]
 
 
 def _classes(observed: Observed) -> float | None:
@@ -165,6 +205,36 @@ def _scored(
         return figure(observed.partition, observed.scores)
 
     return of
+
+
+def _openings(n: int) -> tuple[Metric, Metric]:
+    """Return the metrics of the texts' openings of `n` words."""
+
+    def readings(observed: Observed) -> list[Reading]:
+        return [{"opening": lexical.opening(text, n)} for text in observed.texts]
+
+    return (
+        Metric(
+            f"opening_{n}_share",
+            f"Share of a prompt's texts that begin with its most frequent opening of {n} words.",
+            -1,
+            "texts",
+            lambda o: lexical.opening_share(o.texts, n),
+        ),
+        Metric(
+            f"opening_{n}_entropy",
+            f"Shannon entropy of the openings of {n} words, in nats. Plug-in: comparable only at "
+            "equal numbers of texts.",
+            +1,
+            "texts",
+            lambda o: lexical.opening_entropy(o.texts, n),
+            Resampling(
+                readings,
+                within=lambda o: entropy_within(("opening",), corrected=False),
+                pooled=lambda o: entropy_of(("opening",), corrected=False),
+            ),
+        ),
+    )
 
 
 def _mattr(texts: Sequence[str], window: int) -> float:
@@ -198,12 +268,16 @@ def _vendi(q: float) -> Metric:
         +1,
         "vectors",
         lambda observed: vendi(observed.vectors, q),
+        question="meaning",
+        bounds=one_to_k,
     )
 
 
 def _means(item: Callable[[str], float]) -> Resampling:
     """Return the resampling of a mean over texts of one number per text."""
-    return Resampling(lambda o: [item(text) for text in o.texts], lambda o: mean_of)
+    return Resampling(
+        lambda o: [item(text) for text in o.texts], lambda o: mean_of, lambda o: mean_of
+    )
 
 
 # In the order in which tables show them.
@@ -216,6 +290,9 @@ METRICS = {
             +1,
             "partition",
             _classes,
+            question="meaning",
+            primary=True,
+            bounds=one_to_k,
         ),
         Metric(
             "utility_k",
@@ -224,6 +301,23 @@ METRICS = {
             +1,
             "quality",
             _scored(noveltybench.utility_k),
+            question="quality",
+            bounds=lambda k: (0.0, 10.0),
+        ),
+        Metric(
+            "effective_diversity",
+            f"Number of classes among the good answers: those with a score of at least "
+            f"{noveltybench.GOOD} of 10.",
+            +1,
+            "quality",
+            _scored(lambda labels, scores: float(noveltybench.effective_diversity(labels, scores))),
+        ),
+        Metric(
+            "good_answers",
+            f"Number of a prompt's texts with a score of at least {noveltybench.GOOD} of 10.",
+            0,
+            "quality",
+            _scored(lambda labels, scores: float(len(noveltybench.good_answers(labels, scores)))),
         ),
         Metric(
             "quality",
@@ -232,6 +326,9 @@ METRICS = {
             "quality",
             _scored(noveltybench.mean_quality),
             better=+1,
+            question="quality",
+            primary=True,
+            bounds=_score,
         ),
         Metric(
             "perplexity",
@@ -242,6 +339,8 @@ METRICS = {
             lambda o: o.perplexity,
             better=-1,
             is_ratio=True,
+            question="quality",
+            bounds=lambda k: (1.0, math.inf),
         ),
         Metric(
             "semantic_entropy",
@@ -256,6 +355,9 @@ METRICS = {
                 pooled=lambda o: entropy_of(o.keys, corrected=False),
             ),
             least_readings=ENTROPY_SAMPLES,
+            question="meaning",
+            primary=True,
+            bounds=nats,
         ),
         Metric(
             "semantic_entropy_miller_madow",
@@ -269,6 +371,8 @@ METRICS = {
                 pooled=lambda o: entropy_of(o.keys),
             ),
             least_readings=ENTROPY_SAMPLES,
+            question="meaning",
+            bounds=_nats_corrected,
         ),
         Metric(
             "dissimilarity",
@@ -277,6 +381,9 @@ METRICS = {
             "vectors",
             lambda o: dissimilarity(o.vectors),
             Resampling(lambda o: list(o.vectors), lambda o: dissimilarity_of),
+            question="meaning",
+            primary=True,
+            bounds=_distance,
         ),
         Metric(
             "nearest_distance",
@@ -284,14 +391,19 @@ METRICS = {
             +1,
             "vectors",
             lambda o: nearest_distance(o.vectors),
+            question="meaning",
+            bounds=_distance,
         ),
         _vendi(1),
+        *_openings(4),
+        *_openings(8),
         Metric(
             "distinct_1",
             "Distinct words over all words of a prompt's texts; falls with length.",
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 1),
+            bounds=share,
         ),
         Metric(
             "distinct_2",
@@ -299,6 +411,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 2),
+            bounds=share,
         ),
         Metric(
             "distinct_3",
@@ -306,6 +419,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 3),
+            bounds=share,
         ),
         Metric(
             "ead",
@@ -321,6 +435,7 @@ METRICS = {
             +1,
             "texts",
             lambda o: _mattr(o.texts, 500),
+            bounds=share,
         ),
         Metric(
             "self_bleu",
@@ -328,6 +443,8 @@ METRICS = {
             -1,
             "texts",
             _self_bleu,
+            primary=True,
+            bounds=share,
         ),
         Metric(
             "compression_ratio",
@@ -343,6 +460,7 @@ METRICS = {
             -1,
             "texts",
             lambda o: lexical.exact_duplicate_rate(o.texts),
+            bounds=lambda k: (0.0, 1 - 1 / k),
         ),
         Metric(
             "empty_rate",
@@ -351,6 +469,8 @@ METRICS = {
             "texts",
             lambda o: lexical.empty_rate(o.texts),
             _means(lambda text: float(not text.strip())),
+            question="length",
+            bounds=share,
         ),
         Metric(
             "words",
@@ -359,6 +479,8 @@ METRICS = {
             "texts",
             lambda o: lexical.length_statistics(o.texts)["words"]["mean"],
             _means(lambda text: float(len(lexical.words(text)))),
+            question="length",
+            primary=True,
         ),
     )
 }
@@ -379,6 +501,7 @@ OF_MODELS = {
     "well_formed": "Share of texts that are well formed.",
     "consistent": "Share of texts that do not contradict themselves.",
     "answer_accuracy": "Share of questions with one right answer that are answered correctly.",
+    "truncation_rate": "Share of texts cut at the token limit, among those whose end is known.",
 }
 
 
@@ -395,15 +518,16 @@ def measured(vendi_orders: Iterable[float] = (1.0,)) -> list[Metric]:
 def in_order(names: Iterable[str]) -> list[str]:
     """Return those of `names` that are metrics, in table order; other Vendi orders follow it."""
     places = {name: place for place, name in enumerate(METRICS)}
-    known = [name for name in names if _family(name) in places]
-    return sorted(known, key=lambda name: (places[_family(name)], name != _family(name)))
+    known = [name for name in names if family(name) in places]
+    return sorted(known, key=lambda name: (places[family(name)], name != family(name)))
 
 
 def says(name: str) -> str | None:
     """Return what a figure measures, in one sentence; None for a name in neither table."""
-    metric = METRICS.get(_family(name))
+    metric = METRICS.get(family(name))
     return metric.says if metric else OF_MODELS.get(name)
 
 
-def _family(name: str) -> str:
+def family(name: str) -> str:
+    """Return the name under which a metric is declared: `vendi` for a Vendi score of any order."""
     return "vendi" if name.startswith("vendi_") else name

@@ -17,7 +17,7 @@ from anchored.errors import ConfigError
 from anchored.files import folder_digest
 from anchored.journal import Journal, content_key
 from anchored.metrics.embedding import Embedder, unit
-from anchored.models.static_vectors import load_static_model, static_model_name
+from anchored.models.static_vectors import static_ids, static_model_name, token_statistics
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 ENDPOINT = "endpoint:"
@@ -51,7 +51,11 @@ def load_embedder(name: str, key_env: str = "OPENAI_API_KEY") -> Embedder:
 
 
 class StaticEmbedder:
-    """Means of static word vectors: thousands of texts per second on one core, no download.
+    """Weighted sums of static word vectors: thousands of texts per second, without torch.
+
+    Sums of word vectors all share one direction, the more so the longer the texts, which hides
+    differences between them. So the vectors are scaled to length 1, the mean of English prose is
+    subtracted, and they are scaled to length 1 again; see `token_statistics`.
 
     The last column is 1 for texts without any known word (empty, or only emoji) and 0 for all
     others, so that such texts equal each other and differ from everything else.
@@ -59,15 +63,19 @@ class StaticEmbedder:
 
     def __init__(self) -> None:
         self.name = static_model_name()
-        self._model = load_static_model()
+        self._tokens, self._mean = token_statistics()
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return unit vectors [N, D]."""
-        # By default, model2vec cuts texts at 512 tokens and starts a process per core above 10,000.
-        vectors = self._model.encode(list(texts), max_length=None, use_multiprocessing=False)
-        vectors = np.asarray(vectors, dtype=np.float64).reshape(len(texts), -1)
-        wordless = ~vectors.any(axis=1)
-        return unit(np.column_stack([vectors, wordless]))
+        vectors = np.zeros((len(texts), len(self._mean) + 1))
+        for vector, ids in zip(vectors, static_ids(texts), strict=True):
+            distinct, counts = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
+            summed = counts @ self._tokens[distinct]
+            if length := np.linalg.norm(summed):
+                vector[:-1] = summed / length - self._mean
+            else:
+                vector[-1] = 1
+        return unit(vectors)
 
 
 class SentenceTransformerEmbedder:

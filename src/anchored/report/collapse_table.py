@@ -46,11 +46,11 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def rich_tables(results: Results) -> Iterator[Table | Text]:
+def rich_tables(results: Results, width: int = 80) -> Iterator[Table | Text]:
     """Yield the collapse for a terminal, one column per model; without roles, a score's tables."""
     ranked = order(results)
     if not ranked:
-        yield from score_table.rich_tables(results)
+        yield from score_table.rich_tables(results, width)
     else:
         table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("", no_wrap=True)

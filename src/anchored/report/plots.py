@@ -6,6 +6,7 @@ large on a phone as on a desktop: the page has a wide and a narrow version.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from anchored.report.drawing import (
     ticks,
 )
 from anchored.report.tables import Results, model_label
+from anchored.scoring.falls import main_metric
 
 _CHART_WIDTH = 760
 _FILL = 0.38  # a higher opacity would hide the text of a block in dark mode
@@ -92,6 +94,60 @@ def _whisker(bounds: Mapping[str, Any] | None, scale: Scale, y: float, colour: s
     if not bounds or not (is_number(bounds.get("low")) and is_number(bounds.get("high"))):
         return ""
     return line(scale(bounds["low"]), y, scale(bounds["high"]), y, colour, 3.5, opacity=0.5)
+
+
+def course_plot(results: Results, width: int) -> str:
+    """Plot the main diversity figure over three or more sets, in their order, with its intervals.
+
+    Returns the empty string for fewer sets.
+    """
+    models, metric = results["models"], main_metric(results)
+    if len(models) < 3 or metric is None:
+        return ""
+    width = min(width, _CHART_WIDTH)
+    bounds = [model["intervals"].get(metric) for model in models.values()]
+    values = [model[metric] for model in models.values()]
+    ends = [end for ends in map(_ends, bounds) for end in ends or ()]
+    height = 220
+    up = Scale(*rounded([0.0, *values, *ends]), height - 30, 28)
+    across = Scale(0, len(models) - 1, 40, width - 20)
+    names = [shorten(model_label(name), 60) for name in models]
+    frame = [text_at(0, 14, metric, muted=True)]
+    for tick in ticks(up.low, up.high):
+        y = up(tick)
+        frame.append(line(40, y, width - 20, y, "var(--rule, #ddd)", 1))
+        frame.append(text_at(32, y + 4, f"{tick:g}", "end", muted=True))
+    points = [(across(place), up(value)) for place, value in enumerate(values)]
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    path = element("polyline", points=corners, style="fill:none;stroke:var(--muted);stroke-width:1")
+    parts = [*frame, path]
+    for name, (x, y), found in zip(models, points, map(_ends, bounds), strict=True):
+        style = style_of(name, models)
+        if found:
+            parts.append(line(x, up(found[0]), x, up(found[1]), style.colour, 3.5, opacity=0.5))
+        parts.append(mark(style, x, y, 5))
+    parts += _course_labels(names, across, height)
+    said = "; ".join(f"{n}: {number(v)}" for n, v in zip(names, values, strict=True))
+    return svg(width, height, f"{metric} by set", said, parts)
+
+
+def _course_labels(names: Sequence[str], across: Scale, height: float) -> list[str]:
+    """Label the sets below their points by what tells them apart; only the ends if it is tight."""
+    columns = zip(*(name.lower() for name in names), strict=False)
+    start = sum(1 for _ in itertools.takewhile(lambda letters: len(set(letters)) == 1, columns))
+    last = len(names) - 1
+    room = int((across.end - across.start) / last / CHAR) - 1
+    labels = []
+    for place, name in enumerate(names):
+        end = {0: "start", last: "end"}.get(place)
+        if end and room < 6:
+            label = shorten(name, int((across.end - across.start) / CHAR / 2) - 1)
+        elif room < 6:
+            continue
+        else:
+            label = shorten(name[start:] or name, room // 2 + 1 if end else room)
+        labels.append(text_at(across(place), height - 8, label, end or "middle", muted=True))
+    return labels
 
 
 def top_values_plot(results: Results, width: int) -> str:

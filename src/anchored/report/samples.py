@@ -28,6 +28,12 @@ def samples(shown: Shown, models: Iterable[str]) -> list[dict[str, Any]]:
     return [_prompt(one, place, names) for place, one in enumerate(shown.prompts, 1)]
 
 
+def columns(one: ShownPrompt, prefix: str, models: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the template's data for the texts of one prompt, without a map."""
+    names = list(models)
+    return [_column(one, prefix, model, names) for model in one.texts]
+
+
 def _prompt(one: ShownPrompt, place: int, models: Sequence[str]) -> dict[str, Any]:
     points = _points(one)
     frame = _Frame.around(points)
@@ -115,11 +121,13 @@ def _link(point: _Point, place: int, frame: _Frame, models: Sequence[str]) -> di
     }
 
 
-def _target(place: int, model: int, text: ShownText) -> str:
+def _target(place: int | str, model: int, text: ShownText) -> str:
     return f"text-{place}-{model + 1}-{text.number}"
 
 
-def _column(one: ShownPrompt, place: int, model: str, models: Sequence[str]) -> dict[str, Any]:
+def _column(
+    one: ShownPrompt, place: int | str, model: str, models: Sequence[str]
+) -> dict[str, Any]:
     style, index = style_of(model, models), models.index(model)
     return {
         "marker": Markup(marker(style, 16, 5)),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from anchored.escape import shorten
 from anchored.formatting import MISSING, interval, is_number, number
 from anchored.metrics.table import in_order
 from anchored.report.tables import NAME_CHARS, Cell, figure
+from anchored.scoring.falls import falls
 
 Results = Mapping[str, Any]
 SIGNIFICANT = 0.05
@@ -35,26 +37,97 @@ def markdown(results: Results) -> str:
         parts += [_lines(head, differences(found, metrics(results)))]
     if results["comparisons"]:
         parts.append(power_note(results))
-    parts += [_backends(results), *results["notes"]]
+    parts += [*_equal(results), *_between(results), _backends(results), *results["notes"]]
     return "\n\n".join(parts) + "\n"
 
 
-def rich_tables(results: Results) -> Iterator[Table | Text]:
-    """Yield the tables and notes for a terminal."""
-    table = _table(map(short_name, results["models"]))
-    for metric, cells in figures(results):
-        table.add_row(metric, *map(_stacked, cells))
-    yield table
+def _equal(results: Results) -> Iterator[str]:
+    """Yield the figures of the texts' first words in Markdown."""
+    if cut := results.get("at_equal_length"):
+        inner = {**results, **cut}
+        head = [f"first {cut['words']} words", *map(_label, cut["models"])]
+        yield _lines(head, figures(inner))
+        for name, other, found in pairs(inner):
+            head = [f"{_label(name)} minus {_label(other)}, first {cut['words']} words"]
+            yield _lines([*head, *DIFFERENCE_COLUMNS], differences(found, metrics(inner)))
+        yield from cut["notes"]
+
+
+def _between(results: Results) -> Iterator[str]:
+    if rows := between_rows(results):
+        lines = (f"| {said.replace('|', chr(92) + '|')} | {value} |" for said, value in rows)
+        yield "\n".join(["| answers to one prompt | mean cosine |", "| --- | ---: |", *lines])
+
+
+def rich_tables(results: Results, width: int = 80) -> Iterator[Table | Text]:
+    """Yield the tables, the notes and what they say, for a terminal that is `width` wide."""
+    yield _figures(results, width)
     yield Text(f"{caption(results)}\n", "dim")
+    yield from _rich_differences(results)
+    if cut := results.get("at_equal_length"):
+        inner = {**results, **cut}
+        yield Text(f"At equal length: the first {cut['words']} words of each text", "bold")
+        yield _figures(inner, width)
+        yield from _rich_differences(inner)
+        for note in cut["notes"]:
+            yield Text(note, "dim")
+    if rows := between_rows(results):
+        table = _table(("mean cosine",), first="answers to one prompt", no_wrap=False)
+        for said, value in rows:
+            table.add_row(said, value)
+        yield table
+    notes = [*([power_note(results)] if results["comparisons"] else []), *results["notes"]]
+    for note in notes:
+        yield Text(note, "dim")
+    yield from _said(results)
+
+
+def _said(results: Results) -> Iterator[Text]:
+    """Yield what happened and to which prompts; it comes last, where a terminal stops."""
+    for sentence in verdicts(results):
+        yield Text(f"\n{sentence}", "bold")
+    for one in falls(results)[:SAID]:
+        against = f" against {short_name(one.other)}" if one.other else ""
+        counts = f": {one.count(1)} prompts fell, {one.count(-1)} rose" if one.other else ""
+        yield Text(f"\n{one.metric}, {short_name(one.name)}{against}{counts}")
+        for kind, fall in one.picks.items():
+            before = "" if fall.before is None else f"{fall.before:g} to "
+            yield Text(f"  {kind:6} {before}{fall.after:g}  {shorten(fall.prompt, 50)}")
+
+
+def _rich_differences(results: Results) -> Iterator[Table | Text]:
     for name, other, found in pairs(results):
         yield Text(f"{short_name(name)} minus {short_name(other)}", "bold")
         table = _table(DIFFERENCE_COLUMNS)
         for metric, cells in differences(found, metrics(results)):
             table.add_row(metric, *map(_stacked, cells))
         yield table
-    notes = [*([power_note(results)] if results["comparisons"] else []), *results["notes"]]
-    for note in notes:
-        yield Text(note, "dim")
+
+
+def _figures(results: Results, width: int) -> Table:
+    """Return the figures with one column per set or, where these do not fit, one row per set."""
+    rows = list(figures(results))
+    texts = [[_stacked(cell) for cell in cells] for _, cells in rows]
+    widths = [max(cell_len(str(t)) for t in column) for column in _lines_of(texts)]
+    needed = max(len(metric) for metric, _ in rows) + 2 + sum(max(w, 10) + 2 for w in widths)
+    if needed <= width:
+        table = _table(map(short_name, results["models"]), widths)
+        for (metric, _), cells in zip(rows, texts, strict=True):
+            table.add_row(metric, *cells)
+        return table
+    table = _table(("figure", "95%"), no_wrap=False)
+    for metric, cells in rows:
+        table.add_row(Text(metric, "bold"))
+        for name, cell in zip(results["models"], cells, strict=True):
+            bounds = Text(cell.interval, "dim")
+            table.add_row(f"  {short_name(name)}", Text(cell.value), bounds)
+    return table
+
+
+def _lines_of(texts: Sequence[Sequence[Text]]) -> Iterator[list[str]]:
+    """Yield the lines of each column."""
+    for column in zip(*texts, strict=True):
+        yield [line for text in column for line in text.plain.split("\n")]
 
 
 def caption(results: Results) -> str:
@@ -118,7 +191,10 @@ def power_note(results: Results) -> str:
 
 
 def figures(results: Results) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield each metric with its figure for each set, in the order of `models`."""
+    """Yield each metric with its figure for each set, in the order of `models`.
+
+    The share of texts cut at the token limit comes last, if it is known of any set.
+    """
     for metric in metrics(results):
         found = list(results["models"].values())
         digits = _digits(model[metric] for model in found)
@@ -126,6 +202,20 @@ def figures(results: Results) -> Iterator[tuple[str, list[Cell]]]:
             metric,
             [figure(model[metric], model["intervals"].get(metric), digits) for model in found],
         )
+
+    cut = [model.get("truncation_rate") for model in results["models"].values()]
+    if any(share is not None for share in cut):
+        yield "truncation_rate", [figure(share, digits=3) for share in cut]
+
+
+def between_rows(results: Results) -> list[tuple[str, str]]:
+    """Return the similarity within each set and between each two sets, with its interval."""
+    found = results.get("between")
+    if not found:
+        return []
+    within = [(f"within {short_name(name)}", one) for name, one in found["within"].items()]
+    pairs = [(" and ".join(map(short_name, one["sets"])), one) for one in found["pairs"]]
+    return [(said, str(figure(one["mean"], one, 3))) for said, one in (*within, *pairs)]
 
 
 def pairs(results: Results) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -175,11 +265,14 @@ def _digits(values: Iterable[Any]) -> int:
     return 3 if largest < 1 else max(0, 2 - math.floor(math.log10(largest)))
 
 
-def _table(columns: Iterable[str]) -> Table:
+def _table(
+    columns: Iterable[str], widths: Sequence[int] = (), first: str = "", no_wrap: bool = True
+) -> Table:
+    """Return a table whose numbers are never cut: only headings and names may wrap."""
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+    table.add_column(first, no_wrap=no_wrap, overflow="fold")
+    for name, least in itertools.zip_longest(columns, widths):
+        table.add_column(name, justify="right", overflow="fold", min_width=least)
     return table
 
 

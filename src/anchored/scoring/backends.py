@@ -33,6 +33,7 @@ from anchored.metrics.equivalence import (
 )
 from anchored.metrics.noveltybench import Stamp
 from anchored.metrics.self_bleu import signature
+from anchored.metrics.table import measured
 from anchored.models.embedders import SENTENCE_TRANSFORMERS, EndpointEmbedder, load_embedder
 from anchored.models.equivalence_classifier import V1_CLASSIFIER, V1_THRESHOLD, Classifier
 from anchored.scoring.attributes import Attributes, JudgedAttributes, calibration_sample
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from anchored.annotators.offline import OfflineAnnotator
 
 # The cosine at which each embedder's classes agree best with v1.0's; measured in docs/results.
-EMBEDDING_THRESHOLDS = {"static": 0.9}
+EMBEDDING_THRESHOLDS = {"static": 0.78}
 EQUIVALENCES = "exact, overlap, embedding, classifier[:<folder or hub id>], judge or given"
 JUDGE = "judge"
 # `name` or `namespace/name`; anything else is a path
@@ -207,9 +208,9 @@ def load_readers(
         JudgedPartition(answers) if answers and answers.inquiry.groups else equivalence,
         JudgedAttributes(answers, sets) if answers and answers.inquiry.schema else offline,
         _judged_quality(answers) if answers and answers.inquiry.quality else quality,
-        config.vendi_orders,
+        tuple(measured(config.vendi_orders)),
         config.tokenize,
-        answers,
+        answers=answers,
     )
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from anchored.annotation import Annotation
 from anchored.data.generations import Generations, given_stamp, own
 from anchored.judge.judging import Answers, JudgedPartition
-from anchored.metrics import lexical, table
+from anchored.metrics import lexical
 from anchored.metrics.embedding import Embedder
 from anchored.metrics.equivalence import EmbeddingThreshold, Equivalence
 from anchored.metrics.noveltybench import Stamp
 from anchored.metrics.self_bleu import signature
-from anchored.metrics.table import Metric, Observed, Sampled
+from anchored.metrics.table import Metric, Observed, Sampled, joined
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.quality import Grades, Quality
 
@@ -30,16 +30,25 @@ FloatArray = NDArray[np.float64]
 class Readers:
     """The backends of one run, the same for every set.
 
-    `equivalence` is None if the file's own partition is used, `attributes` if entropies are left
-    out, and `quality` if it is not measured. `answers` are the judge's, if one was asked.
+    Attributes:
+        embedder: embeds the texts.
+        equivalence: partitions them; None if the file's own partition is used.
+        attributes: reads their attributes; None if entropies are left out.
+        quality: grades them; None if quality is not measured.
+        metrics: the metrics to compute.
+        tokenize: name of sacrebleu's tokenizer.
+        together: names of metrics that are computed over the texts of all prompts together. This
+            is for prompts that all ask for the same thing.
+        answers: the judge's answers, if one was asked.
     """
 
     embedder: Embedder
     equivalence: Equivalence | JudgedPartition | None
     attributes: AttributeReader | None
     quality: Quality | None
-    vendi_orders: tuple[float, ...]
+    metrics: tuple[Metric, ...]
     tokenize: str
+    together: frozenset[str] = frozenset()
     answers: Answers | None = None
 
     def backends(self, sets: Sequence[Generations]) -> dict[str, Any]:
@@ -79,16 +88,36 @@ class Readers:
         Raises:
             DataError: the file's own partition or scores are needed and missing.
         """
-        metrics = table.measured(self.vendi_orders)
-        rows, readings, observed = [], [], []
+        readings, observed = [], []
         for p, size in enumerate(sizes):
             seen, read = self.observe(found, p, size)
-            values = {metric.name: metric.value(seen) for metric in metrics}
-            rows.append({name: value for name, value in values.items() if value is not None})
             readings.append([reading or Annotation() for reading in read])
             observed.append(seen)
             step()
-        return Measured(_columns(rows), readings, _samples(metrics, observed), observed)
+        return Measured(self._values(observed), readings, self._samples(observed), observed)
+
+    def _values(self, observed: Sequence[Observed]) -> dict[str, FloatArray]:
+        """Return one value per prompt for each metric, or one in all if it is computed together."""
+        found = {}
+        for metric in self.metrics:
+            values = [metric.value(one) for one in self._parts(metric, observed)]
+            if any(value is not None for value in values):
+                found[metric.name] = np.array([np.nan if v is None else v for v in values])
+        return found
+
+    def _samples(self, observed: Sequence[Observed]) -> dict[str, Sampled]:
+        """Return what to resample text by text: needed for one prompt, and if any are together."""
+        if len(observed) > 1 and not self.together:
+            return {}
+        return {
+            metric.name: metric.sampled([observed], together=metric.name in self.together)
+            for metric in self.metrics
+            if metric.resampling and all(map(metric.has_readings, self._parts(metric, observed)))
+        }
+
+    def _parts(self, metric: Metric, observed: Sequence[Observed]) -> Sequence[Observed]:
+        """Return what a metric gives one value each for."""
+        return [joined(observed)] if metric.name in self.together else observed
 
     def observe(
         self, found: Generations, p: int, size: int | None = None
@@ -140,26 +169,17 @@ class Readers:
         return there[: self.attributes.counted(p)] if self.attributes else there
 
 
-def _samples(metrics: Sequence[Metric], observed: Sequence[Observed]) -> dict[str, Sampled]:
-    """Return each metric's statistic and texts to resample if there is only one prompt."""
-    if len(observed) > 1:
-        return {}
-    return {
-        metric.name: metric.sampled([observed])
-        for metric in metrics
-        if metric.resampling and metric.has_readings(observed[0])
-    }
-
-
 @dataclass(frozen=True)
 class Measured:
     """The figures of one set.
 
     Attributes:
-        values: one value per prompt [P] for each metric, NaN where a judge failed.
+        values: one value per prompt [P] for each metric, NaN where a judge failed; a single value
+            [1] for a metric that is computed over all prompts together.
         readings: the attributes read from each text of each prompt, empty where they could not be
             read.
-        samples: what to resample instead of prompts, for each metric; empty with several prompts.
+        samples: what to resample instead of prompts, for each metric; empty with several prompts,
+            unless metrics are computed over all of them together.
         observed: what the figures of each prompt were computed from.
     """
 
@@ -199,11 +219,6 @@ def on_common_prompts(measured: Mapping[str, Measured]) -> tuple[dict[str, Measu
             for model, column in zip(kept, columns, strict=True):
                 kept[model][name] = column[there]
     return {model: replace(one, values=kept[model]) for model, one in measured.items()}, notes
-
-
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, FloatArray]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
 def common_sizes(sets: Sequence[Generations]) -> list[int]:

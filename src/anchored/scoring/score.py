@@ -6,10 +6,11 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress
@@ -20,13 +21,15 @@ from anchored.errors import ConfigError, DataError
 from anchored.files import claim, released_if_unused, write_json, write_jsonl
 from anchored.judge.judging import Plan, projected
 from anchored.metrics import collapse, lexical
-from anchored.metrics.entropy import entropy, first_value, semantic_entropy
+from anchored.metrics.entropy import Reading, entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
 from anchored.metrics.table import ENTROPY_SAMPLES, Sampled
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.backends import JOURNAL, ReadersConfig, inquiry, load_readers
+from anchored.scoring.between import between
+from anchored.scoring.lengths import Cut, length_notes, measure_cut, truncation_notes
 from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
-from anchored.scoring.shown import Shown, choose
+from anchored.scoring.shown import Shown, choose, fallen
 
 
 class ComparisonConfig(ReadersConfig):
@@ -34,6 +37,12 @@ class ComparisonConfig(ReadersConfig):
 
     n: int | None = Field(default=None, ge=2, description="texts per prompt: the first n of each")
     compare: Literal["first", "pairwise"] = "first"
+    truncate_words: int | None = Field(
+        default=None, ge=1, description="also measure the first so many words of every text"
+    )
+    between: bool = Field(
+        default=False, description="also measure how similar the sets' answers are to each other"
+    )
 
 
 class ScoreConfig(ComparisonConfig):
@@ -137,6 +146,7 @@ def score(
 
     Returns:
         `models.<name>.<metric>` with `intervals`, `comparisons.<name>.against.<other>.<metric>`,
+        `at_equal_length` (`models` and `comparisons` of the texts' first words), `between`,
         `backends`, `judge`, `config`, `versions`, `seeds`, `notes`, the number of `prompts` and the
         number of texts per prompt, `k`.
 
@@ -181,14 +191,20 @@ def compared(
     prompts, k = len(sets[0].prompts), len(sets[0].texts[0])
     backends = readers.backends(sets)
     sizes = common_sizes(sets)
-    steps = itertools.count(1)
-    whole = {
-        found.name: readers.measure(
-            found, sizes, lambda: progress(next(steps), prompts * len(sets))
-        )
-        for found in sets
-    }
+    steps, passes = itertools.count(1), 2 if config.truncate_words else 1
+
+    def step() -> None:
+        progress(next(steps), prompts * len(sets) * passes)
+
+    whole = {found.name: readers.measure(found, sizes, step) for found in sets}
     measured, lacking = on_common_prompts(whole)
+    models = {
+        found.name: _model(found, measured[found.name], readers, config)
+        | (_origin(path) if path else {})
+        | {"by_prompt": by_prompt(found.prompts, whole[found.name])}
+        for found, path in itertools.zip_longest(sets, files)
+    }
+    cut = config.truncate_words and measure_cut(sets, readers, config.truncate_words, step)
     results = {
         "command": "score",
         "config": config.model_dump(mode="json"),
@@ -198,23 +214,36 @@ def compared(
         "k": k,
         "backends": backends,
         "judge": readers.answers and readers.answers.as_json(),
-        "models": {
-            found.name: {
-                **_model(found, measured[found.name], readers, config),
-                **(_origin(path) if path else {}),
-                "by_prompt": _by_prompt(found.prompts, whole[found.name]),
-            }
-            for found, path in itertools.zip_longest(sets, files)
-        },
+        "models": models,
         "comparisons": _comparisons(measured, config),
-        "notes": [*shortcomings(prompts, k, readers), *lacking],
+        "at_equal_length": _at_equal_length(cut, readers, config) if cut else None,
+        "between": between(measured, config) if config.between else None,
+        "notes": [
+            *(note for found in sets for note in found.notes),
+            *(*shortcomings(prompts, k, readers), *lacking, *truncation_notes(models)),
+            *([] if cut else length_notes(models)),
+        ],
     }
     failures = readers.answers.failures if readers.answers else []
-    return Scored(results, choose(sets, measured), failures)
+    shown = replace(choose(sets, measured), fallen=tuple(fallen(sets, measured, results)))
+    return Scored(results, shown, failures)
+
+
+def _at_equal_length(cut: Cut, readers: Readers, config: ComparisonConfig) -> dict[str, Any]:
+    """Return the figures of the texts' first words, in the same form as those of whole texts."""
+    return {
+        "words": cut.words,
+        "models": {
+            found.name: _model(found, cut.measured[found.name], readers, config)
+            for found in cut.sets
+        },
+        "comparisons": _comparisons(cut.measured, config),
+        "notes": list(cut.notes),
+    }
 
 
 def _read(config: ScoreConfig) -> list[Generations]:
-    sets = read_sets([Path(path) for path in config.files], config.n)
+    sets = read_sets([Path(path) for path in config.files], config.n, config.seed)
     _check_two_texts(sets, config.files[0])
     return sets
 
@@ -231,7 +260,7 @@ def _origin(path: str) -> dict[str, str]:
     return {"file": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
-def _by_prompt(prompts: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
+def by_prompt(prompts: Sequence[str], measured: Measured) -> list[dict[str, Any]]:
     """Return each prompt with its figures; None where a judge failed."""
     columns = {name: values.tolist() for name, values in measured.values.items()}
     return [
@@ -251,6 +280,7 @@ def _model(
         **{name: float(values.mean()) for name, values in measured.values.items()},
         "n": len(texts),
         "intervals": intervals(measured, config),
+        "truncation_rate": found.truncation_rate,
         "lengths": lexical.length_statistics(texts),
         "by_key": by_key(measured, readers.attributes, config),
     }
@@ -293,21 +323,27 @@ def by_key(
 
     These entropies include the differences between prompts. `within_prompts`, the mean over
     prompts, does not; `semantic_entropy` is its mean over attributes. With several seeds, given as
-    `runs`, `measured` holds the texts of all seeds and `within_prompts` is the mean over seeds.
+    `runs`, `measured` holds the texts of all seeds and entropies are means over seeds.
     """
-    readings = [reading for one in measured.observed for reading in one.readings]
-    if attributes is None or not readings:
+    runs = runs or [measured]
+    if attributes is None or not _readings(measured):
         return {}
+    pooled = semantic_entropy(_readings(measured), attributes.keys).by_key
+    by_run = [semantic_entropy(_readings(run), attributes.keys).by_key for run in runs]
     return {
         key: {
-            "entropy": found.entropy,
-            "miller_madow": found.miller_madow,
+            "entropy": float(np.mean([found[key].entropy for found in by_run])),
+            "miller_madow": float(np.mean([found[key].miller_madow for found in by_run])),
             "distinct": found.distinct,
             "top": [list(pair) for pair in found.top],
-            "within_prompts": _within_prompts(runs or [measured], key, config),
+            "within_prompts": _within_prompts(runs, key, config),
         }
-        for key, found in semantic_entropy(readings, attributes.keys).by_key.items()
+        for key, found in pooled.items()
     }
+
+
+def _readings(measured: Measured) -> list[Reading]:
+    return [reading for one in measured.observed for reading in one.readings]
 
 
 def _within_prompts(

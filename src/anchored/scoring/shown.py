@@ -1,14 +1,15 @@
 """Choose the prompts and texts that a report shows, and place them on a map.
 
 Nothing is hand-picked: prompts and texts are evenly spaced over what was scored, so that a page
-stays readable with a thousand prompts. A prompt's map is computed from all of its texts, shown or
-not.
+stays readable with a thousand prompts. Beside them are the prompts that fell most and least. A
+prompt's map is computed from all of its texts, shown or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from anchored.annotation import Annotation
 from anchored.data.generations import Generations, spread
 from anchored.metrics.embedding import principal_axes
+from anchored.scoring.falls import falls
 from anchored.scoring.measure import Measured
 
 MAX_TEXTS = 600
+COMPARISONS_SHOWN = 3  # number of comparisons whose worst, median and best prompts are shown
 PROMPTS_WANTED = 6  # show this many prompts before showing more texts of each
 
 
@@ -55,13 +58,27 @@ class ShownPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownFall:
+    """The worst, median or best prompt of a comparison, with the texts of the sets compared."""
+
+    name: str
+    other: str | None
+    kind: str
+    shown: ShownPrompt
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
-    """The prompts shown of `of_prompts`, with `texts` of `of_texts` texts per prompt and model."""
+    """The prompts shown of `of_prompts`, with `texts` of `of_texts` texts per prompt and model.
+
+    `fallen` has the prompts of the comparisons in which most diversity was lost.
+    """
 
     prompts: tuple[ShownPrompt, ...]
     of_prompts: int
     texts: int
     of_texts: int
+    fallen: tuple[ShownFall, ...] = ()
 
 
 def choose(sets: Sequence[Generations], measured: Mapping[str, Measured]) -> Shown:
@@ -78,6 +95,18 @@ def choose(sets: Sequence[Generations], measured: Mapping[str, Measured]) -> Sho
     return Shown(
         tuple(_prompt(sets, measured, p, spread(k, texts)) for p in places), prompts, texts, k
     )
+
+
+def fallen(
+    sets: Sequence[Generations], measured: Mapping[str, Measured], results: Mapping[str, Any]
+) -> Iterator[ShownFall]:
+    """Yield the worst, median and best prompt of the comparisons with the largest falls."""
+    by_name = {found.name: found for found in sets}
+    for one in falls(results)[:COMPARISONS_SHOWN]:
+        pair = [by_name[name] for name in (one.other, one.name) if name]
+        chosen = spread(len(sets[0].texts[0]), MAX_TEXTS // (6 * COMPARISONS_SHOWN))
+        for kind, fall in one.picks.items():
+            yield ShownFall(one.name, one.other, kind, _prompt(pair, measured, fall.place, chosen))
 
 
 def _prompt(
