@@ -1,9 +1,9 @@
 """Partition a prompt's texts into classes of equivalent texts.
 
 As in NoveltyBench's v1.0, the partition is greedy: a text joins the first class whose *first*
-member it matches, or else starts a new class. Equal texts share a class under every backend, whatever
-its measure or threshold. Partitions by different backends are not comparable, so each backend's
-`name` is reported beside every figure.
+member it matches, or else starts a new class. Equal texts share a class under every backend,
+whatever its measure or threshold. Partitions by different backends are not comparable, so each
+backend's `name` is reported beside every figure.
 """
 
 from __future__ import annotations
@@ -91,9 +91,7 @@ class WordOverlap:
 
     def __init__(self, threshold: float = OVERLAP) -> None:
         self.threshold = threshold
-        self.name = (
-            f"distinct word overlap >= {threshold:g}, {SHORT_OVERLAP:g} up to {SHORT} words"
-        )
+        self.name = f"distinct word overlap >= {threshold:g}, {SHORT_OVERLAP:g} up to {SHORT} words"
 
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
