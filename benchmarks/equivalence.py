@@ -54,7 +54,9 @@ def embedding(name: str) -> Family:
 
     def at(threshold: float) -> Backend:
         backend = EmbeddingThreshold(embedder, threshold)
-        return lambda found: [backend.partition_vectors(vectors(texts)) for texts in found.texts]
+        return lambda found: [
+            backend.partition_vectors(texts, vectors(texts)) for texts in found.texts
+        ]
 
     return at
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from anchored.errors import ConfigError
 from anchored.metrics.equivalence import (
+    ComparedText,
     EmbeddingThreshold,
     Exact,
     WordOverlap,
@@ -24,7 +25,7 @@ from anchored.models.equivalence_classifier import Classifier
 
 def test_each_text_joins_the_first_class_whose_first_member_it_matches() -> None:
     near = {(0, 1), (1, 2), (0, 3), (2, 3)}  # 2 matches 1, but 1 heads no class; 3 matches 0 and 2
-    labels = greedy(5, lambda i, heads: ((head, i) in near for head in heads))
+    labels = greedy(range(5), lambda i, heads: ((head, i) in near for head in heads))
     assert labels == [0, 0, 1, 0, 2]
 
 
@@ -33,7 +34,7 @@ def test_exact_classes_ignore_outer_space_alone() -> None:
 
 
 def brute_force_v1(texts: list[str]) -> list[int]:
-    """NoveltyBench v1.0's loops over texts of up to five words."""
+    """NoveltyBench v1.0's loops over texts of up to five words; equal texts are always the same."""
     labels = [-1] * len(texts)
     classes = 0
     for i in range(len(texts)):
@@ -43,7 +44,8 @@ def brute_force_v1(texts: list[str]) -> list[int]:
         for j in range(i + 1, len(texts)):
             first, second = (t.strip().lower().split() for t in (texts[i], texts[j]))
             longer = max(len(first), len(second))
-            if labels[j] == -1 and 2 * len(set(first) & set(second)) >= longer:
+            shared = 2 * len(set(first) & set(second)) >= longer
+            if labels[j] == -1 and (first == second or shared):
                 labels[j] = classes
         classes += 1
     return labels
@@ -60,13 +62,25 @@ def test_short_texts_are_partitioned_as_v1_does_whatever_the_threshold() -> None
             assert WordOverlap(threshold).partition(texts) == brute_force_v1(texts)
 
 
-def test_overlap_is_distinct_common_words_over_the_longer_length() -> None:
-    assert overlap(list("abc"), list("bcde")) == 2 / 4
-    assert overlap(list("aaa"), list("aaa")) == 1 / 3
-    assert overlap([], []) == 1.0
-    assert short_rule(list("abcde"), list("abc")) is True
-    assert short_rule(list("abcde"), list("ab")) is False
-    assert short_rule(list("abcdef"), list("ab")) is None
+def test_overlap_is_common_words_over_those_of_the_richer_text() -> None:
+    assert overlap(frozenset("abc"), frozenset("bcde")) == 2 / 4
+    assert overlap(frozenset("aaa"), frozenset("aaa")) == 1.0
+    assert overlap(frozenset(), frozenset()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("a b c d e", "a b c", True),
+        ("a b c d e", "a b", False),
+        ("a b c d e f", "a b", None),
+        ("a b c d e", "a b c d e f", None),
+    ],
+)
+def test_texts_of_at_most_five_words_go_by_v1s_rule(
+    first: str, second: str, same: bool | None
+) -> None:
+    assert short_rule(ComparedText.of(first), ComparedText.of(second)) is same
 
 
 def test_longer_texts_go_by_the_threshold() -> None:
@@ -74,7 +88,36 @@ def test_longer_texts_go_by_the_threshold() -> None:
     assert WordOverlap(0.5).partition(texts) == [0, 0, 1]
     assert WordOverlap(0.7).partition(texts) == [0, 1, 2]
     assert WordOverlap(0.1).partition(texts) == [0, 0, 0]
-    assert WordOverlap(0.7).name == "word overlap >= 0.7, 0.5 up to 5 words"
+    assert WordOverlap(0.7).name == "distinct word overlap >= 0.7, 0.5 up to 5 words"
+
+
+NASTY = [
+    "",
+    " ",
+    "!?",
+    "the",
+    "the " * 5,
+    "the " * 300,
+    "a b " * 40,
+    "0 " * 9,
+    "猫" * 50,
+    "日本" * 9,
+]
+
+
+@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("threshold", [0.1, 1.0])
+def test_equal_texts_share_a_class_under_every_backend(text: str, threshold: float) -> None:
+    assert Exact().partition([text, text]) == [0, 0]
+    assert WordOverlap(threshold).partition([text] * 8) == [0] * 8
+    vectors = np.array([[0.6, 0.8], [0.6, 0.8]])
+    backend = EmbeddingThreshold(Compass(), 1.1)  # no cosine reaches it
+    assert backend.partition_vectors([text, text], vectors) == [0, 0]
+    assert backend.partition_vectors([text, f"{text} x"], vectors) == [0, 1]
+
+
+def test_one_text_looping_longer_than_another_is_the_same_answer() -> None:
+    assert WordOverlap().partition(["the cat sat " * n for n in (3, 30, 300)]) == [0, 0, 0]
 
 
 class Compass:
@@ -163,7 +206,7 @@ def test_classifier_partition_is_v1s_loop_over_its_probabilities(folder: Path) -
     classifier = Classifier(str(folder), threshold=middle, batch_size=2)
 
     def same(first: str, second: str) -> bool:
-        by_words = short_rule(first.split(), second.split())
+        by_words = short_rule(ComparedText.of(first), ComparedText.of(second))
         return alone(classifier, first, second) > middle if by_words is None else by_words
 
     labels, heads = [], []

@@ -1,22 +1,27 @@
 """Partition a prompt's texts into classes of equivalent texts.
 
 As in NoveltyBench's v1.0, the partition is greedy: a text joins the first class whose *first*
-member it matches, or else starts a new class. Partitions by different backends are not comparable,
-so each backend's `name` is reported beside every figure.
+member it matches, or else starts a new class. Equal texts share a class under every backend,
+whatever its measure or threshold. Partitions by different backends are not comparable, so each
+backend's `name` is reported beside every figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 from numpy.typing import ArrayLike
 
 from anchored.metrics.embedding import Embedder, unit
+from anchored.metrics.lexical import words
 
 SHORT = 5  # words, up to which v1.0 counts words instead of asking its classifier
 SHORT_OVERLAP = 0.5
-OVERLAP = 0.24
+# A text without spaces is one word to v1.0. It is short only if `words` finds no more than this.
+SHORT_UNSPACED = 20
+OVERLAP = 0.46
 
 Matches = Callable[[int, Sequence[int]], Iterable[bool]]
 
@@ -31,22 +36,23 @@ class Equivalence(Protocol):
         ...
 
 
-def greedy(n: int, matches: Matches) -> list[int]:
-    """Return the class numbers of `n` texts.
+def greedy(texts: Sequence[Hashable], matches: Matches) -> list[int]:
+    """Return the class number of each text.
 
     Args:
-        n: number of texts.
+        texts: what is compared; equal ones share a class without asking `matches`.
         matches: given a text's index and the indices of the classes' first members, yields whether
             the text matches each; read only up to the first match.
     """
     heads: list[int] = []
-    labels = []
-    for i in range(n):
-        label = next((c for c, same in enumerate(matches(i, heads)) if same), len(heads))
-        if label == len(heads):
-            heads.append(i)
-        labels.append(label)
-    return labels
+    classes: dict[Hashable, int] = {}
+    for i, text in enumerate(texts):
+        if text not in classes:
+            found = (c for c, same in enumerate(matches(i, heads)) if same)
+            classes[text] = next(found, len(heads))
+            if classes[text] == len(heads):
+                heads.append(i)
+    return [classes[text] for text in texts]
 
 
 class Exact:
@@ -56,41 +62,67 @@ class Exact:
 
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
-        seen: dict[str, int] = {}
-        return [seen.setdefault(text.strip(), len(seen)) for text in texts]
+        return greedy([text.strip() for text in texts], lambda i, heads: ())
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedText:
+    """The words of one text: v1.0's, split at white space, and the distinct words of `words`."""
+
+    v1_words: tuple[str, ...]
+    distinct: frozenset[str]
+    short: bool
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Split a text."""
+        v1_words, found = tuple(text.lower().split()), words(text)
+        short = len(v1_words) <= SHORT and len(found) <= SHORT_UNSPACED
+        return cls(v1_words, frozenset(found), short)
 
 
 class WordOverlap:
-    """Texts match if their common words are at least `threshold` of the longer text's words.
+    """Texts match if their common words are at least `threshold` of the words of the richer text.
 
-    Texts of up to five words are compared by `short_rule`, as in v1.0. On longer texts the default
-    agrees best with v1.0's classifier (docs/results/noveltybench.md).
+    Only distinct words count, so a text shares all of its words with itself however often it
+    repeats them, and the threshold means the same at every length. Texts of up to five words are
+    compared by `short_rule`, as in v1.0. How the default was chosen: docs/results/noveltybench.md.
     """
 
     def __init__(self, threshold: float = OVERLAP) -> None:
         self.threshold = threshold
-        self.name = f"word overlap >= {threshold:g}, {SHORT_OVERLAP:g} up to {SHORT} words"
+        self.name = f"distinct word overlap >= {threshold:g}, {SHORT_OVERLAP:g} up to {SHORT} words"
 
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
-        split = [text.lower().split() for text in texts]
-        known = [(frozenset(words), len(words)) for words in split]  # once, for N^2 comparisons
+        compared = [ComparedText.of(text) for text in texts]  # once, for N^2 comparisons
 
         def same(head: int, i: int) -> bool:
-            (first, n), (second, m) = known[head], known[i]
-            needed = SHORT_OVERLAP if max(n, m) <= SHORT else self.threshold
-            return _share(first, second, max(n, m)) >= needed
+            by_rule = short_rule(compared[head], compared[i])
+            if by_rule is not None:
+                return by_rule
+            return overlap(compared[head].distinct, compared[i].distinct) >= self.threshold
 
-        return greedy(len(texts), lambda i, heads: (same(head, i) for head in heads))
-
-
-def overlap(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return distinct common words over the longer text's word count; 1 if both are empty."""
-    return _share(frozenset(first), frozenset(second), max(len(first), len(second)))
+        keys = [text.v1_words for text in compared]
+        return greedy(keys, lambda i, heads: (same(head, i) for head in heads))
 
 
-def _share(first: frozenset[str], second: frozenset[str], longer: int) -> float:
-    return len(first & second) / longer if longer else 1.0
+def overlap(first: frozenset[str], second: frozenset[str]) -> float:
+    """Return the common words over those of the text that has more, 0..1; 1 if both are empty."""
+    more = max(len(first), len(second))
+    return len(first & second) / more if more else 1.0
+
+
+def short_rule(first: ComparedText, second: ComparedText) -> bool | None:
+    """Return whether two texts of at most five words share half of them; None for longer texts.
+
+    This is v1.0's rule for short texts: 2 |distinct common words| >= the longer text's word count.
+    """
+    if not (first.short and second.short):
+        return None
+    longer = max(len(first.v1_words), len(second.v1_words))
+    common = len(set(first.v1_words) & set(second.v1_words))
+    return common >= SHORT_OVERLAP * longer
 
 
 class EmbeddingThreshold:
@@ -103,21 +135,12 @@ class EmbeddingThreshold:
 
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
-        return self.partition_vectors(self.embedder.embed(texts))
+        return self.partition_vectors(texts, self.embedder.embed(texts))
 
-    def partition_vectors(self, vectors: ArrayLike) -> list[int]:
+    def partition_vectors(self, texts: Sequence[str], vectors: ArrayLike) -> list[int]:
         """Partition texts by their vectors [N, D] from the embedder."""
         rows = unit(vectors)
         return greedy(
-            len(rows), lambda i, heads: rows[list(heads)] @ rows[i] >= self.threshold if i else ()
+            [text.strip() for text in texts],
+            lambda i, heads: rows[list(heads)] @ rows[i] >= self.threshold if i else (),
         )
-
-
-def short_rule(first: Sequence[str], second: Sequence[str]) -> bool | None:
-    """Return whether two texts of at most five words share half of them; None for longer texts.
-
-    This is v1.0's rule for short texts.
-    """
-    if max(len(first), len(second)) > SHORT:
-        return None
-    return overlap(first, second) >= SHORT_OVERLAP

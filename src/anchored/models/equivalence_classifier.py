@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from anchored.errors import ConfigError
-from anchored.metrics.equivalence import SHORT, greedy, short_rule
+from anchored.metrics.equivalence import SHORT, ComparedText, greedy, short_rule
 
 V1_CLASSIFIER = "yimingzhang/deberta-v3-large-generation-similarity"
 V1_TOKENIZER = "microsoft/deberta-v3-large"
@@ -51,7 +51,7 @@ class Classifier:
 
     def partition(self, texts: Sequence[str]) -> list[int]:
         """See `Equivalence`."""
-        split = [text.lower().split() for text in texts]
+        split = [ComparedText.of(text) for text in texts]
 
         def matches(i: int, heads: Sequence[int]) -> Iterable[bool]:
             for start in range(0, len(heads), self.batch_size):
@@ -63,7 +63,7 @@ class Classifier:
                 for rule in rules:
                     yield bool(next(known)) if rule is None else rule
 
-        return greedy(len(texts), matches)
+        return greedy([text.strip() for text in texts], matches)
 
     def probabilities(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Return the probability [pairs] that the two texts of each pair say the same."""

@@ -160,7 +160,7 @@ class Readers:
         if isinstance(self.equivalence, JudgedPartition):
             return self.equivalence.partition(found, p)
         if isinstance(self.equivalence, EmbeddingThreshold):  # the texts are already embedded
-            return self.equivalence.partition_vectors(vectors)
+            return self.equivalence.partition_vectors(found.texts[p], vectors)
         return self.equivalence.partition(found.texts[p])
 
     def _counted(self, read: Sequence[Annotation | None], p: int) -> list[Annotation]:
