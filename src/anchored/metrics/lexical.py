@@ -33,7 +33,7 @@ _PIECE = regex.compile(r"[\w\p{M}\u200c\u200d]+|[^\w\s]")
 # Scripts without spaces, and letters with a mark of their own, which `\w` would tear off.
 _NEEDS_ICU = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-    r"|\p{L}(?:\p{M}|[\u200c\u200d]\p{L})"
+    r"|\p{L}(?:(?![\ufe00-\ufe0f])[\p{Mn}\p{Mc}]|[\u200c\u200d]\p{L})"
 )
 
 
