@@ -240,7 +240,7 @@ def test_roles_by_name_and_two_benchmarks(tmp_path: Path, scripted: list[str]) -
     assert not [name for name in one["comparisons"]["m2"] if name.startswith("by_")]
     assert one["comparisons"]["m2"]["metric"] == "dissimilarity"
     assert one["models"]["m2"]["intervals"].keys() == {
-        "empty_rate", "words", "dissimilarity", "adoption"
+        "empty_rate", "words", "dissimilarity", "adoption", "opening_4_entropy", "opening_8_entropy"
     }  # fmt: skip
 
 
