@@ -25,7 +25,7 @@ from anchored.benchmark.compare import (
     runs_of,
 )
 from anchored.data.generations import Generations
-from anchored.metrics.entropy import Reading as Attributes
+from anchored.metrics import entropy
 from anchored.metrics.entropy import adherence, annotation_drift, annotation_entropy
 from anchored.metrics.equivalence import Exact
 from anchored.metrics.table import METRICS
@@ -49,7 +49,7 @@ class SeedSamples(Reading):
     rows: list[Row]
 
     @property
-    def readings(self) -> list[Attributes]:
+    def readings(self) -> list[entropy.Reading]:
         """The attributes of each text."""
         return [reading for one in self.measured.observed for reading in one.readings]
 
@@ -64,7 +64,7 @@ class SeedSamples(Reading):
         return [Annotation.from_rows(row["annotation"]) for row in self._annotated(self.rows)]
 
     @cached_property
-    def annotated_readings(self) -> list[Attributes]:
+    def annotated_readings(self) -> list[entropy.Reading]:
         """The attributes of each text that follows one of `annotations`."""
         return self._annotated(self.readings)
 
