@@ -8,7 +8,6 @@ and a benchmark's main metrics are in its entry in `benchmark.benchmarks.BENCHMA
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,48 +34,6 @@ ENTROPY_SAMPLES = 8  # with fewer readings per prompt, an entropy mostly reflect
 Sampled = tuple[Statistic[Any], Runs[Any]]  # a statistic and the items to resample for it
 Source = Literal["texts", "vectors", "partition", "quality", "readings"]
 SOURCES: tuple[Source, ...] = ("texts", "vectors", "partition", "quality", "readings")
-
-Question = Literal["meaning", "wording", "quality", "length"]
-QUESTIONS: dict[Question, str] = {
-    "meaning": "Do the texts say different things?",
-    "wording": "Are they worded differently?",
-    "quality": "Are they good?",
-    "length": "How long are they?",
-}
-Bounds = Callable[[int], tuple[float, float]]  # from k to the least and greatest value
-
-
-def from_zero(k: int) -> tuple[float, float]:
-    """Return the bounds of a figure that is never negative."""
-    return 0.0, math.inf
-
-
-def share(k: int) -> tuple[float, float]:
-    """Return the bounds of a share."""
-    return 0.0, 1.0
-
-
-def one_to_k(k: int) -> tuple[float, float]:
-    """Return the bounds of a number of different texts."""
-    return 1.0, float(k)
-
-
-def nats(k: int) -> tuple[float, float]:
-    """Return the bounds of the plug-in entropy of k values."""
-    return 0.0, math.log(k)
-
-
-def _nats_corrected(k: int) -> tuple[float, float]:
-    return 0.0, math.log(k) + (k - 1) / (2 * k)
-
-
-def _distance(k: int) -> tuple[float, float]:
-    """Return the bounds of a mean of 1 - cosine over pairs, which k unit vectors can reach."""
-    return 0.0, k / (k - 1)
-
-
-def _score(k: int) -> tuple[float, float]:
-    return 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -150,9 +107,6 @@ class Metric:
         better: the sign of a change towards better texts; 0 if it does not measure quality.
         is_ratio: True if values are compared by their ratio, not by their difference.
         least_readings: with fewer readings than this, the metric is left out.
-        question: the question that it helps to answer; p-values are corrected within a question.
-        primary: True if it may decide its question; the first such metric that was measured does.
-        bounds: returns its least and greatest value for k texts per prompt.
     """
 
     name: str
@@ -164,9 +118,6 @@ class Metric:
     better: Literal[1, -1, 0] = 0
     is_ratio: bool = False
     least_readings: int = 0
-    question: Question = "wording"
-    primary: bool = False
-    bounds: Bounds = from_zero
 
     def value(self, observed: Observed) -> float | None:
         """Return the value for one prompt, or None if it is not available."""
@@ -268,8 +219,6 @@ def _vendi(q: float) -> Metric:
         +1,
         "vectors",
         lambda observed: vendi(observed.vectors, q),
-        question="meaning",
-        bounds=one_to_k,
     )
 
 
@@ -290,9 +239,6 @@ METRICS = {
             +1,
             "partition",
             _classes,
-            question="meaning",
-            primary=True,
-            bounds=one_to_k,
         ),
         Metric(
             "utility_k",
@@ -301,8 +247,6 @@ METRICS = {
             +1,
             "quality",
             _scored(noveltybench.utility_k),
-            question="quality",
-            bounds=lambda k: (0.0, 10.0),
         ),
         Metric(
             "effective_diversity",
@@ -326,9 +270,6 @@ METRICS = {
             "quality",
             _scored(noveltybench.mean_quality),
             better=+1,
-            question="quality",
-            primary=True,
-            bounds=_score,
         ),
         Metric(
             "perplexity",
@@ -339,8 +280,6 @@ METRICS = {
             lambda o: o.perplexity,
             better=-1,
             is_ratio=True,
-            question="quality",
-            bounds=lambda k: (1.0, math.inf),
         ),
         Metric(
             "semantic_entropy",
@@ -355,9 +294,6 @@ METRICS = {
                 pooled=lambda o: entropy_of(o.keys, corrected=False),
             ),
             least_readings=ENTROPY_SAMPLES,
-            question="meaning",
-            primary=True,
-            bounds=nats,
         ),
         Metric(
             "semantic_entropy_miller_madow",
@@ -371,8 +307,6 @@ METRICS = {
                 pooled=lambda o: entropy_of(o.keys),
             ),
             least_readings=ENTROPY_SAMPLES,
-            question="meaning",
-            bounds=_nats_corrected,
         ),
         Metric(
             "dissimilarity",
@@ -381,9 +315,6 @@ METRICS = {
             "vectors",
             lambda o: dissimilarity(o.vectors),
             Resampling(lambda o: list(o.vectors), lambda o: dissimilarity_of),
-            question="meaning",
-            primary=True,
-            bounds=_distance,
         ),
         Metric(
             "nearest_distance",
@@ -391,8 +322,6 @@ METRICS = {
             +1,
             "vectors",
             lambda o: nearest_distance(o.vectors),
-            question="meaning",
-            bounds=_distance,
         ),
         _vendi(1),
         *_openings(4),
@@ -403,7 +332,6 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 1),
-            bounds=share,
         ),
         Metric(
             "distinct_2",
@@ -411,7 +339,6 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 2),
-            bounds=share,
         ),
         Metric(
             "distinct_3",
@@ -419,7 +346,6 @@ METRICS = {
             +1,
             "texts",
             lambda o: lexical.distinct_n(o.texts, 3),
-            bounds=share,
         ),
         Metric(
             "ead",
@@ -435,7 +361,6 @@ METRICS = {
             +1,
             "texts",
             lambda o: _mattr(o.texts, 500),
-            bounds=share,
         ),
         Metric(
             "self_bleu",
@@ -443,8 +368,6 @@ METRICS = {
             -1,
             "texts",
             _self_bleu,
-            primary=True,
-            bounds=share,
         ),
         Metric(
             "compression_ratio",
@@ -460,7 +383,6 @@ METRICS = {
             -1,
             "texts",
             lambda o: lexical.exact_duplicate_rate(o.texts),
-            bounds=lambda k: (0.0, 1 - 1 / k),
         ),
         Metric(
             "empty_rate",
@@ -469,8 +391,6 @@ METRICS = {
             "texts",
             lambda o: lexical.empty_rate(o.texts),
             _means(lambda text: float(not text.strip())),
-            question="length",
-            bounds=share,
         ),
         Metric(
             "words",
@@ -479,8 +399,6 @@ METRICS = {
             "texts",
             lambda o: lexical.length_statistics(o.texts)["words"]["mean"],
             _means(lambda text: float(len(lexical.words(text)))),
-            question="length",
-            primary=True,
         ),
     )
 }
