@@ -116,6 +116,12 @@ def test_equal_texts_share_a_class_under_every_backend(text: str, threshold: flo
     assert backend.partition_vectors([text, f"{text} x"], vectors) == [0, 1]
 
 
+def test_texts_without_spaces_are_compared_by_their_words() -> None:
+    moulds = [f"这是一个关于{hero}的故事，他很喜欢水果。" for hero in ("老人", "女孩", "木匠")]
+    assert WordOverlap().partition(moulds) == [0, 0, 0]
+    assert WordOverlap().partition(["我喜欢苹果", "我讨厌下雨天", "我喜欢香蕉"]) == [0, 1, 0]
+
+
 def test_one_text_looping_longer_than_another_is_the_same_answer() -> None:
     assert WordOverlap().partition(["the cat sat " * n for n in (3, 30, 300)]) == [0, 0, 0]
 

@@ -15,12 +15,10 @@ from typing import Protocol, Self
 from numpy.typing import ArrayLike
 
 from anchored.metrics.embedding import Embedder, unit
-from anchored.metrics.lexical import words
+from anchored.metrics.lexical import is_unspaced, words
 
 SHORT = 5  # words, up to which v1.0 counts words instead of asking its classifier
 SHORT_OVERLAP = 0.5
-# A text without spaces is one word to v1.0. It is short only if `words` finds no more than this.
-SHORT_UNSPACED = 20
 OVERLAP = 0.46
 
 Matches = Callable[[int, Sequence[int]], Iterable[bool]]
@@ -67,18 +65,20 @@ class Exact:
 
 @dataclass(frozen=True, slots=True)
 class ComparedText:
-    """The words of one text: v1.0's, split at white space, and the distinct words of `words`."""
+    """The words of one text: those of v1.0, and the distinct words of `lexical.words`.
+
+    v1.0 splits at white space, which would make one word of a Chinese or Thai text.
+    """
 
     v1_words: tuple[str, ...]
     distinct: frozenset[str]
-    short: bool
 
     @classmethod
     def of(cls, text: str) -> Self:
         """Split a text."""
-        v1_words, found = tuple(text.lower().split()), words(text)
-        short = len(v1_words) <= SHORT and len(found) <= SHORT_UNSPACED
-        return cls(v1_words, frozenset(found), short)
+        found = words(text)
+        v1_words = found if is_unspaced(text) else text.lower().split()
+        return cls(tuple(v1_words), frozenset(found))
 
 
 class WordOverlap:
@@ -118,9 +118,9 @@ def short_rule(first: ComparedText, second: ComparedText) -> bool | None:
 
     This is v1.0's rule for short texts: 2 |distinct common words| >= the longer text's word count.
     """
-    if not (first.short and second.short):
-        return None
     longer = max(len(first.v1_words), len(second.v1_words))
+    if longer > SHORT:
+        return None
     common = len(set(first.v1_words) & set(second.v1_words))
     return common >= SHORT_OVERLAP * longer
 

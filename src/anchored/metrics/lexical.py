@@ -30,11 +30,16 @@ _MAYBE_ICU = re.compile(
     "\u2e80-\ua4cf\ua66f-\ua6ff\ua800-\uabff\uf900-\ufaff\ufb1e\uff66-\uff9f\U00010000-\U0003ffff]"
 )
 _PIECE = regex.compile(r"[\w\p{M}\u200c\u200d]+|[^\w\s]")
-# Scripts without spaces, and letters with a mark of their own, which `\w` would tear off.
-_NEEDS_ICU = regex.compile(
+_UNSPACED = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-    r"|\p{L}(?:(?![\ufe00-\ufe0f])[\p{Mn}\p{Mc}]|[\u200c\u200d]\p{L})"
 )
+# Letters with a mark of their own, which `\w` would tear off, are for ICU too.
+_MARKED = regex.compile(r"\p{L}(?:(?![\ufe00-\ufe0f])[\p{Mn}\p{Mc}]|[\u200c\u200d]\p{L})")
+
+
+def is_unspaced(text: str) -> bool:
+    """Return True if the text has letters of a script that does not separate words by spaces."""
+    return bool(_MAYBE_ICU.search(text) and _UNSPACED.search(text))
 
 
 def words(text: str) -> list[str]:
@@ -54,7 +59,7 @@ def word_spans(text: str) -> Iterator[tuple[int, int]]:
 
     for piece in _PIECE.finditer(text):
         start = piece.start()
-        if _NEEDS_ICU.search(piece[0]):
+        if _UNSPACED.search(piece[0]) or _MARKED.search(piece[0]):
             for word in WordBreaker(piece[0], "root"):
                 yield start, start + len(word)
                 start += len(word)
