@@ -359,3 +359,11 @@ def test_noveltybenchs_humans_score_their_published_distinct(
     model = json.loads(capsys.readouterr().out)["models"]["human"]
     assert model["distinct_k"] == pytest.approx(6.58, abs=1e-9)
     assert round(model["utility_k"], 2) == 4.73
+
+
+def test_a_note_says_that_the_embedder_cannot_read_the_texts(tmp_path: Path) -> None:
+    thai = ["ผลไม้โปรดของฉันคือแอปเปิล", "ฉันชอบอ่านหนังสือ", "วันนี้ฝนตก", "แมวนอนหลับ"]
+    rows = [{"prompt": prompt, "generations": thai} for prompt in ("a", "b")]
+    file = write(tmp_path / "thai.jsonl", rows)
+    (note,) = score(ScoreConfig(files=(file,), attributes="none"))["notes"]
+    assert note.startswith("thai: the embedder knows no word of 8 of 8 texts and takes them for ")

@@ -77,6 +77,11 @@ class StaticEmbedder:
                 vector[-1] = 1
         return unit(vectors)
 
+    @staticmethod
+    def wordless(vectors: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which of the vectors [N, D] are of texts without any known word [N]."""
+        return vectors[:, -1] == 1
+
 
 class SentenceTransformerEmbedder:
     """A sentence-transformers model from a folder or the hub, in single precision.

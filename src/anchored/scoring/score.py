@@ -24,12 +24,15 @@ from anchored.metrics import collapse, lexical
 from anchored.metrics.entropy import Reading, entropy, first_value, semantic_entropy
 from anchored.metrics.statistics import holm, mean_interval, paired_difference
 from anchored.metrics.table import ENTROPY_SAMPLES, Sampled
+from anchored.models.embedders import StaticEmbedder
 from anchored.scoring.attributes import AttributeReader
 from anchored.scoring.backends import JOURNAL, ReadersConfig, inquiry, load_readers
 from anchored.scoring.between import between
 from anchored.scoring.lengths import Cut, length_notes, measure_cut, truncation_notes
 from anchored.scoring.measure import Measured, Readers, common_sizes, on_common_prompts
 from anchored.scoring.shown import Shown, choose, fallen
+
+UNREAD = 0.1  # share of texts without a known word above which a note says so
 
 
 class ComparisonConfig(ReadersConfig):
@@ -220,7 +223,8 @@ def compared(
         "between": between(measured, config) if config.between else None,
         "notes": [
             *(note for found in sets for note in found.notes),
-            *(*shortcomings(prompts, k, readers), *lacking, *truncation_notes(models)),
+            *(*shortcomings(prompts, k, readers), *unread_notes(whole, readers), *lacking),
+            *truncation_notes(models),
             *([] if cut else length_notes(models)),
         ],
     }
@@ -417,4 +421,20 @@ def shortcomings(prompts: int, k: int, readers: Readers) -> list[str]:
             f"The judge failed on {failed} of {len(readers.answers.rows)} questions; entropies are "
             "over as many texts of each prompt as every set has answers for."
         )
+    return notes
+
+
+def unread_notes(measured: Mapping[str, Measured], readers: Readers) -> list[str]:
+    """Return a note on each set of which the static embedder knows no word of many texts."""
+    if not isinstance(readers.embedder, StaticEmbedder):
+        return []
+    notes = []
+    for name, one in measured.items():
+        unread = StaticEmbedder.wordless(np.concatenate(one.vectors))
+        if unread.mean() > UNREAD:
+            notes.append(
+                f"{name}: the embedder knows no word of {unread.sum()} of {len(unread)} texts and "
+                "takes them for equal, so dissimilarity, nearest_distance and vendi are too low; "
+                "they may be empty or of another script: choose another --embedder."
+            )
     return notes
