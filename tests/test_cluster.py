@@ -241,6 +241,25 @@ def test_what_a_stopped_run_left_with_its_shards_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_shard_annotated_once_more_leaves_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = Here.spread
+
+    def spread_with_a_ghost(self: Here, shards: Any, make: Any) -> Iterator[Any]:
+        yield from spread(self, shards, make)
+        lines = (tmp_path / "many" / "journal.jsonl").read_bytes()
+        (tmp_path / "many" / "journal-of-shard-00001.jsonl").write_bytes(lines)
+
+    rows = write(tmp_path / "in.jsonl", [document(number) for number in range(9)])
+    with serving(by_light) as server:
+        endpoint_run.run(settings(rows, tmp_path / "one", server.url), QUIET)
+        monkeypatch.setattr(Here, "spread", spread_with_a_ghost)
+        endpoint_run.run(settings(rows, tmp_path / "many", server.url, cluster="ray"), QUIET)
+    assert left(tmp_path / "many") == left(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("here")
 def test_failures_of_all_workers_together_stop_a_run(tmp_path: Path) -> None:
     rows = write(tmp_path / "in.jsonl", [document(number) for number in range(12)])
     with serving(lambda seen: Answer("no tags")) as server:

@@ -23,6 +23,7 @@ from anchored.corpus.shards import (
     NumberedRows,
     ShardWriter,
     collect,
+    collect_all,
     numbered_shards,
     shard_journal,
     too_many_failed,
@@ -115,6 +116,9 @@ def annotate(
         on_settled()
         if job.max_failed is not None and meter.failed > job.max_failed:
             raise too_many_failed(job.out, meter.failed, settled.first_error)
+    # A worker of a killed run, or one whose result was lost with another worker, may have annotated
+    # a shard once more after its journal was collected.
+    collect_all(job.out, journal)
 
 
 def _shards(config: CorpusConfig, job: Job) -> Iterator[tuple[int, _Shard]]:
